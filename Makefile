@@ -1,0 +1,59 @@
+# The two commands of the README do all the set-up themselves: `make demo` and `make test`.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "edgemed's training side needs Python 3.11 or newer; set PYTHON=python3.11 (or newer)"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+
+.venv/demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,lite0,rtx]'
+	@touch $@
+
+.venv/all: pyproject.toml .venv/demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,lite0,rtx,dev]'
+	@touch $@
+
+.PHONY: install
+install: .venv/all  ## a .venv with edgemed (editable) and everything the tests need
+
+.PHONY: demo
+demo: .venv/demo  ## the whole path on phantoms, under build/demo; the last line is one JSON document
+	$(BIN)/python benchmarks/demo.py build/demo
+
+.PHONY: test
+test: .venv/all  ## the tests, ruff and mypy
+	$(BIN)/ruff check .
+	$(MAKE) --no-print-directory types
+	$(BIN)/python -m pytest -m "not gpu and not slow"
+
+# mypy cannot follow setuptools' editable hook to kernels/, so it checks the package as the wheel lays it out.
+.PHONY: types
+types: .venv/all  ## mypy --strict
+	@rm -rf build/types && mkdir -p build/types
+	@cp -r edgemed build/types/edgemed && cp -r kernels build/types/edgemed/kernels
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p edgemed
+
+.PHONY: test-long
+test-long: .venv/all  ## the slow suites too: kills, real images
+	$(BIN)/python -m pytest -m "not gpu"
+
+.PHONY: test-gpu
+test-gpu: .venv/all  ## what only a machine with an NVIDIA GPU can show
+	$(BIN)/python -m pytest -m gpu
+
+.PHONY: wheel
+wheel: .venv/all  ## build/dist/*.whl
+	$(BIN)/python -m build --wheel --outdir build/dist
+
+.PHONY: clean
+clean:  ## remove build/ and the caches (not .venv)
+	rm -rf build .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

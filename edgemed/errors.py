@@ -1,0 +1,42 @@
+"""The errors that edgemed raises on purpose: what failed, on which file, and what to do next.
+
+The library raises; only `cli.py` prints and exits. Each class carries the exit code of the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EdgemedError(Exception):
+    """Base of every error that edgemed raises on purpose. Its text is one line made for the user."""
+
+    exit_code = 1
+
+
+class InputError(EdgemedError):
+    """The input or the usage is wrong: a file, a flag, a folder."""
+
+    exit_code = 2
+
+
+class GateError(EdgemedError):
+    """A check of correctness failed, and nothing was written."""
+
+    exit_code = 3
+
+
+class UnstableError(EdgemedError):
+    """A measurement did not settle (`edgemed bench --strict`)."""
+
+    exit_code = 4
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """A suggestion for a mistyped name: `" Did you mean 'resnet18'?"`, or the list of choices when nothing is close."""
+    known = sorted(choices)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" Known: {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}."

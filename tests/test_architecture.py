@@ -1,0 +1,85 @@
+"""The floors of the house: a file imports only from files that stand before it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+FLOORS = """
+errors files stats
+kernels
+config metrics images phantoms
+duplicates dataset
+manifest evidence bundle
+loader
+models preprocess masking mae
+evaluate ensemble run calibrate loop parallel pretrain finetune report examples train
+precision export
+runtimes
+infer certify build bench judge
+display cli __main__
+""".split()
+
+RUNTIME_SIDE = "errors files stats images phantoms manifest evidence bundle runtimes infer certify bench display cli".split()
+HEAVY = {"torch", "torchvision", "timm", "onnx", "onnxscript", "nvidia", "cv2", "sklearn", "matplotlib", "scipy"}
+
+
+def _files() -> list[tuple[str, Path]]:
+    """(name of the room, file) of every module of the package but the package's own __init__."""
+    rooms = [(path.stem, path) for path in sorted((ROOT / "edgemed").glob("*.py")) if path.stem != "__init__"]
+    rooms += [("runtimes", path) for path in sorted((ROOT / "edgemed" / "runtimes").glob("*.py"))]
+    rooms += [("kernels", path) for path in sorted((ROOT / "kernels").glob("*.py"))]
+    return rooms
+
+
+def _imports(path: Path, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def _room_of(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "edgemed" and len(parts) > 1 and parts[1] in FLOORS else None
+
+
+@pytest.mark.parametrize(("room", "path"), _files(), ids=lambda value: value.name if isinstance(value, Path) else value)
+def test_a_file_imports_only_from_floors_below(room: str, path: Path) -> None:
+    assert room in FLOORS, f"{path.name} has no place in the list of floors"
+    below = FLOORS[: FLOORS.index(room)]
+    used = {name for module in _imports(path) if (name := _room_of(module)) and name != room}
+    assert used <= set(below), f"{path.name} reaches up to {sorted(used - set(below))}"
+
+
+@pytest.mark.parametrize(("room", "path"), _files(), ids=lambda value: value.name if isinstance(value, Path) else value)
+def test_the_runtime_side_imports_nothing_heavy_at_its_top(room: str, path: Path) -> None:
+    if room not in RUNTIME_SIDE:
+        pytest.skip("training side")
+    heavy = {module.split(".")[0] for module in _imports(path, top_level_only=True)} & HEAVY
+    assert not heavy, f"{path.name} imports {heavy}: a device without torch could not load it"
+
+
+def test_source_files_stay_under_300_lines() -> None:
+    patterns = ("edgemed/**/*.py", "kernels/*", "tests/**/*.py", "benchmarks/*.py")
+    files = [path for pattern in patterns for path in ROOT.glob(pattern) if path.suffix in {".py", ".cu", ".cuh", ".h"}]
+    long = {path.name: count for path in files if (count := len(path.read_text().splitlines())) > 300}
+    assert not long
+
+
+@pytest.mark.parametrize("code", ["import edgemed.cli", "import edgemed; edgemed.load", "import edgemed.kernels"])
+def test_imports_load_no_torch(code: str) -> None:
+    script = f"import sys; {code}; print(sorted({{'torch', 'triton', 'timm', 'onnx'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
