@@ -1,0 +1,375 @@
+"""A labelled image data set: scan and check it, keep what belongs together together, split it.
+
+Why: a test score is worth nothing when the test images have siblings in the training set. Rows carry a group (a
+patient, a lesion), near-duplicate images are joined into one group, and a group never crosses a split.
+
+A data set is a folder with one folder of images per class, or a CSV `path,label[,group][,split]` with paths relative
+to the CSV. See what a scan finds: `python -c "from edgemed.dataset import scan; print(scan('DATA').warnings)"`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemed.duplicates import Thumbnail, duplicate_pairs, thumbnail
+from edgemed.errors import InputError, did_you_mean
+from edgemed.images import SUFFIXES, image_from_file
+
+SPLITS = ("train", "validation", "test")
+LARGE_GROUP = 0.05  # share of a class above which a group of joined near-duplicates is worth a warning
+Progress = Callable[[int, int], None]  # (images done, images in all)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image: `path` in POSIX form, relative to the data set's root (absolute when it lies outside)."""
+
+    path: str
+    label: str
+    group: str  # images of one group stay in one split; an image without siblings is a group of its own
+    split: str = ""  # "train", "validation", "test", or "" when not yet split
+
+
+@dataclass(frozen=True)
+class DuplicatePair:
+    """Two images that show the same picture. `conflicting`: they carry different labels, so one of them is wrong."""
+
+    a: str
+    b: str
+    correlation: float  # of the aligned details, -1..1
+    conflicting: bool
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled images below `root`. `classes` is sorted, and stays whole in a subset that lacks one."""
+
+    root: Path
+    rows: tuple[Row, ...]
+    classes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    thumbnails: Mapping[str, Thumbnail] = field(default_factory=dict, repr=False, compare=False)  # by path, of a scan
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """The index into `classes` of every row."""
+        index = {name: k for k, name in enumerate(self.classes)}
+        return [index[row.label] for row in self.rows]
+
+    @property
+    def groups(self) -> list[str]:
+        """The group of every row."""
+        return [row.group for row in self.rows]
+
+    @property
+    def files(self) -> list[Path]:
+        """The file of every row."""
+        return [self.file(row) for row in self.rows]
+
+    def file(self, row: Row) -> Path:
+        """Where the image of a row lies."""
+        return self.root / row.path
+
+    def subset(self, split: str) -> Dataset:
+        """The rows of one split. `InputError` for a name that is none."""
+        if split not in SPLITS:
+            raise InputError(f"split {split!r} is not known.{did_you_mean(split, SPLITS)}")
+        return replace(self, rows=tuple(row for row in self.rows if row.split == split))
+
+    def fingerprint(self) -> str:
+        """Hex sha256 over path, label, group, length and content of every image, in the order of the paths.
+
+        It changes when an image is added, removed, relabelled, regrouped or replaced; not with the split or the root.
+        """
+        digest = hashlib.sha256()
+        for row in sorted(self.rows, key=lambda row: row.path):
+            try:
+                data = self.file(row).read_bytes()
+            except OSError as error:
+                raise InputError(f"{self.file(row)}: cannot be read ({error.strerror}); scan the data again.") from error
+            content = hashlib.sha256(data).hexdigest()
+            digest.update("\0".join((row.path, row.label, row.group, str(len(data)), content)).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def scan(data: str | Path, *, progress: Progress | None = None) -> Dataset:
+    """Every image of a folder per class or of a CSV, each decoded once in full, with the rows sorted by path.
+
+    `InputError` when the data cannot be trained on: it names the file, the class or the line, and what to do.
+    """
+    source = Path(data)
+    if source.is_dir():
+        root, rows, warnings = source, *_rows_of_folder(source)
+    elif source.is_file():
+        root, rows, warnings = source.parent, *_rows_of_csv(source, source.parent)
+    else:
+        raise InputError(f"{source}: does not exist; pass a folder with one folder per class, or a CSV path,label.")
+    rows.sort(key=lambda row: row.path)
+    dataset = Dataset(root, tuple(rows), tuple(sorted({row.label for row in rows})), tuple(warnings))
+    if len(dataset.classes) < 2:
+        found = ", ".join(dataset.classes)
+        raise InputError(f"{source}: holds one class only ({found}); a classifier needs at least two.")
+    return replace(dataset, thumbnails=_thumbnails(dataset, progress))
+
+
+def join_near_duplicates(dataset: Dataset, *, progress: Progress | None = None) -> tuple[Dataset, list[DuplicatePair]]:
+    """The data set with the groups of near-duplicate images merged, and the pairs that were found, sorted by path.
+
+    A merged group takes the first of the names in sorted order. Warnings are added for pairs with different labels and for
+    a merged group of three images or more that makes up more than `LARGE_GROUP` of a class.
+    """
+    rows = dataset.rows
+    known = _thumbnails(dataset, progress)
+    found = duplicate_pairs([known[row.path] for row in rows])
+    pairs = [DuplicatePair(rows[i].path, rows[j].path, score, rows[i].label != rows[j].label) for i, j, score in found]
+    parent = {row.group: row.group for row in rows}
+
+    def top(group: str) -> str:
+        while parent[group] != group:
+            parent[group] = group = parent[parent[group]]
+        return group
+
+    for i, j, _ in found:
+        first, second = sorted((top(rows[i].group), top(rows[j].group)))
+        parent[second] = first
+    joined = tuple(replace(row, group=top(row.group)) for row in rows)
+    warnings = list(dataset.warnings)
+    if conflicts := [pair for pair in pairs if pair.conflicting]:
+        first_pair = conflicts[0]
+        warnings.append(f"{len(conflicts)} near-duplicate pairs carry different labels (first: {first_pair.a} and "
+                        f"{first_pair.b}); look at them, one label of each is wrong.")  # fmt: skip
+    merged = {top(group) for group in parent if top(group) != group}
+    per_class = Counter(row.label for row in joined)
+    for (group, label), count in sorted(Counter((row.group, row.label) for row in joined if row.group in merged).items()):
+        if count >= 3 and count > LARGE_GROUP * per_class[label]:
+            warnings.append(f"near-duplicates joined {count} of {per_class[label]} images of class {label!r} into the "
+                            f"group {group!r}; look whether they are the same picture.")  # fmt: skip
+    result = replace(dataset, rows=joined, warnings=tuple(warnings), thumbnails=known)
+    _check_splits_keep_groups(result, "after near-duplicates were joined: put both in one split")
+    return result, pairs
+
+
+def split_dataset(dataset: Dataset, fractions: Sequence[float] = (0.7, 0.15, 0.15), seed: int = 0) -> Dataset:
+    """The data set with every row in train, validation or test; a split that the data came with is kept.
+
+    Groups stay whole, and every class comes as near to the fractions as its groups allow. Same rows, same seed, same
+    split. `InputError` when a class has too few groups to be in all three.
+    """
+    if any(row.split for row in dataset.rows):
+        for split in SPLITS:
+            missing = set(dataset.classes) - {row.label for row in dataset.subset(split).rows}
+            if missing:
+                names = ", ".join(sorted(missing))
+                raise InputError(f"the given split has no {split} image of class {names}; add some, or drop the column.")
+        return dataset
+    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise InputError(f"split fractions {tuple(fractions)} are not three positive shares that sum to 1.")
+    parts = _assigned(dataset, fractions, seed, "splits")
+    return replace(dataset, rows=tuple(replace(row, split=SPLITS[parts[row.group]]) for row in dataset.rows))
+
+
+def fold_datasets(dataset: Dataset, folds: int, seed: int = 0, validation_fraction: float = 0.15) -> list[Dataset]:
+    """One data set per fold of a cross-validation: part k is its test split, every image is tested exactly once.
+
+    `validation_fraction`: share of the rest that becomes the fold's validation split, cut by groups as well.
+    """
+    if any(row.split for row in dataset.rows):
+        raise InputError("the data come with a split column, and folds would override it; drop the column or the folds.")
+    if folds < 2:
+        raise InputError(f"{folds} folds: a cross-validation needs at least 2.")
+    if not 0 < validation_fraction < 1:
+        raise InputError(f"the validation fraction {validation_fraction} is not between 0 and 1.")
+    parts = _assigned(dataset, [1 / folds] * folds, seed, "folds")
+    result = []
+    for fold in range(folds):
+        rest = replace(dataset, rows=tuple(row for row in dataset.rows if parts[row.group] != fold))
+        cut = _assigned(rest, (1 - validation_fraction, validation_fraction), seed + 1 + fold, "splits of a fold")
+        rows = tuple(replace(row, split=SPLITS[cut.get(row.group, 2)]) for row in dataset.rows)
+        result.append(replace(dataset, rows=rows))
+    return result
+
+
+def write_split_csv(dataset: Dataset, path: str | Path) -> None:
+    """Writes `path,label,group,split`, one line per row, in one step: the file is whole or not there."""
+    target = Path(path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "label", "group", "split"))
+    writer.writerows((row.path, row.label, row.group, row.split) for row in dataset.rows)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    beside.write_text(text.getvalue(), encoding="utf-8")
+    beside.replace(target)
+
+
+def read_split_csv(path: str | Path, root: str | Path) -> Dataset:
+    """What `write_split_csv` wrote, over the images below `root`. The images themselves are not looked at."""
+    rows, _ = _rows_of_csv(Path(path), Path(root), check_files=False)
+    return Dataset(Path(root), tuple(rows), tuple(sorted({row.label for row in rows})))
+
+
+def _rows_of_folder(root: Path) -> tuple[list[Row], list[str]]:
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not _hidden(entry))
+    stray = [entry for entry in root.iterdir() if entry.is_file() and entry.suffix.lower() in SUFFIXES and not _hidden(entry)]
+    if not folders:
+        raise InputError(f"{root}: holds no folders; put the images of each class into a folder named after the class.")
+    rows, ignored = [], len(stray)
+    for folder in folders:
+        files = [entry for entry in folder.iterdir() if entry.is_file() and not _hidden(entry)]
+        images = [entry for entry in files if entry.suffix.lower() in SUFFIXES]
+        deeper = [entry for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry)]
+        if deeper:
+            raise InputError(f"{deeper[0]}: a folder inside a class folder; put images as {root}/CLASS/IMAGE, or list "
+                             "them in a CSV path,label,split.")  # fmt: skip
+        if not images:
+            raise InputError(f"{folder}: holds no image ({', '.join(sorted(SUFFIXES))}); fill it or take it out.")
+        ignored += len(files) - len(images)
+        names = (image.relative_to(root).as_posix() for image in images)
+        rows += [Row(name, folder.name, name) for name in names]
+    return rows, [f"{ignored} files that are no images of a class were ignored."] if ignored else []
+
+
+def _rows_of_csv(path: Path, root: Path, *, check_files: bool = True) -> tuple[list[Row], list[str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        table = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a CSV in UTF-8 ({error}); save it as one.") from error
+    header = [name.strip().lower() for name in table[0]] if table else []
+    for column in ("path", "label"):
+        if header.count(column) != 1:
+            raise InputError(f"{path}: its first line ({','.join(header)[:80]}) needs one column {column!r}; write the header "
+                             "path,label[,group][,split], separated by commas.")  # fmt: skip
+    rows: dict[str, Row] = {}
+    repeated = 0
+    for number, cells in enumerate(table[1:], start=2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        where = f"{path}, row {number}"
+        if len(cells) != len(header):
+            raise InputError(f"{where}: {len(cells)} cells, but the header has {len(header)}; quote cells with commas.")
+        cell = dict(zip(header, (value.strip() for value in cells), strict=True))
+        if not cell["path"] or not cell["label"]:
+            raise InputError(f"{where}: no {'label' if cell['path'] else 'path'}; fill it in, or take the row out.")
+        name = _row_path(cell["path"], root)
+        split = cell.get("split", "")
+        if split and split not in SPLITS:
+            raise InputError(f"{where}: split {split!r} is not known.{did_you_mean(split, SPLITS)}")
+        if check_files and not (root / name).is_file():
+            raise InputError(f"{where}: {root / name} does not exist; paths are relative to the CSV's folder.")
+        row = Row(name, cell["label"], cell.get("group", "") or name, split)
+        if name in rows:
+            repeated += 1
+            if rows[name] != row:
+                raise InputError(f"{where}: {name} is listed twice, once as {_said(rows[name])}, once as {_said(row)}; "
+                                 "keep one.")  # fmt: skip
+        rows[name] = row
+    if not rows:
+        raise InputError(f"{path}: lists no image; add rows path,label.")
+    unsplit = sum(not row.split for row in rows.values())
+    if 0 < unsplit < len(rows):
+        raise InputError(f"{path}: {unsplit} of {len(rows)} rows have no split; fill in all of them or none.")
+    result = list(rows.values())
+    _check_splits_keep_groups(Dataset(root, tuple(result), ()), f"in {path}: give the group one split")
+    return result, [f"{repeated} rows that repeat a file were ignored."] if repeated else []
+
+
+def _row_path(text: str, root: Path) -> str:
+    whole = os.path.normpath(root / text)
+    base = os.path.normpath(root)
+    try:
+        return Path(whole).relative_to(base).as_posix()
+    except ValueError:
+        return Path(whole).absolute().as_posix()
+
+
+def _hidden(entry: Path) -> bool:
+    return entry.name.startswith((".", "__MACOSX"))
+
+
+def _said(row: Row) -> str:
+    return "/".join(text for text in (row.label, row.group if row.group != row.path else "", row.split) if text)
+
+
+def _thumbnails(dataset: Dataset, progress: Progress | None) -> dict[str, Thumbnail]:
+    """The thumbnail of every row, decoding those that no scan has decoded yet."""
+    known = {row.path: dataset.thumbnails[row.path] for row in dataset.rows if row.path in dataset.thumbnails}
+    todo = [row for row in dataset.rows if row.path not in known]
+
+    def one(row: Row) -> Thumbnail | InputError:
+        try:
+            return thumbnail(image_from_file(dataset.file(row)))
+        except InputError as error:
+            return error
+
+    bad: list[InputError] = []
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for done, (row, made) in enumerate(zip(todo, pool.map(one, todo), strict=True), start=1):
+            if isinstance(made, InputError):
+                bad.append(made)
+            else:
+                known[row.path] = made
+            if progress is not None:
+                progress(done, len(todo))
+    if bad:
+        raise InputError(f"{len(bad)} of {len(todo)} images cannot be used. First: {bad[0]}")
+    return known
+
+
+def _check_splits_keep_groups(dataset: Dataset, step: str) -> None:
+    splits: dict[str, Row] = {}
+    for row in dataset.rows:
+        other = splits.setdefault(row.group, row)
+        if row.split != other.split:
+            raise InputError(f"group {row.group!r} is in two splits ({other.path}: {other.split}, {row.path}: {row.split}) {step}.")
+
+
+def _assigned(dataset: Dataset, fractions: Sequence[float], seed: int, kind: str) -> dict[str, int]:
+    """group -> part. Greedy on chi-squared = sum over parts and classes of (images - wanted)^2 / wanted.
+
+    Large groups go first, so that the many small ones level what they leave. Before that every part is given one
+    small group of every class, rarest class first: a part without a class could not be scored.
+    """
+    names = sorted(set(dataset.groups))
+    index = {name: k for k, name in enumerate(names)}
+    sizes = np.zeros((len(names), len(dataset.classes)))  # images of each group and class
+    np.add.at(sizes, ([index[group] for group in dataset.groups], dataset.labels), 1)
+    groups_per_class = (sizes > 0).sum(0)
+    for k in np.flatnonzero(groups_per_class < len(fractions)):
+        raise InputError(f"class {dataset.classes[k]!r} has {groups_per_class[k]} independent groups of images "
+                         f"({int(sizes[:, k].sum())} images), fewer than the {len(fractions)} {kind}; add images of "
+                         "other patients, or ask for fewer.")  # fmt: skip
+    order = np.random.default_rng(seed).permutation(len(names))
+    order = order[np.argsort(-sizes[order].sum(1), kind="stable")]  # large first, equal ones shuffled
+    wanted = np.outer(fractions, sizes.sum(0))  # (parts, classes)
+    filled = np.zeros_like(wanted)
+    part = np.full(len(names), -1)
+
+    def put(group: int, where: int) -> None:
+        part[group] = where
+        filled[where] += sizes[group]
+
+    for k in np.argsort(groups_per_class, kind="stable"):
+        for where in np.argsort(fractions, kind="stable"):
+            if filled[where, k] == 0:
+                free = order[(part[order] < 0) & (sizes[order, k] > 0)]
+                if not len(free):
+                    raise InputError(f"class {dataset.classes[k]!r} shares its groups with other classes so that it cannot "
+                                     f"be in all {len(fractions)} {kind}; ask for fewer.")  # fmt: skip
+                put(int(free[-1]), int(where))
+    for group in order[part[order] < 0]:
+        add = sizes[group]
+        cost = ((2 * (filled - wanted) * add + add**2) / wanted).sum(1)
+        put(int(group), int(np.argmin(cost)))
+    return {name: int(part[k]) for k, name in enumerate(names)}

@@ -1,0 +1,252 @@
+"""From image files to uint8 RGB: the one place that says what a file's pixels are.
+
+Training, evaluation and every runtime take their pixels from here, so that the network sees the same numbers
+everywhere. Try it: `python -c "from edgemed.images import image_from_file; print(image_from_file('scan.png').shape)"`.
+
+What a file holds decides, not its suffix: PNG, JPEG, BMP and TIFF are read. The rules:
+
+- 1 bit: 0 and 255. Grey: the value three times. Palette: its colours. 2 and 4 bit: stretched to 0..255.
+- 16 bit (12 bit in a TIFF): the 8 highest bits (`value >> 8`, 12 bit: `>> 4`), the same for every image. Nothing is
+  stretched to the values that happen to occur: a file that uses 12 of its 16 bits comes out dark and wants a window
+  chosen by its owner. TIFF's "white is zero" is inverted.
+- 32-bit integers, floats, LAB: refused, since no range is defined.
+- Transparency (RGBA, LA, palette entries, PNG's transparent colour): composited over black, the background of medical
+  images: `(colour * alpha + 127) // 255`.
+- CMYK: `(255 - ink) * (255 - black) / 255` as Pillow does, Adobe's inverted files understood. YCbCr: as in JPEG.
+- Orientation (EXIF, XMP): applied, so that height and width are those on the screen. A damaged EXIF block counts as
+  none, as in any viewer. Colour profiles (ICC) and gamma are ignored.
+- Several pages or frames (a TIFF stack or pyramid, an animated PNG): refused, since the page that matters is not
+  ours to guess. The previews that cameras append to a JPEG (MPO) are not pages: the picture itself is taken.
+- More than `MAX_PIXELS` pixels, or more than `MAX_BYTES` bytes: refused before anything is decoded.
+- Half a file is never an image: a truncated file is refused, and a PNG's checksums are verified.
+
+Every refusal is an `InputError` of one line that names the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from edgemed.errors import InputError, did_you_mean
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+MAX_PIXELS = 89_478_485  # Pillow's own limit: 268 MB as RGB. Its warning comes above it, and so does our refusal
+MAX_BYTES = 1 << 30  # the largest image allowed needs 716 MB at 16-bit RGBA without compression
+
+PixelFormat = Literal["RGB", "BGR", "RGBA", "GRAY8"]
+Rgb = NDArray[np.uint8]  # (H, W, 3), C-contiguous, R first
+
+_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
+_MODES_ALIKE = frozenset({"L", "RGB"})
+_MODES_16 = frozenset({"I;16", "I;16L", "I;16B"})
+_CHANNELS: dict[str, tuple[int, ...]] = {"RGB": (0, 1, 2), "BGR": (2, 1, 0), "RGBA": (0, 1, 2), "GRAY8": (0, 0, 0)}
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> samples per pixel
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_PNG_EXTRAS = frozenset({"transparency", "exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp", "loop"})
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274  # TIFF tags
+
+# What Pillow's parsers raise on malformed bytes. Some are written in Python and trip over what they read.
+_DECODER_ERRORS = (
+    OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error,
+    ArithmeticError, LookupError, TypeError, AttributeError, MemoryError, NotImplementedError,
+)  # fmt: skip
+
+
+def image_from_file(path: str | Path) -> Rgb:
+    """The pixels of an image file as (H, W, 3) uint8 RGB, by the rules of this module. `InputError` when refused."""
+    return image_from_bytes(_bytes_of(Path(path)), str(path))
+
+
+def image_from_bytes(data: bytes, name: str) -> Rgb:
+    """The pixels of an encoded image as (H, W, 3) uint8 RGB. `name` is what an `InputError` calls it."""
+    with _opened(data, name) as image:
+        try:
+            damage = _png_damage(data) if image.format == "PNG" else None
+            if damage is None:
+                image.load()
+                return _upright(_rgb(image), _orientation(image))
+        except _DECODER_ERRORS as error:
+            damage = _one_line(error)
+    raise _refusal(name, f"cannot be decoded: {damage}", "export it again, or take it out")
+
+
+def image_from_pixels(array: NDArray[Any], format: PixelFormat = "RGB") -> Rgb:
+    """Pixels from memory as (H, W, 3) uint8 RGB, C-contiguous.
+
+    array: uint8; (H, W, 3) for RGB and BGR, (H, W, 4) for RGBA (straight alpha, composited over black),
+    (H, W) or (H, W, 1) for GRAY8. `InputError` for another dtype, shape or format.
+    """
+    if format not in _CHANNELS:
+        raise InputError(f"pixel format {format!r} is not known.{did_you_mean(str(format), _CHANNELS)}")
+    pixels = np.asarray(array)
+    if pixels.dtype != np.uint8:
+        raise InputError(f"pixels have the dtype {pixels.dtype}: pass uint8 values 0..255")
+    if format == "GRAY8" and pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    wanted = {"RGBA": 4, "GRAY8": 1}.get(format, 3)
+    if pixels.ndim != 3 or pixels.shape[2] != wanted or 0 in pixels.shape:
+        shape = "(H, W)" if format == "GRAY8" else f"(H, W, {wanted})"
+        raise InputError(f"pixels have the shape {np.shape(array)}: {format} needs {shape}, with H and W at least 1")
+    if format == "RGBA":
+        return _over_black(pixels)
+    return np.ascontiguousarray(pixels[:, :, list(_CHANNELS[format])])
+
+
+def pixels_sha256(image: Rgb) -> str:
+    """Hex sha256 over the ASCII header `b"H W\\n"` and the RGB bytes: two shapes of the same bytes never collide."""
+    digest = hashlib.sha256(b"%d %d\n" % image.shape[:2])
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+
+def decodes_alike(path: str | Path) -> bool:
+    """Whether DALI's own decoder follows the rules of this module for that file, judged by its header.
+
+    True for upright 8-bit grey and RGB JPEG and PNG without transparency. False sends the file through
+    `image_from_file`, which also has the error text for what cannot be read.
+    """
+    try:
+        data = _bytes_of(Path(path))
+        with _opened(data, str(path)) as image:
+            if image.format == "PNG":  # its raw mode is L;4 for 4 bit, RGB;16B for 16 bit, P;1 for a palette of two
+                plain = not _PNG_EXTRAS & image.info.keys() and b"eXIf" not in data
+                return plain and image.tile[0].args in _MODES_ALIKE
+            return image.format == "JPEG" and image.mode in _MODES_ALIKE and image.getexif().get(_ORIENTATION, 1) == 1
+    except (InputError, *_DECODER_ERRORS):
+        return False
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            what = "is a folder, not an image" if path.is_dir() else "does not exist, or is not a regular file"
+            raise _refusal(str(path), what, "check the path")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise _refusal(str(path), f"has {size} bytes, more than {MAX_BYTES}", "crop or scale it down first")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        what = f"cannot be read: {_one_line(error)}"
+        raise _refusal(str(path), what, "check the path and its permissions") from error
+
+
+def _opened(data: bytes, name: str) -> ImageFile.ImageFile:
+    """The image with its header read and nothing decoded yet, once everything that the header can rule out is."""
+    if not data:
+        raise _refusal(name, "is empty (0 bytes)", "copy it again from its source")
+    if len(data) > MAX_BYTES:
+        raise _refusal(name, f"has {len(data)} bytes, more than {MAX_BYTES}", "crop or scale it down first")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        pages = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _refusal(name, f"has more than {MAX_PIXELS} pixels", "crop or scale it down first") from error
+    except UnidentifiedImageError as error:
+        raise _refusal(name, f"is not a PNG, JPEG, BMP or TIFF image (it begins with {data[:8]!r})",
+                       "export it as one of these, or take it out") from error  # fmt: skip
+    except _DECODER_ERRORS as error:
+        raise _refusal(name, f"has a damaged header: {_one_line(error)}", "export it again, or take it out") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        what = f"has {width} x {height} pixels, more than {MAX_PIXELS}"
+        raise _refusal(name, what, "crop or scale it down first")
+    if width < 1 or height < 1:
+        raise _refusal(name, f"has {width} x {height} pixels", "export it again, or take it out")
+    if pages > 1:
+        raise _refusal(name, f"holds {pages} pages or frames", "export the one that matters as an image of its own")
+    if image.mode not in _MODES | _MODES_16:
+        what = f"holds {image.mode} pixels (32-bit integer, floating point or LAB), for which no range is defined"
+        raise _refusal(name, what, "export it as 8 or 16 bit")
+    return image
+
+
+def _rgb(image: ImageFile.ImageFile) -> Rgb:
+    """(H, W, 3) of a loaded image, not yet turned upright."""
+    if image.mode in _MODES_16:
+        values = np.asarray(image).astype(np.uint16)  # whatever its byte order was
+        tags: Any = getattr(image, "tag_v2", {})
+        bits = min(int(np.ravel(tags.get(_BITS_PER_SAMPLE, 16))[0]), 16)
+        grey = (values >> max(bits - 8, 0)).astype(np.uint8)
+        if tags.get(_PHOTOMETRIC) == 0:
+            grey = 255 - grey
+        if (key := image.info.get("transparency")) is not None:
+            grey[values == key] = 0
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        return _over_black(np.asarray(image.convert("RGBA")))
+    return np.array(image.convert("RGB"))
+
+
+def _over_black(rgba: NDArray[np.uint8]) -> Rgb:
+    """(H, W, 4) with straight alpha -> (H, W, 3)."""
+    colour, alpha = rgba[:, :, :3], rgba[:, :, 3:]
+    if int(alpha.min()) == 255:
+        return np.ascontiguousarray(colour)
+    return ((colour.astype(np.uint16) * alpha + 127) // 255).astype(np.uint8)
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    """EXIF orientation 1..8 of a loaded image. Pillow has already turned a TIFF, and says 1."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except _DECODER_ERRORS:  # a damaged block: viewers show the pixels as they lie, and so did whoever labelled them
+        return 1
+
+
+def _upright(image: Rgb, orientation: int) -> Rgb:
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
+def _png_damage(data: bytes) -> str | None:
+    """What is wrong with a PNG that Pillow would decode in part or without a word, or None.
+
+    Pillow skips the checksums of the pixel data, does not miss the end chunk, and leaves rows black when the
+    compressed stream ends early.
+    """
+    position, pieces, header = 8, [], b""
+    while True:
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 8 + length
+        if end + 4 > len(data):
+            return "the file is truncated"
+        if zlib.crc32(data[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            return f"the checksum of its {_one_line(kind.decode('latin-1'))!r} chunk is wrong"
+        if kind == b"IHDR":
+            header = data[position + 8 : end]
+        elif kind == b"IDAT":
+            pieces.append(data[position + 8 : end])
+        elif kind == b"IEND":
+            break
+        position = end + 4
+    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", header)
+    passes = _ADAM7 if interlace else ((0, 0, 1, 1),)
+    sizes = [(max(0, -(-(width - x) // dx)), max(0, -(-(height - y) // dy))) for x, y, dx, dy in passes]
+    wanted = sum(h * (1 + (w * depth * _PNG_SAMPLES[colour] + 7) // 8) for w, h in sizes if w)
+    stream, pending, got = zlib.decompressobj(), b"".join(pieces), 0
+    while got < wanted and (part := stream.decompress(pending, 1 << 20)):
+        got, pending = got + len(part), stream.unconsumed_tail
+    return None if got >= wanted else "its rows of pixels end early"
+
+
+def _refusal(name: str, what: str, step: str) -> InputError:
+    return InputError(f"{name if name.isprintable() else ascii(name)}: {what}; {step}.")
+
+
+def _one_line(error: object) -> str:
+    text = " ".join(str(error).split())
+    return (text if text.isprintable() else ascii(text))[:200] or type(error).__name__
