@@ -1,0 +1,84 @@
+"""Predictions for many files, and what they are worth.
+
+    edgemed evaluate RUN|BUNDLE DATA --json
+
+Works on a predict callable, so that a run (PyTorch) and a bundle (any runtime) are judged by the same lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemed.images import image_from_file
+from edgemed.metrics import metrics_with_intervals, paired_difference
+
+Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""One image uint8 (H, W, 3) RGB -> probabilities float32 (K,) and member probabilities float32 (M, K)."""
+
+Array = NDArray[np.float32]
+
+
+def decoded(files: Sequence[Path], threads: int = 2, ahead: int = 16) -> Iterator[NDArray[np.uint8]]:
+    """The files' images, uint8 (H, W, 3) RGB, in order, decoded by threads at most `ahead` images ahead."""
+    with ThreadPoolExecutor(threads) as pool:
+        pending = [pool.submit(image_from_file, file) for file in files[:ahead]]
+        for following in range(len(files)):
+            image = pending.pop(0).result()
+            if following + ahead < len(files):
+                pending.append(pool.submit(image_from_file, files[following + ahead]))
+            yield image
+
+
+def predict_files(
+    predict: Predict, files: Sequence[Path], progress: Callable[[int, int], None] | None = None
+) -> tuple[Array, Array]:
+    """Probabilities (N, K) and member probabilities (N, M, K), float32, of every file at its own size.
+
+    Raises:
+        InputError: a file cannot be decoded.
+    """
+    rows = []
+    for done, image in enumerate(decoded(files), 1):
+        rows.append(predict(image))
+        if progress:
+            progress(done, len(files))
+    return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
+
+
+def evaluation(
+    labels: Sequence[int],
+    probabilities: Array,
+    members: Array,
+    member_names: Sequence[str],
+    groups: Sequence[Any],
+    classes: Sequence[str],
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The metrics of the ensemble and of each member with group-bootstrap 95 % intervals, and the paired difference.
+
+    `probabilities` (N, K), `members` (N, M, K). "Better" is the member of higher accuracy on these very images: the
+    stricter comparison for the ensemble.
+    """
+    known = np.asarray(labels)
+    result: dict[str, Any] = {
+        "classes": list(classes),
+        "n": len(known),
+        "groups": len(set(groups)),
+        "ensemble": metrics_with_intervals(known, probabilities, groups, classes, seed=seed),
+        "members": {
+            name: metrics_with_intervals(known, members[:, m], groups, classes, seed=seed)
+            for m, name in enumerate(member_names)
+        },
+    }
+    if len(member_names) > 1:
+        accuracy = [(members[:, m].argmax(1) == known).mean() for m in range(len(member_names))]
+        better = int(np.argmax(accuracy))
+        interval = paired_difference(known, probabilities, members[:, better], groups, seed=seed)
+        result["ensemble_minus_better"] = {"better": member_names[better], **interval._asdict()}
+    return result

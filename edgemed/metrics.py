@@ -1,0 +1,232 @@
+"""Metrics of a classifier from labels and probabilities, with intervals that respect patients and lesions.
+
+Why it exists: a figure without an interval invites a wrong conclusion, and an interval that treats two images of one
+patient as independent is too narrow. Point values are scikit-learn's; the resamples use counting versions of the same
+definitions, so that a thousand of them take well under a second. `edgemed train` and `edgemed evaluate` call it:
+
+    edgemed train DATA --out RUN        # metrics.json and report.html hold what is computed here
+
+Rules for a class that no label names: its sensitivity and AUROC are undefined (None), and averages run over the classes
+that have one. In JSON an undefined figure is null, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score, roc_auc_score
+
+from edgemed.errors import InputError
+from edgemed.stats import Interval, group_bootstrap
+
+INTERVAL_METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def classification_metrics(labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str]) -> dict[str, Any]:
+    """Every metric of one predictor, ready for JSON.
+
+    labels: (N,) integers, indices into `classes`. probabilities: (N, K) in 0..1. The decision is the first largest one.
+
+    Returns n; accuracy; balanced_accuracy (mean sensitivity over the classes that occur); macro_f1 (mean over the
+    classes that occur in labels or decisions); auroc (macro one-vs-rest); ece (see `expected_calibration_error`);
+    sensitivity, specificity and auroc_per_class by class name; confusion (K rows = true class, K columns = decision).
+    All are fractions in 0..1; what is undefined is None.
+    Raises InputError where shapes, label range or probability range are wrong, or there are no images.
+    """
+    truth, scores = _checked(labels, probabilities, len(classes))
+    decided = scores.argmax(axis=1)
+    present = np.unique(truth)
+    indices = list(range(len(classes)))
+    counts = confusion_matrix(truth, decided, labels=indices)
+    recalls = recall_score(truth, decided, labels=indices, average=None, zero_division=np.nan)
+    negatives = len(truth) - counts.sum(axis=1)
+    false_positives = counts.sum(axis=0) - counts.diagonal()
+    aurocs = [
+        float(roc_auc_score(truth == k, scores[:, k])) if k in present and len(present) > 1 else None for k in indices
+    ]
+    defined = [auroc for auroc in aurocs if auroc is not None]
+    return {
+        "n": len(truth),
+        "accuracy": float(accuracy_score(truth, decided)),
+        # balanced_accuracy_score warns about decisions for a class without labels; this is the same mean without it.
+        "balanced_accuracy": float(recalls[present].mean()),
+        "macro_f1": float(f1_score(truth, decided, average="macro")),
+        "auroc": float(np.mean(defined)) if defined else None,
+        "ece": expected_calibration_error(truth, scores),
+        "sensitivity": {name: float(recalls[k]) if k in present else None for k, name in enumerate(classes)},
+        "specificity": {
+            name: float(1 - false_positives[k] / negatives[k]) if negatives[k] else None
+            for k, name in enumerate(classes)
+        },
+        "auroc_per_class": dict(zip(classes, aurocs, strict=True)),
+        "confusion": counts.tolist(),
+    }
+
+
+def metrics_with_intervals(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    groups: Sequence[Hashable],
+    classes: Sequence[str],
+    seed: int = 0,
+    resamples: int = 1000,
+) -> dict[str, Any]:
+    """`classification_metrics`, where accuracy, balanced_accuracy, macro_f1 and auroc are {"value", "low", "high"}.
+
+    low and high bound the 95 % percentile interval of a bootstrap that draws whole groups: (N,) patients or lesions.
+    The resamples depend on the groups and the seed only, so every predictor of a run is judged on the same ones. In a
+    resample the averages run over the classes that it holds. All three are None where the metric is undefined.
+    """
+    metrics = classification_metrics(labels, probabilities, classes)
+    truth, scores = _checked(labels, probabilities, len(classes))
+    _check_groups(groups, len(truth))
+    statistics = _statistics(truth, scores)
+    for name in INTERVAL_METRICS:
+        low = high = None
+        if metrics[name] is not None:
+            interval = group_bootstrap(statistics[name], groups, resamples=resamples, seed=seed)
+            low, high = _finite(interval.low), _finite(interval.high)
+        metrics[name] = {"value": metrics[name], "low": low, "high": high}
+    return metrics
+
+
+def paired_difference(
+    labels: ArrayLike,
+    probabilities_a: ArrayLike,
+    probabilities_b: ArrayLike,
+    groups: Sequence[Hashable],
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> Interval:
+    """accuracy(a) - accuracy(b) on the same images, in -1..1, with the interval of a paired bootstrap over groups.
+
+    Paired: every resample compares both predictors on the very same images, so what both get wrong cancels out.
+    """
+    classes = np.shape(probabilities_a)[-1] if np.ndim(probabilities_a) else 0
+    truth, scores_a = _checked(labels, probabilities_a, classes)
+    _, scores_b = _checked(labels, probabilities_b, classes)
+    _check_groups(groups, len(truth))
+    gain = (scores_a.argmax(axis=1) == truth).astype(np.int64) - (scores_b.argmax(axis=1) == truth)
+
+    def difference(rows: Ints) -> float:
+        return float(gain[rows].mean())
+
+    return group_bootstrap(difference, groups, resamples=resamples, seed=seed, level=level)
+
+
+def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> float:
+    """Top-label expected calibration error in 0..1, over bins of equal mass.
+
+    ECE = sum over bins b of n_b / n * |accuracy(b) - mean confidence(b)| (Guo et al. 2017, arXiv 1706.04599, eq. 3),
+    where the confidence is the largest probability and the bins hold equally many images instead of spanning equal
+    widths (the adaptive binning of Nixon et al. 2019, arXiv 1904.01685). Images of equal confidence share a bin, that
+    of their middle rank: the value does not depend on the order of the images.
+    """
+    truth, scores = _checked(labels, probabilities, np.shape(probabilities)[-1] if np.ndim(probabilities) else 0)
+    confidence = scores.max(axis=1)
+    correct = scores.argmax(axis=1) == truth
+    _, inverse, ties = np.unique(confidence, return_inverse=True, return_counts=True)
+    middle = (np.cumsum(ties) - ties / 2)[inverse]  # middle rank in 0..n: i + 1/2 for the i-th of untied images
+    bin_of = np.minimum((middle * bins / len(truth)).astype(np.int64), bins - 1)
+    # n_b * (accuracy - mean confidence) is the sum of (correct - confidence) over the bin.
+    gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(truth))
+
+
+def _statistics(truth: Ints, scores: Floats) -> dict[str, Callable[[Ints], float]]:
+    """The metrics of INTERVAL_METRICS as functions of row indices: counting only, nothing is sorted per resample."""
+    classes = scores.shape[1]
+    cells = truth * classes + scores.argmax(axis=1)  # the cell of the confusion matrix that each image counts in
+    rankings = [_ranking(scores[:, k], truth == k) for k in range(classes)]
+
+    def confusion(rows: Ints) -> Ints:
+        return np.bincount(cells[rows], minlength=classes * classes).reshape(classes, classes)
+
+    def accuracy(rows: Ints) -> float:
+        return float(confusion(rows).trace() / len(rows))
+
+    def balanced_accuracy(rows: Ints) -> float:
+        counts = confusion(rows)
+        totals = counts.sum(axis=1)
+        occurs = totals > 0
+        return float((counts.diagonal()[occurs] / totals[occurs]).mean())
+
+    def macro_f1(rows: Ints) -> float:
+        counts = confusion(rows)
+        totals = counts.sum(axis=1) + counts.sum(axis=0)  # 2 TP + FN + FP
+        occurs = totals > 0
+        return float((2 * counts.diagonal()[occurs] / totals[occurs]).mean())
+
+    def auroc(rows: Ints) -> float:
+        times = np.bincount(rows, minlength=len(truth))  # how often the resample drew each image
+        values = [_auroc(ranking, times) for ranking in rankings]
+        defined = [value for value in values if value is not None]
+        return float(np.mean(defined)) if defined else float("nan")
+
+    return {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "macro_f1": macro_f1, "auroc": auroc}
+
+
+def _ranking(column: Floats, positive: NDArray[np.bool_]) -> tuple[Ints, Ints, Ints, Ints]:
+    """What `_auroc` needs of one class's scores (N,), sorted once for all resamples.
+
+    Returns the rows of the positives (P,), those of the negatives in ascending order of score (N - P,), and for every
+    positive how many of these score strictly below it (P,) and at most like it (P,).
+    """
+    positives, negatives = np.flatnonzero(positive), np.flatnonzero(~positive)
+    negatives = negatives[np.argsort(column[negatives], kind="stable")]
+    ascending = column[negatives]
+    below = np.searchsorted(ascending, column[positives], side="left")
+    at_most = np.searchsorted(ascending, column[positives], side="right")
+    return positives, negatives, below, at_most
+
+
+def _auroc(ranking: tuple[Ints, Ints, Ints, Ints], times: Ints) -> float | None:
+    """The share of (positive, negative) pairs in the right order, ties half (Mann and Whitney's U over its maximum).
+
+    times (N,): how often each image occurs. None where the images drawn lack positives or negatives.
+    """
+    positives, negatives, below, at_most = ranking
+    drawn = times[positives]
+    passed = np.concatenate([[0], np.cumsum(times[negatives])])  # negatives among the first i of the ascending order
+    pairs = int(drawn.sum()) * int(passed[-1])
+    if pairs == 0:
+        return None
+    return float(drawn @ (passed[below] + passed[at_most]) / 2 / pairs)
+
+
+def _checked(labels: ArrayLike, probabilities: ArrayLike, classes: int) -> tuple[Ints, Floats]:
+    """labels (N,) int64 and probabilities (N, K) float64, or an InputError that says what is wrong with them."""
+    truth = np.asarray(labels)
+    scores = np.asarray(probabilities, dtype=np.float64)
+    if truth.ndim != 1 or len(truth) == 0 or scores.shape != (len(truth), classes) or classes == 0:
+        raise InputError(
+            f"metrics need labels (N,) and probabilities (N, {classes}) of at least one image, "
+            f"got {truth.shape} and {scores.shape}: pass one row of probabilities per label"
+        )
+    if not np.issubdtype(truth.dtype, np.integer) or truth.min() < 0 or truth.max() >= classes:
+        raise InputError(
+            f"labels must be integers in 0..{classes - 1}, got {truth.min()}..{truth.max()} ({truth.dtype})"
+        )
+    # Written so that a NaN fails too.
+    if not (scores.min() >= 0 and scores.max() <= 1 + 1e-4):
+        raise InputError(
+            f"probabilities must lie in 0..1, got {scores.min()}..{scores.max()}: pass the softmax, not logits"
+        )
+    return truth.astype(np.int64), scores
+
+
+def _check_groups(groups: Sequence[Hashable], images: int) -> None:
+    if len(groups) != images:
+        raise InputError(f"metrics need one group per image, got {len(groups)} groups for {images} images")
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

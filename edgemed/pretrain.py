@@ -1,0 +1,129 @@
+"""Masked pretraining on the user's own training images: entropy-guided, seeded, resumable at an epoch.
+
+    edgemed train DATA --out RUN --pretrain-epochs 30 --pretrain-size 224 --start imagenet
+
+It sees training images only: a validation or test image that shaped the features would be a leak.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from timm.optim import create_optimizer_v2
+from torch import Tensor
+
+from edgemed.config import TrainConfig, derive_seed
+from edgemed.files import write_atomic
+from edgemed.loader import Augment, open_loader
+from edgemed.loop import (
+    Progress,
+    autocast,
+    cosine_schedule,
+    load_checkpoint,
+    log,
+    require_finite,
+    save_checkpoint,
+    write_history,
+)
+from edgemed.mae import MaskedAutoencoder, reconstruction_loss
+from edgemed.masking import removed_units
+from edgemed.models import create_backbone, load_backbone, normalisation
+from edgemed.preprocess import FrontEnd
+
+AUGMENT = Augment(scale=(0.4, 1.0), rotate=0.0, brightness=0.0, contrast=0.0)
+"""Crops and flips only, as He et al. 2022 found enough for masked autoencoders."""
+
+
+def autoencoder(config: TrainConfig, start: dict[str, Tensor] | None, source: str) -> MaskedAutoencoder:
+    """The autoencoder as it starts: seeded random weights, or `start` (ImageNet) for the encoder."""
+    torch.manual_seed(derive_seed(config.seed, "pretrain", "init"))
+    encoder = create_backbone(config.backbone, classes=0)
+    if start is not None:
+        load_backbone(encoder, start, source)
+    return MaskedAutoencoder(encoder)
+
+
+def pretrain(
+    config: TrainConfig,
+    files: Sequence[Path],
+    start: dict[str, Tensor] | None,
+    source: str,
+    folder: Path,
+    device: str,
+    progress: Progress,
+) -> None:
+    """Train on `files` and write `pretrained.safetensors` (the encoder) and `history.jsonl` into `folder`.
+
+    A killed call goes on after its last whole epoch; its result is the same, bit for bit, on a CPU.
+
+    Raises:
+        EdgemedError: the loss is not finite (the batch's files are named).
+    """
+    seed = derive_seed(config.seed, "pretrain")
+    front = FrontEnd(config.pretrain_size, *normalisation(config.backbone)).to(device)
+    model = autoencoder(config, start, source).to(device).to(memory_format=torch.channels_last)
+    loader = open_loader(
+        files,
+        [0] * len(files),
+        size=config.pretrain_size,
+        batch=config.batch,
+        augment=AUGMENT,
+        seed=seed,
+        device=device,
+        backend=config.loader,
+    )
+    log.info("pretraining on %d images: %s", len(files), loader.reason)
+    optimizer = create_optimizer_v2(
+        model, "adamw", lr=config.pretrain_learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95)
+    )
+    schedule = cosine_schedule(
+        optimizer,
+        config.pretrain_epochs * loader.steps,
+        min(config.warmup_epochs, config.pretrain_epochs) * loader.steps,
+    )
+    checkpoint = folder / "pretraining.ckpt"
+    history = []
+    if state := load_checkpoint(checkpoint):
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        history = state["history"]
+    for epoch in range(len(history), config.pretrain_epochs):
+        began, total = time.monotonic(), 0.0
+        torch.manual_seed(derive_seed(seed, epoch))
+        model.train()
+        for step, (images, _, indices) in enumerate(loader.epoch(epoch)):
+            schedule.step_update(epoch * loader.steps + step)
+            ids = epoch * len(files) + indices
+            removed = removed_units(images, config.mask_ratio, config.sharpness, seed, ids, config.entropy_patch)
+            pixels = front.normalised(images.permute(0, 3, 1, 2).float()).contiguous(memory_format=torch.channels_last)
+            with autocast(device):
+                predicted = model(pixels, removed)
+            loss = reconstruction_loss(predicted.float(), pixels, removed)
+            total += require_finite(loss.detach(), "pretraining", epoch, files, indices)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        row = {
+            "stage": "pretrain",
+            "epoch": epoch + 1,
+            "loss": total / loader.steps,
+            "seconds": time.monotonic() - began,
+        }
+        history.append(row)
+        save_checkpoint(
+            checkpoint, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+        )
+        write_history(folder / "history.jsonl", history)
+        progress("pretrain mae", epoch + 1, config.pretrain_epochs, f"loss {row['loss']:.3f}")
+    encoder = {key: value.cpu().contiguous() for key, value in model.encoder.state_dict().items()}
+    decoder = {
+        f"decoder.{key}": value.cpu().contiguous()
+        for key, value in model.state_dict().items()
+        if not key.startswith("encoder.")
+    }
+    write_atomic(folder / "pretrained.safetensors", save(encoder | decoder))
+    checkpoint.unlink(missing_ok=True)

@@ -1,0 +1,300 @@
+"""The report of a run: one HTML file with what was run, what came out, and what to look at before trusting it.
+
+Why one file without scripts, fonts or links: it shows patient data, so nothing in it may ask another machine for
+anything (a content security policy in the page holds the browser to that), and it opens from any disk, years later.
+
+    edgemed train DATA --out RUN        # writes RUN/report.html
+
+Every name that comes from the user (classes, paths, groups, warnings) is escaped where it enters the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import PurePath
+from typing import Any
+
+from edgemed.metrics import INTERVAL_METRICS
+from edgemed.report_plots import STYLE, History, MaskExample, curves_html, examples_html
+
+__all__ = ["MaskExample", "report_html"]
+
+NAMES = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "auroc": "AUROC, one versus rest",
+    "ece": "Calibration error (ECE)",
+}
+BY_CLASS = {"sensitivity": "Sensitivity", "specificity": "Specificity", "auroc_per_class": "AUROC"}
+PAIRS_SHOWN = 100
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+Cell = str | tuple[str, str]  # plain text, or text and a smaller line below it; escaped by `_table`
+
+
+def report_html(
+    *,
+    info: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    histories: History,
+    split_table: Mapping[str, Mapping[str, int]],
+    examples: Sequence[MaskExample],
+    duplicates: Sequence[tuple[str, str, float, bool]],
+    warnings: Sequence[str],
+) -> str:
+    """The whole page as text, to be written as UTF-8.
+
+    info: run.json. metrics: metrics.json (with `folds`: the pooled figures and each fold's). histories: per member rows
+    with epoch, train_loss, validation_loss, validation_accuracy; under "pretraining" rows with epoch, loss.
+    split_table: split -> class -> images. duplicates: (path, path, correlation, whether their labels conflict).
+    """
+    name = PurePath(str(info["dataset"]["root"])).name or "data"
+    title = f"{info['config']['backbone']} on {name}"
+    sections = [
+        _headline(metrics),
+        _results(metrics),
+        _folds(metrics),
+        _confusions(metrics),
+        _section("Training", curves_html(histories, folded="folds" in metrics)),
+        _section("Entropy and masks", examples_html(examples)) if examples else "",
+        _data(split_table, info, warnings),
+        _duplicates(duplicates),
+        _what_was_run(info, folded="folds" in metrics),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="robots" content="noindex">'
+        f"<title>{escape(title)} - edgemed report</title><style>{STYLE}</style></head><body>\n"
+        '<div class="banner"><p><strong>This page shows patient data and must not be shared.</strong> '
+        "Keep it where the images are kept. Research software, not a medical device.</p></div>\n"
+        f'<main><h1>{escape(title)}</h1><p class="soft">{escape(_summary(info))}</p>\n'
+        + "\n".join(section for section in sections if section)
+        + "\n</main></body></html>\n"
+    )
+
+
+def _summary(info: Mapping[str, Any]) -> str:
+    config, dataset = info["config"], info["dataset"]
+    return (
+        f"Training report of edgemed {info['edgemed']}: {dataset['n']:,} images in {dataset['groups']:,} groups, "
+        f"{len(dataset['classes'])} classes, {config['size']} px, seed {config['seed']}, {info['device']['device']}"
+    )
+
+
+def _headline(metrics: Mapping[str, Any]) -> str:
+    ensemble = metrics["ensemble"]
+    tiles = "".join(
+        f'<div class="tile"><span>{NAMES[key]}</span><b>{_number(ensemble[key]["value"])}</b>'
+        f"<span>{_bounds(ensemble[key])}</span></div>"
+        for key in INTERVAL_METRICS
+    )
+    return _section("The ensemble", f'<div class="tiles">{tiles}</div><p>{_verdict(metrics)}</p>{_basis(metrics)}')
+
+
+def _verdict(metrics: Mapping[str, Any]) -> str:
+    """What the data say about the ensemble against its better member, in one sentence."""
+    gain = metrics["ensemble_minus_better"]
+    better = escape(str(gain["better"]))
+    if gain["low"] > 0:
+        says = "the interval lies above 0, so the ensemble is more accurate on images like these."
+    elif gain["high"] < 0:
+        says = "the interval lies below 0, so the better member alone is more accurate on images like these."
+    else:
+        says = "the interval contains 0, so these images do not show that the two differ."
+    return (
+        f"Accuracy of the ensemble minus that of its better member ({better}): "
+        f"<strong>{gain['value']:+.3f}</strong> "
+        f'<span class="interval">({gain["low"]:+.3f} to {gain["high"]:+.3f})</span>, '
+        f"paired on the same images; {says}"
+    )
+
+
+def _basis(metrics: Mapping[str, Any]) -> str:
+    return (
+        f'<p class="note">Measured on {metrics["n"]:,} images in {metrics["groups"]:,} groups (patients, lesions or '
+        f"near-duplicates), split: {escape(str(metrics['split']))}. Brackets: 95 % intervals of a bootstrap that draws "
+        "whole groups.</p>"
+    )
+
+
+def _results(metrics: Mapping[str, Any]) -> str:
+    predictors = _predictors(metrics)
+    rows: list[list[Cell]] = [
+        [NAMES[key], *((_number(each[key]["value"]), _bounds(each[key])) for each in predictors.values())]
+        for key in INTERVAL_METRICS
+    ]
+    rows.append([NAMES["ece"], *(_number(each["ece"]) for each in predictors.values())])
+    if temperatures := metrics.get("temperatures"):
+        rows.append(["Temperature", *(_number(temperatures.get(name)) for name in predictors)])
+    by_class = [
+        [label, *(_number(each[key].get(label)) for key in BY_CLASS for each in predictors.values())]
+        for label in metrics["classes"]
+    ]
+    over = [("", 1), *((title, len(predictors)) for title in BY_CLASS.values())]
+    note = (
+        '<p class="note">The ensemble is the mean of its members\' probabilities. ECE: top-label, 10 bins of equal '
+        "mass. Accuracies, F1, AUROC and ECE are fractions from 0 to 1.</p>"
+    )
+    second = _table(["Class", *list(predictors) * len(BY_CLASS)], by_class, over=over)
+    return _section("Each member and the ensemble", f"{_table(['', *predictors], rows)}{note}<h3>By class</h3>{second}")
+
+
+def _folds(metrics: Mapping[str, Any]) -> str:
+    folds = metrics.get("folds")
+    if not folds:
+        return ""
+    parts = []
+    for key in INTERVAL_METRICS:
+        count = len(folds["ensemble"][key]["folds"])
+        head = ["", "mean", "std. dev.", *(f"fold {k + 1}" for k in range(count))]
+        rows: list[list[Cell]] = [
+            [name, _number(of[key]["mean"]), _number(of[key]["std"]), *map(_number, of[key]["folds"])]
+            for name, of in folds.items()
+        ]
+        parts.append(f"<div><h3>{NAMES[key]}</h3>{_table(head, rows)}</div>")
+    note = '<p class="note">Above: all folds pooled. Here: each fold by itself, on its own test images.</p>'
+    return _section("Fold by fold", _grid(parts, 560) + note)
+
+
+def _confusions(metrics: Mapping[str, Any]) -> str:
+    labels = metrics["classes"]
+    head = "".join(f'<th scope="col">{escape(label)}</th>' for label in labels)
+    figures = []
+    for name, each in _predictors(metrics).items():
+        rows = ""
+        for label, counts in zip(labels, each["confusion"], strict=True):
+            total = sum(counts)
+            cells = "".join(_confusion_cell(count, count / total if total else None) for count in counts)
+            rows += f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>'
+        figures.append(
+            f'<div><h3>{escape(name)}</h3><div class="scroll"><table class="confusion"><thead><tr><th>true \\ decided'
+            f"</th>{head}</tr></thead><tbody>{rows}</tbody></table></div></div>"
+        )
+    note = '<p class="note">Images; below each count its share of the true class (the row).</p>'
+    return _section("Confusion matrices", _grid(figures, 110 + 70 * len(labels)) + note)
+
+
+def _confusion_cell(count: int, share: float | None) -> str:
+    strength = share or 0.0
+    ink = "#fff" if strength > 0.6 else "inherit"
+    style = f"background:rgba(0,84,134,{0.04 + 0.86 * strength:.3f});color:{ink}"
+    below = "-" if share is None else f"{100 * share:.1f} %"
+    return f'<td style="{style}">{count}<span class="sub">{below}</span></td>'
+
+
+def _data(split_table: Mapping[str, Mapping[str, int]], info: Mapping[str, Any], warnings: Sequence[str]) -> str:
+    classes = info["dataset"]["classes"]
+    rows: list[list[Cell]] = [
+        [split, *(f"{counts.get(label, 0):,}" for label in classes), f"{sum(counts.values()):,}"]
+        for split, counts in split_table.items()
+    ]
+    totals = [sum(counts.get(label, 0) for counts in split_table.values()) for label in classes]
+    if len(rows) > 1:
+        rows.append(["all splits", *(f"{total:,}" for total in totals), f"{sum(totals):,}"])
+    listed = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
+    warned = f"<ul>{listed}</ul>" if listed else "<p>None.</p>"
+    return _section(
+        "Images by split and class", f"{_table(['Split', *classes, 'total'], rows)}<h3>Warnings</h3>{warned}"
+    )
+
+
+def _duplicates(pairs: Sequence[tuple[str, str, float, bool]]) -> str:
+    if not pairs:
+        return _section("Near-duplicates", "<p>None found.</p>")
+    ordered = sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))
+    conflicting = [pair for pair in ordered if pair[3]]
+    agreeing = [pair for pair in ordered if not pair[3]][:PAIRS_SHOWN]
+    head = ["Image", "Near-duplicate", "Correlation"]
+    intro = (
+        f"<p>{len(pairs):,} pairs found, {len(conflicting):,} of them with conflicting labels. Each pair was kept on "
+        "one side of every split.</p>"
+    )
+    body = ""
+    if conflicting:
+        rows: list[list[Cell]] = [[a, b, f"{value:.3f}"] for a, b, value, _ in conflicting]
+        body += '<h3 class="conflict">Conflicting labels: look at these first</h3>' + _table(head, rows, "text")
+    if agreeing:
+        rows = [[a, b, f"{value:.3f}"] for a, b, value, _ in agreeing]
+        left = len(pairs) - len(conflicting) - len(agreeing)
+        more = f"<p>And {left:,} more, in duplicates.json.</p>" if left else ""
+        body += f"<details><summary>Pairs with the same label</summary>{_table(head, rows, 'text')}{more}</details>"
+    return _section("Near-duplicates", intro + body)
+
+
+def _what_was_run(info: Mapping[str, Any], *, folded: bool) -> str:
+    config, dataset = info["config"], info["dataset"]
+    durations = _pairs({stage: _duration(seconds) for stage, seconds in info["durations"].items()})
+    unknown = "in each fold's report: folds/K/report.html" if folded else "not measured"
+    facts = {
+        "Backbone": config["backbone"],
+        "Image size": f"{config['size']} px, pretraining {config['pretrain_size']} px",
+        "Seed": config["seed"],
+        "Data": f"{dataset['root']}: {dataset['n']:,} images in {dataset['groups']:,} groups",
+        "Data fingerprint": dataset["fingerprint"],
+        "Device": _pairs(info["device"]),
+        "Durations": durations or unknown,
+        "Versions": f"edgemed: {info['edgemed']}; {_pairs(info['versions'])}",
+    }
+    settings = _table(["Setting", "Value"], [[key, str(value)] for key, value in config.items()], "text")
+    every = f"<details><summary>All settings</summary>{settings}</details>"
+    rows: list[list[Cell]] = [[key, str(value)] for key, value in facts.items()]
+    return _section("What was run", _table(["", ""], rows, "text") + every)
+
+
+def _predictors(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {"ensemble": metrics["ensemble"], **metrics["members"]}
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>{content}</section>"
+
+
+def _grid(parts: Sequence[str], width: int) -> str:
+    """Parts side by side where each has `width` pixels, below each other elsewhere."""
+    style = f"grid-template-columns:repeat(auto-fit,minmax(min(100%,{width}px),1fr))"
+    return f'<div class="grid" style="{style}">{"".join(parts)}</div>'
+
+
+def _table(
+    head: Sequence[str], rows: Sequence[Sequence[Cell]], style: str = "", over: Sequence[tuple[str, int]] = ()
+) -> str:
+    """A table that scrolls inside itself where the screen is narrow; every cell is escaped here.
+
+    over: titles above the head, each with the number of columns that it spans.
+    """
+    above = "".join(f'<th colspan="{columns}">{escape(title)}</th>' for title, columns in over)
+    titles = f'<tr class="over">{above}</tr>' if over else ""
+    if any(head):
+        titles += "<tr>" + "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head) + "</tr>"
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return f'<div class="scroll"><table class="{style}"><thead>{titles}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return f"<td>{escape(cell)}</td>"
+    return f'<td>{escape(cell[0])}<span class="sub">{escape(cell[1])}</span></td>'
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _bounds(interval: Mapping[str, float | None]) -> str:
+    low, high = interval["low"], interval["high"]
+    if low is None or high is None:
+        return "undefined" if interval["value"] is None else "no interval"
+    return f"({low:.3f} to {high:.3f})"
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return "; ".join(f"{key}: {value}" for key, value in values.items())
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

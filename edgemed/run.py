@@ -1,0 +1,208 @@
+"""The run folder, training's result: what is in it, how it is begun, resumed and read again.
+
+    run.json  split.csv  duplicates.json  predictions.csv  metrics.json  report.html
+    members/imagenet/{model.safetensors, history.jsonl}   members/mae/{pretrained.safetensors, model..., history...}
+    folds/K/  with --folds: each a run of its own
+
+`split.csv`, `predictions.csv`, `duplicates.json` and `report.html` name or show patient data.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from edgemed import __version__
+from edgemed.config import TrainConfig, flag
+from edgemed.dataset import Dataset, Row, read_split_csv, write_split_csv
+from edgemed.ensemble import Ensemble
+from edgemed.errors import InputError
+from edgemed.files import read_json, write_json
+from edgemed.models import create_backbone, normalisation
+from edgemed.preprocess import FrontEnd
+
+MEMBERS = ("imagenet", "mae")
+PACKAGES = ("torch", "timm", "torchvision", "nvidia-dali-cuda130", "numpy", "pillow", "scikit-learn", "imagehash")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: the ensemble (evaluation mode, CPU) and what is known of it."""
+
+    path: Path
+    ensemble: Ensemble
+    classes: tuple[str, ...]
+    size: int
+    backbone: str
+    member_names: tuple[str, ...]
+    temperatures: tuple[float, ...]
+    info: dict[str, Any]
+    metrics: dict[str, Any]
+    dataset: Dataset
+
+
+def load_run(path: Path) -> Run:
+    """Read a finished run.
+
+    Raises:
+        InputError: no run, an unfinished one, or a folded one (which has K models, not one).
+    """
+    if not (path / "run.json").exists():
+        raise InputError(
+            f"{path} is no edgemed run (it has no run.json); make one with `edgemed train DATA --out {path}`"
+        )
+    info = read_json(path / "run.json")
+    config = info["config"]
+    if config["folds"] and (path / "folds").exists():
+        raise InputError(
+            f"{path} is a folded run: its models judge the method; train one without --folds to build from"
+        )
+    if not (path / "metrics.json").exists():
+        raise InputError(f"{path} is not finished; run its `edgemed train` command again: it goes on where it stopped")
+    metrics = read_json(path / "metrics.json")
+    classes = tuple(info["dataset"]["classes"])
+    temperatures = tuple(float(metrics["temperatures"][name]) for name in MEMBERS)
+    members = [trained_member(path, name, config["backbone"], len(classes)) for name in MEMBERS]
+    front = FrontEnd(config["size"], *normalisation(config["backbone"]))
+    return Run(
+        path=path,
+        ensemble=Ensemble(front, members, temperatures).eval(),
+        classes=classes,
+        size=config["size"],
+        backbone=config["backbone"],
+        member_names=MEMBERS,
+        temperatures=temperatures,
+        info=info,
+        metrics=metrics,
+        dataset=read_split_csv(path / "split.csv", Path(info["dataset"]["root"])),
+    )
+
+
+def trained_member(run: Path, name: str, backbone: str, classes: int) -> torch.nn.Module:
+    """A member's fine-tuned network in evaluation mode, on the CPU: float (N, 3, S, S) -> logits (N, classes).
+
+    Raises:
+        InputError: its file is missing or damaged.
+    """
+    file = run / "members" / name / "model.safetensors"
+    model = create_backbone(backbone, classes)
+    try:
+        model.load_state_dict(load_file(file))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{file} is missing or damaged; delete it and run the same `edgemed train` again") from error
+    return model.eval()
+
+
+def previous_run(out: Path) -> dict[str, Any] | None:
+    """The `run.json` of an earlier call, or None for a new or empty folder.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+    if (out / "run.json").exists():
+        document: dict[str, Any] = read_json(out / "run.json")
+        return document
+    begun = ("run.json", "split.csv", "duplicates.json")  # a kill between these may leave some, whole or temporary
+    if out.exists() and (not out.is_dir() or any(not e.name.lstrip(".").startswith(begun) for e in out.iterdir())):
+        raise InputError(f"--out {out} holds something that is not an edgemed run; choose another folder")
+    return None
+
+
+def require_same_settings(previous: dict[str, Any], config: TrainConfig, out: Path) -> None:
+    """A run goes on under the settings that it was begun with.
+
+    Raises:
+        InputError: naming each flag that differs.
+    """
+    old, new = previous["config"], config.as_dict() | {"split": list(config.split)}
+    changed = [f"{flag(name)} {old.get(name)} -> {new[name]}" for name in new if old.get(name) != new[name]]
+    if changed:
+        raise InputError(f"--out {out} holds a run with other settings ({', '.join(changed)}); choose another --out")
+
+
+def begin_run(out: Path, config: TrainConfig, dataset: Dataset, fingerprint: str, device: str) -> None:
+    """Write split.csv and run.json, unless they are there: run.json last, since it marks the folder as a run."""
+    if (out / "run.json").exists():
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_split_csv(dataset, out / "split.csv")
+    write_json(
+        out / "run.json",
+        {
+            "schema": 1,
+            "edgemed": __version__,
+            "config": config.as_dict(),
+            "dataset": {
+                "root": str(dataset.root.resolve()),
+                "fingerprint": fingerprint,
+                "classes": list(dataset.classes),
+                "n": len(dataset.rows),
+                "groups": len({row.group for row in dataset.rows}),
+                "warnings": list(dataset.warnings),
+            },
+            "device": {
+                "device": device,
+                "threads": config.threads or len(os.sched_getaffinity(0)),
+                "machine": platform.machine(),
+            },
+            "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+            "durations": {},
+        },
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def timed(out: Path, stage: str, work: Callable[[], None]) -> None:
+    """Do `work` and note its seconds in run.json; after a kill only the last attempt's are known."""
+    began = time.monotonic()
+    work()
+    info = read_json(out / "run.json")
+    info["durations"][stage] = round(time.monotonic() - began, 1)
+    write_json(out / "run.json", info)
+
+
+def predictions_csv(parts: Sequence[tuple[Dataset, NDArray[np.float32]]]) -> str:
+    """path,label,group,split and each member's probability of each class; the ensemble's is their mean.
+
+    Each part: a dataset of N rows, member probabilities float32 (N, M, K). The numbers read back exactly.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label", "group", "split", *_columns(parts[0][0].classes)])
+    for part, members in parts:
+        for row, values in zip(part.rows, members, strict=True):
+            writer.writerow([row.path, row.label, row.group, row.split, *(repr(float(v)) for v in values.ravel())])
+    return text.getvalue()
+
+
+def read_predictions(path: Path, classes: Sequence[str], split: str) -> tuple[list[Row], NDArray[np.float32]]:
+    """The rows of one split in `predictions.csv` and their member probabilities, float32 (N, M, K)."""
+    with path.open(newline="", encoding="utf-8") as handle:
+        lines = [line for line in csv.DictReader(handle) if line["split"] == split]
+    rows = [Row(line["path"], line["label"], line["group"], line["split"]) for line in lines]
+    values = np.array([[float(line[name]) for name in _columns(classes)] for line in lines], np.float32)
+    return rows, values.reshape(len(rows), len(MEMBERS), len(classes))
+
+
+def _columns(classes: Sequence[str]) -> list[str]:
+    return [f"{member}:{name}" for member in MEMBERS for name in classes]

