@@ -1,0 +1,141 @@
+"""What a bundle carries to show that its engine is right: golden images with outputs, and the reference table.
+
+Golden images (phantoms, unless the user chose others) make an engine testable on any machine, without patient data;
+`edgemed bench` runs them before it times anything. The reference table names validation and test images by the
+sha256 of their pixels, so that `certify` can match a user's own files to what PyTorch said of them. No pixels in it.
+
+    golden/000.png ...      8-bit RGB
+    golden/outputs.json     {"schema_version": 1, "images": [{"file", "probabilities" [K], "members" [M][K]}, ...]}
+    reference.npz           sha256 (R,) U64; label, group (R,) int64; split (R,) U10; probabilities (R, K) float32
+
+`edgemed build-engine RUN --out BUNDLE` writes both.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from pydantic_core import from_json
+
+from edgemed.errors import InputError
+from edgemed.images import image_from_bytes
+from edgemed.manifest import GOLDEN_OUTPUTS, canonical_bytes
+
+REFERENCE_NAME = "reference.npz"
+_SPLITS = ("train", "validation", "test")
+
+
+class Golden(NamedTuple):
+    """One golden image and what the PyTorch reference made of it."""
+
+    image: NDArray[np.uint8]  # (H, W, 3) RGB
+    probabilities: NDArray[np.float32]  # (K,)
+    members: NDArray[np.float32]  # (M, K)
+
+
+class Reference(NamedTuple):
+    """The rows of `reference.npz`, sorted by sha256."""
+
+    sha256: NDArray[np.str_]  # (R,) of the pixels, as images.pixels_sha256 gives it
+    label: NDArray[np.int64]  # (R,) index into the bundle's labels
+    group: NDArray[np.int64]  # (R,) number of the patient or lesion
+    split: NDArray[np.str_]  # (R,)
+    probabilities: NDArray[np.float32]  # (R, K)
+
+
+def golden_files(images: Sequence[NDArray[np.uint8]], probabilities: ArrayLike, members: ArrayLike) -> dict[str, bytes]:
+    """The golden files by their names in the bundle: pass them to `write_bundle`.
+
+    images: n of (H, W, 3) uint8 RGB, of any sizes; probabilities (n, K) and members (n, M, K): the reference's outputs.
+    The same input gives the same bytes. Raises InputError where there is no image, or counts do not match.
+    """
+    mean = np.asarray(probabilities, dtype=np.float32)
+    each = np.asarray(members, dtype=np.float32)
+    if not images or mean.ndim != 2 or each.ndim != 3 or {len(mean), len(each)} != {len(images)}:
+        raise InputError(
+            f"golden images need one row of outputs each: {len(images)} images, "
+            f"probabilities {mean.shape}, members {each.shape}"
+        )
+    files: dict[str, bytes] = {}
+    rows = []
+    for k, image in enumerate(images):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format="PNG")
+        files[f"golden/{k:03d}.png"] = buffer.getvalue()
+        rows.append({"file": f"{k:03d}.png", "probabilities": mean[k].tolist(), "members": each[k].tolist()})
+    files[GOLDEN_OUTPUTS] = canonical_bytes({"schema_version": 1, "images": rows})
+    return files
+
+
+def golden_from_files(files: Mapping[str, bytes]) -> tuple[Golden, ...]:
+    """The inverse of `golden_files`. Raises InputError where the outputs are of a newer schema or do not fit."""
+    try:
+        document = from_json(files[GOLDEN_OUTPUTS])
+        if document["schema_version"] != 1:
+            raise InputError(
+                f"{GOLDEN_OUTPUTS} has schema version {document['schema_version']}; install a newer edgemed"
+            )
+        if not document["images"]:
+            raise ValueError("it lists none")
+        return tuple(
+            Golden(
+                image_from_bytes(files[f"golden/{row['file']}"], row["file"]),
+                np.asarray(row["probabilities"], dtype=np.float32),
+                np.asarray(row["members"], dtype=np.float32),
+            )
+            for row in document["images"]
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{GOLDEN_OUTPUTS} does not describe golden images ({error}); build the bundle again"
+        ) from error
+
+
+def reference_file(
+    sha256: Sequence[str],
+    labels: Sequence[int],
+    groups: Sequence[int],
+    splits: Sequence[str],
+    probabilities: ArrayLike,
+) -> bytes:
+    """The bytes of `reference.npz`: one row per image, sorted by hash so that the order tells nothing.
+
+    sha256: of the pixels (`images.pixels_sha256`); groups: numbers, never names of patients; probabilities: (R, K).
+    The same rows in any order give the same bytes. Raises InputError where lengths, hashes or splits are wrong.
+    """
+    table = np.asarray(probabilities, dtype=np.float32)
+    if table.ndim != 2 or {len(sha256), len(labels), len(groups), len(splits)} != {len(table)}:
+        raise InputError("the reference table needs one hash, label, group, split and row of probabilities per image")
+    if not all(re.fullmatch(r"[0-9a-f]{64}", value) for value in sha256):
+        raise InputError("the reference table names images by sha256: 64 lower-case hex digits each")
+    if not set(splits) <= set(_SPLITS):
+        raise InputError(
+            f"the reference table knows the splits {', '.join(_SPLITS)}; got {', '.join(sorted(set(splits)))}"
+        )
+    order = sorted(range(len(table)), key=lambda k: (sha256[k], labels[k], groups[k], splits[k]))
+    columns = {
+        "sha256": np.array([sha256[k] for k in order], dtype="U64"),
+        "label": np.array([labels[k] for k in order], dtype=np.int64),
+        "group": np.array([groups[k] for k in order], dtype=np.int64),
+        "split": np.array([splits[k] for k in order], dtype="U10"),
+        "probabilities": table[order],
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **columns)
+    return buffer.getvalue()
+
+
+def reference_from_file(data: bytes) -> Reference:
+    """The inverse of `reference_file`. Raises InputError for bytes that it did not write."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            return Reference(*(archive[name] for name in Reference._fields))
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{REFERENCE_NAME} cannot be read ({error}); build the bundle again") from error

@@ -1,0 +1,123 @@
+"""The ensemble as one ONNX graph: uint8 pixels of any size in, probabilities out.
+
+What ships is this graph and not the network, so it is checked for what silently costs accuracy elsewhere: a LayerNorm
+taken apart, a softmax in half precision, an operator of some runtime's own. `edgemed build-engine` writes it:
+
+    edgemed build-engine RUN --out BUNDLE
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+
+import onnx
+import torch
+from onnx import ModelProto, TensorProto
+from torch import nn
+
+from edgemed.ensemble import Ensemble
+from edgemed.errors import GateError, InputError
+from edgemed.precision import half_ensemble
+
+OPSET = 20  # the first with Gelu as one operator
+OUTPUTS = ("probabilities", "member_probabilities")
+MAX_BATCH = 1024  # a bound that torch.export wants; memory ends earlier
+PRECISIONS = ("fp32", "fp16")
+
+
+def onnx_from_ensemble(
+    ensemble: Ensemble, precision: str = "fp32", *, image_size: tuple[int, int, int] = (32, 512, 4096)
+) -> bytes:
+    """The ONNX file of an ensemble in evaluation mode, on the CPU.
+
+    Input `image`: uint8 (N, H, W, 3) RGB; outputs `probabilities` (N, K) and `member_probabilities` (N, M, K), float32.
+    N is dynamic. `image_size` is min, opt, max of H and W in pixels: dynamic, unless all three are equal. At "fp16"
+    the networks are float16 but for what `precision.half_ensemble` keeps. The same ensemble gives the same bytes.
+
+    Raises:
+        GateError: the graph is not what it must be.
+        InputError: an unknown precision, or a range that is none.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision '{precision}' is unknown; choose one of {', '.join(PRECISIONS)}")
+    low, typical, high = image_size
+    if not 1 <= low <= typical <= high:
+        raise InputError(f"--image-size {low},{typical},{high} must be min,opt,max with 1 <= min <= opt <= max")
+    if ensemble.training:
+        raise ValueError("an ensemble is exported in evaluation mode: call eval() first")
+    network = half_ensemble(ensemble) if precision == "fp16" else ensemble
+    dynamic: dict[int, object] = {0: torch.export.Dim("n", min=1, max=MAX_BATCH)}
+    if low < high:
+        dynamic |= {1: torch.export.Dim("h", min=low, max=high), 2: torch.export.Dim("w", min=low, max=high)}
+    sample = torch.zeros(2, low + (low < high), low + (low < high), 3, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations: nothing that a user can act on
+        program = torch.onnx.export(
+            network,
+            (sample,),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            external_data=False,
+            input_names=["image"],
+            output_names=list(OUTPUTS),
+            dynamic_shapes=(dynamic,),
+        )
+    assert program is not None  # it is, with dynamo=True
+    model = plain_graph(program.model_proto)
+    check_graph(model, layer_norms=sum(isinstance(layer, nn.LayerNorm) for layer in ensemble.modules()))
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def plain_graph(model: ModelProto) -> ModelProto:
+    """`model` without the exporter's notes in it: file paths and stack traces of the machine that made it."""
+    for message in (model, model.graph, *_annotated(model)):
+        message.ClearField("doc_string")
+        message.ClearField("metadata_props")
+    model.graph.ClearField("value_info")  # shapes of inner values: every reader infers them
+    return model
+
+
+def _annotated(model: ModelProto) -> Iterator[onnx.NodeProto | onnx.TensorProto | onnx.ValueInfoProto]:
+    graph = model.graph
+    for part in (graph.node, graph.initializer, graph.input, graph.output):
+        yield from part
+
+
+def check_graph(model: ModelProto, *, layer_norms: int) -> None:
+    """Fail unless the graph has what must be there, and nothing that loses accuracy.
+
+    layer_norms: how many LayerNorm layers the ensemble has; each must be one LayerNormalization on float32.
+
+    Raises:
+        GateError: naming what is wrong.
+    """
+    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output, *graph.value_info)}
+    kinds |= {value.name: value.data_type for value in graph.initializer}
+    count = Counter(node.op_type for node in graph.node)
+
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    _require(opsets == {"": OPSET} and not model.functions, f"it uses operator sets {opsets}, not plain ONNX {OPSET}")
+    inputs, outputs = [value.name for value in graph.input], [value.name for value in graph.output]
+    _require(inputs == ["image"] and kinds["image"] == TensorProto.UINT8, f"its input is {inputs}, not a uint8 image")
+    _require(tuple(outputs) == OUTPUTS, f"its outputs are {outputs}")
+    _require(all(kinds[name] == TensorProto.FLOAT for name in OUTPUTS), "its outputs are not float32")
+    found = count["LayerNormalization"]
+    _require(found == layer_norms, f"it has {found} LayerNormalization nodes for {layer_norms} layers")
+    _require(count["Softmax"] == 1, f"it has {count['Softmax']} Softmax nodes, not one for all members")
+    _require(count["Pow"] == 0, "it has a Pow: a LayerNorm or a GELU was taken apart")
+    for node in graph.node:
+        if node.op_type in {"LayerNormalization", "Softmax", "ReduceMean", "ReduceSum", "GlobalAveragePool"}:
+            types = {kinds[name] for name in node.input[:1]}
+            _require(types == {TensorProto.FLOAT}, f"{node.op_type} '{node.name}' is not float32")
+    onnx.checker.check_model(model, full_check=True)
+
+
+def _require(holds: bool, what_is_wrong: str) -> None:
+    if not holds:
+        raise GateError(
+            f"the exported graph is refused: {what_is_wrong}; report it with the versions of torch and timm"
+        )

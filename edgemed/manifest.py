@@ -1,0 +1,259 @@
+"""The schema of a bundle's `manifest.json` and of its plan records, and the one way in which they become bytes.
+
+Why its own module: the manifest decides which files are believed, so what may stand in it is written down in one
+place, apart from the file handling in `bundle.py`. Everything is strict: unknown fields, wrong types, file names that
+could leave the folder, and a text that is not the canonical form are refused. `edgemed inspect BUNDLE` shows one.
+
+Canonical form: UTF-8, sorted keys, two spaces of indent, one final newline. The same manifest is always the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
+
+from edgemed.errors import InputError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+PLANS_FOLDER = "plans"
+GOLDEN_OUTPUTS = "golden/outputs.json"
+MODEL_FILES: Mapping[str, str] = {"fp32": "model.fp32.onnx", "fp16": "model.fp16.onnx"}
+MAX_DOCUMENT_BYTES = 4 << 20
+AGAIN = "copy the bundle again, or build it again with `edgemed build-engine`"
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def _file_name(name: str) -> str:
+    """A name that cannot leave the bundle, or stand for the manifest or a plan: parts of plain ASCII joined by `/`."""
+    parts = name.split("/")
+    if len(parts) > 4 or not all(_PART.fullmatch(part) for part in parts):
+        raise ValueError(f"{name!r} is not a plain file name inside the bundle")
+    if parts[0] in (MANIFEST_NAME, "manifest.sig", PLANS_FOLDER):
+        raise ValueError(f"{name!r} cannot be listed as a file of the bundle")
+    return name
+
+
+def _visible(text: str) -> str:
+    if not text or not text.isprintable() or text != text.strip():
+        raise ValueError(f"{text!r} is empty, has space around it, or does not print")
+    return text
+
+
+def _ordered(triple: tuple[int, int, int]) -> tuple[int, int, int]:
+    if not 1 <= triple[0] <= triple[1] <= triple[2]:
+        raise ValueError("a range is min,opt,max with 1 <= min <= opt <= max")
+    return triple
+
+
+Text = Annotated[str, AfterValidator(_visible)]
+FileName = Annotated[str, AfterValidator(_file_name)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+Count = Annotated[int, Field(ge=0, le=2**62)]
+Side = Annotated[int, Field(ge=1, le=1 << 20)]
+Range = Annotated[tuple[int, int, int], AfterValidator(_ordered)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FileEntry(_Strict):
+    """What a file of the bundle must be: the sha256 of its bytes (hex), and how many there are."""
+
+    sha256: Sha256
+    bytes: Count
+
+
+class ImageInput(_Strict):
+    """The engine's input `image`: uint8 RGB pixels (N, H, W, 3), with H and W each from min_side to max_side.
+
+    `opt_side` is the side that plans are tuned for and that a benchmark takes unless told. A fixed size has all equal.
+    """
+
+    layout: Literal["NHWC"] = "NHWC"
+    dtype: Literal["uint8"] = "uint8"
+    colour: Literal["RGB"] = "RGB"
+    min_side: Side
+    opt_side: Side
+    max_side: Side
+
+    @model_validator(mode="after")
+    def _check_order(self) -> ImageInput:
+        _ordered((self.min_side, self.opt_side, self.max_side))
+        return self
+
+
+class Manifest(_Strict):
+    """All that a bundle states about itself. Immutable after the build; plans live beside it.
+
+    bundle_id: first 16 hex digits of the sha256 over the other fields but `created`, `edgemed_version` and `checksum`:
+    the same files, labels and contract give the same id on every machine. checksum: sha256 over all other fields.
+    size: side in pixels to which the graph resizes. flops: floating-point operations for one image at opt_side, two per
+    multiply-add. weight_bytes: bytes of all members' weights at fp32. temperatures: one per member.
+    """
+
+    schema_version: Literal[1]
+    bundle_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    checksum: Sha256
+    created: Time
+    edgemed_version: Text
+    backbone: Text
+    labels: Annotated[tuple[Text, ...], Field(min_length=2)]
+    member_names: Annotated[tuple[Text, ...], Field(min_length=1)]
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...]
+    input: ImageInput
+    size: Side
+    flops: Count
+    weight_bytes: Count
+    operating_point: None = None
+    files: dict[FileName, FileEntry]
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> Manifest:
+        for names in (self.labels, self.member_names):
+            if len(set(names)) != len(names):
+                raise ValueError(f"a name stands twice in {', '.join(names)}")
+        if len(self.temperatures) != len(self.member_names):
+            raise ValueError("temperatures must have one value per member")
+        for name in (MODEL_FILES["fp32"], GOLDEN_OUTPUTS):
+            if name not in self.files:
+                raise ValueError(f"files must list {name}")
+        return self
+
+
+class PlanRecord(_Strict):
+    """`plans/<id>.json`: a device-specific engine made from one of the bundle's ONNX files, or a certificate of one.
+
+    onnx_sha256: the ONNX file that it was built from. version: the runtime's. targets: such as ("sm80", "sm86").
+    batch, image_side: the profile, (min, opt, max). sha256, bytes: of `<id>.plan`; None where there is no plan file.
+    A plan that could not run where it was built is in the state "built".
+    """
+
+    schema_version: Literal[1] = 1
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
+    created: Time
+    onnx_sha256: Sha256
+    precision: Literal["fp32", "fp16"]
+    runtime: Literal["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
+    version: Text
+    targets: tuple[Text, ...]
+    batch: Range
+    image_side: Range
+    sha256: Sha256 | None
+    bytes: Count | None
+    state: Literal["built", "self-tested", "certified"]
+    certificate: None = None
+
+
+_Document = TypeVar("_Document", Manifest, PlanRecord)
+
+
+def canonical_bytes(document: Mapping[str, Any]) -> bytes:
+    """The JSON-able mapping in canonical form."""
+    text = json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8") + b"\n"
+
+
+def document_bytes(document: Manifest | PlanRecord) -> bytes:
+    """The file that states this document: what `parse` accepts."""
+    return canonical_bytes(document.model_dump(mode="json"))
+
+
+def sealed_manifest(fields: Mapping[str, Any]) -> Manifest:
+    """A manifest from all its fields but `bundle_id` and `checksum`, which are computed here.
+
+    Raises InputError naming the field that is wrong.
+    """
+    draft = {**fields, "schema_version": SCHEMA_VERSION, "bundle_id": "0" * 16, "checksum": "0" * 64}
+    try:
+        manifest = Manifest.model_validate(draft)
+    except ValidationError as error:
+        raise InputError(f"cannot make a bundle: {_reason(error)}") from error
+    manifest = manifest.model_copy(update={"bundle_id": _bundle_id(manifest)})
+    return manifest.model_copy(update={"checksum": _checksum(manifest)})
+
+
+def parse(kind: type[_Document], data: bytes, where: Path) -> _Document:
+    """The document that `data`, the content of the file `where`, states.
+
+    Raises InputError, each with its own message: no JSON, a newer schema, a field that is wrong, and, for a text that
+    is not canonical or does not match its own checksum, changed after the build.
+    """
+    try:
+        raw = from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise InputError(f"{where} is not JSON ({error}); {AGAIN}") from error
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and not isinstance(version, bool) and version > SCHEMA_VERSION:
+        raise InputError(
+            f"{where} has schema version {version}, this edgemed reads up to {SCHEMA_VERSION}; "
+            "install a newer edgemed (pip install --upgrade edgemed)"
+        )
+    try:
+        document = kind.model_validate_json(data)
+    except ValidationError as error:
+        raise InputError(f"{where} is not valid: {_reason(error)}; build the bundle again") from error
+    sealed = not isinstance(document, Manifest) or (
+        document.bundle_id == _bundle_id(document) and document.checksum == _checksum(document)
+    )
+    if not sealed or document_bytes(document) != data:
+        raise InputError(f"{where} was changed after the build; {AGAIN}")
+    return document
+
+
+def document_content(path: Path) -> bytes:
+    """The bytes of a JSON document of the bundle, within a limit that no real one comes near."""
+    data = plain_content(path, MAX_DOCUMENT_BYTES + 1)
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise InputError(f"{path} is larger than {MAX_DOCUMENT_BYTES} bytes, which no {path.name} is; {AGAIN}")
+    return data
+
+
+def verified_content(path: Path, sha256: str, length: int) -> bytes:
+    """The bytes of a file, read once, if they are the ones that were built. Raises InputError otherwise."""
+    data = plain_content(path, length + 1)
+    if len(data) != length:
+        raise InputError(f"{path} has not the {length} bytes that were built; {AGAIN}")
+    if sha256_of(data) != sha256:
+        raise InputError(f"{path} was changed after the build (its sha256 differs); {AGAIN}")
+    return data
+
+
+def plain_content(path: Path, limit: int = -1) -> bytes:
+    """Up to `limit` bytes of a file that is not a symbolic link. Raises InputError where it cannot be read."""
+    try:
+        # Opened by descriptor, so that a link put there after the check is refused too.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as handle:
+            return handle.read(limit)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; {AGAIN}") from error
+
+
+def sha256_of(data: bytes) -> str:
+    """Hex digest."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _bundle_id(manifest: Manifest) -> str:
+    content = manifest.model_dump(mode="json", exclude={"bundle_id", "checksum", "created", "edgemed_version"})
+    return sha256_of(canonical_bytes(content))[:16]
+
+
+def _checksum(manifest: Manifest) -> str:
+    return sha256_of(canonical_bytes(manifest.model_dump(mode="json", exclude={"checksum"})))
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "the document"
+    return f"{place}: {first['msg']}"

@@ -1,0 +1,193 @@
+"""Half precision that can be trusted: which parts stay float32, and a run on the CPU that shows what rounding does.
+
+CPU runtimes execute an fp16 graph in float32, so a graph that overflows on a GPU comes out finite there. What shows it
+is an executor that rounds after every operator: `rounded_outputs` below, which `edgemed build-engine` runs on
+validation images before it writes anything:
+
+    edgemed build-engine RUN --out BUNDLE
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.layers import SelectAdaptivePool2d
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from edgemed.ensemble import Ensemble
+from edgemed.errors import GateError
+
+LARGEST_SAFE = 16_000.0  # a quarter of float16's largest number, 65,504: images unlike the ones seen may go further
+# A sum over many values is where float16 overflows first (a LayerNorm squares them, too), and these cost nothing.
+FLOAT32_LAYERS = (nn.LayerNorm, SelectAdaptivePool2d)
+
+
+class Float32(nn.Module):
+    """A layer that computes in float32 inside a float16 network: takes and gives the network's own type."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layer(x.float())
+        return result.to(x.dtype)
+
+
+class _HalfMember(nn.Module):
+    """A float16 network that takes the front end's float32 pixels."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.network(pixels.half())
+        return logits
+
+
+def half_ensemble(ensemble: Ensemble) -> Ensemble:
+    """A copy with float16 members. Float32 stay: the front end, `FLOAT32_LAYERS` with their weights, softmax, mean.
+
+    Batch norm is folded into the convolutions first, in float32, so that its products are rounded once.
+
+    Raises:
+        GateError: a weight does not fit into float16.
+    """
+    members = [_HalfMember(_half(_without_batch_norm(member, ensemble.front.size))) for member in ensemble.members]
+    half = Ensemble(copy.deepcopy(ensemble.front), members, ensemble.temperatures.tolist())
+    return half.eval()
+
+
+def _half(network: nn.Module) -> nn.Module:
+    """`network` with its weights rounded to float16 in place, but for the layers that stay float32."""
+    kept: set[int] = set()
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, FLOAT32_LAYERS):
+            kept |= {id(value) for value in chain(layer.parameters(), layer.buffers())}
+            network.set_submodule(name, Float32(layer))
+    for name, value in chain(network.named_parameters(), network.named_buffers()):
+        if value.is_floating_point() and id(value) not in kept:
+            value.data = value.data.half()
+            if not bool(value.isfinite().all()):
+                raise GateError(f"the weight {name} does not fit into float16; build with the fp32 graph only")
+    return network
+
+
+def _without_batch_norm(network: nn.Module, size: int) -> nn.Module:
+    """A copy in which every batch norm is folded into the convolution whose output it takes.
+
+    Which convolution that is shows in a forward pass: timm's families name and nest their layers differently.
+    """
+    folded = copy.deepcopy(network).eval()
+    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # by id of the output, which is kept alive so that ids stay unique
+    source: dict[str, nn.Conv2d] = {}
+
+    def note_output(layer: nn.Conv2d, _: Any, output: Tensor) -> None:
+        made[id(output)] = (layer, output)
+
+    with ExitStack() as hooks:
+        for name, layer in folded.named_modules():
+            if isinstance(layer, nn.Conv2d):
+                hooks.callback(layer.register_forward_hook(note_output).remove)
+            elif isinstance(layer, nn.BatchNorm2d):
+
+                def note_input(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                    source[name] = made[id(inputs[0])][0]
+
+                hooks.callback(layer.register_forward_pre_hook(note_input).remove)
+        pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            before = folded(pixels)
+    for name, conv in source.items():
+        norm = folded.get_submodule(name)
+        assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
+        conv.weight, bias = nn.utils.fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        conv.register_parameter("bias", bias)
+        # timm's batch norm holds the activation that follows it, and a drop layer that does nothing in evaluation.
+        folded.set_submodule(name, getattr(norm, "act", nn.Identity()))
+    with torch.no_grad():
+        change = float((folded(pixels) - before).abs().max() / before.abs().max().clamp(min=1e-6))
+    if not change < 1e-3:
+        raise GateError(f"folding batch norm changed the network's output by {change:.1e} of its largest value")
+    return folded
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """What an ensemble gives when every float16 operator's result is rounded to float16."""
+
+    probabilities: NDArray[np.float32]  # (N, K)
+    members: NDArray[np.float32]  # (N, M, K)
+    largest: Mapping[str, float]  # largest magnitude of each float16 operator's output over all images
+
+    @property
+    def unsafe(self) -> dict[str, float]:
+        """The operators above `LARGEST_SAFE`; infinity and NaN count."""
+        return {name: value for name, value in self.largest.items() if not value <= LARGEST_SAFE}
+
+
+def rounded_outputs(half: Ensemble, images: Iterable[NDArray[np.uint8]]) -> Rounded:
+    """Run `half` (from `half_ensemble`) image by image, rounding after every operator, and watch the sizes.
+
+    images: uint8 (H, W, 3) RGB each, at least one. Products accumulate in float32 and round once, as tensor cores do.
+    Operators are named by their layer, like "members.0.network.stages.3.blocks.1: aten.add.Tensor".
+    """
+    largest: dict[str, float] = {}
+    inside: list[str] = []
+    outputs = []
+    with ExitStack() as hooks, torch.no_grad():
+        for name, layer in half.named_modules():
+            hooks.callback(layer.register_forward_pre_hook(lambda _m, _i, name=name: inside.append(name)).remove)
+            hooks.callback(layer.register_forward_hook(lambda _m, _i, _o: _leave(inside)).remove)
+        hooks.enter_context(_Rounding(largest, inside))
+        for image in images:
+            outputs.append(half(torch.from_numpy(image)[None]))
+    probabilities, members = (torch.cat(part).numpy() for part in zip(*outputs, strict=True))
+    return Rounded(probabilities, members, largest)
+
+
+def _leave(inside: list[str]) -> None:
+    inside.pop()
+
+
+class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operator. Torch's float16 operators round; its products are slow: float32 ones stand in."""
+
+    def __init__(self, largest: dict[str, float], inside: Sequence[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.largest = largest
+        self.inside = inside
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _PRODUCTS and args[0].dtype == torch.float16:
+            wide = [arg.float() if isinstance(arg, Tensor) else arg for arg in args]
+            result = func(*wide, **(kwargs or {})).half()
+        else:
+            result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(value, Tensor) and value.dtype == torch.float16 and value.numel():
+                name = f"{self.inside[-1] if self.inside else ''}: {func}"
+                size = float(value.abs().amax())  # NaN stays NaN
+                if not size <= self.largest.get(name, 0.0):
+                    self.largest[name] = size
+        return result
+
+
+_PRODUCTS = {
+    torch.ops.aten.convolution.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.mm.default,
+    torch.ops.aten.bmm.default,
+}

@@ -1,0 +1,119 @@
+"""What executes a bundle's graph: one module per runtime, all with the same two functions.
+
+    availability() -> str | None            None = works on this machine, else the reason why not, in one line
+    open_session(model, *, precision, threads, cache_key) -> Session
+
+Why: `infer.load` goes through `ORDER` and takes the first that works; nothing above this folder knows which one runs.
+No torch. `edgemed predict BUNDLE IMAGE --runtime NAME` asks for one by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemed.errors import InputError, did_you_mean
+
+ORDER = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
+"""The order of preference of `--runtime auto`."""
+
+OUTPUTS = ("probabilities", "member_probabilities")
+_MODULES = {"openvino": "edgemed.runtimes.openvino", "onnxruntime": "edgemed.runtimes.onnxruntime"}
+
+
+class Session(Protocol):
+    """A graph that is ready to run. May be used from several threads at once."""
+
+    @property
+    def name(self) -> str:
+        """The runtime: one of `ORDER`."""
+
+    @property
+    def version(self) -> str:
+        """The runtime's own version."""
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that one request may use."""
+
+    @property
+    def from_cache(self) -> bool | None:
+        """Whether the session was loaded from the runtime's cache; None where the runtime has no cache."""
+
+    def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """(N, H, W, 3) uint8 RGB, N >= 1 -> {"probabilities": (N, K), "member_probabilities": (N, M, K)} float32."""
+
+
+class RuntimeModule(Protocol):
+    """A module of this folder."""
+
+    def availability(self) -> str | None:
+        """None where the runtime works on this machine, else why not and what to do, in one line."""
+
+    def open_session(self, model: bytes, *, precision: str, threads: int | None, cache_key: str) -> Session:
+        """A session for a serialised ONNX model of precision "fp32" or "fp16".
+
+        threads: None = `usable_cores()`. cache_key: the sha256 of `model`, under which compiled forms are kept.
+        Raises InputError where the runtime refuses the model.
+        """
+
+
+def runtime_module(name: str) -> RuntimeModule | str:
+    """The module of a runtime, or, as text, the reason why this version has none. InputError for an unknown name."""
+    if name not in ORDER:
+        raise InputError(f"runtime '{name}' is unknown.{did_you_mean(name, (*ORDER, 'auto'))}")
+    if name not in _MODULES:
+        return "not available in this version of edgemed"
+    return cast(RuntimeModule, importlib.import_module(_MODULES[name]))
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may use: those of its affinity, within a container's quota."""
+    threads = os.sched_getaffinity(0)
+    siblings = set()
+    for number in threads:
+        topology = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
+        try:
+            siblings.add(topology.read_text(encoding="ascii").strip())
+        except OSError:  # no sysfs: every hardware thread counts as a core
+            siblings.add(str(number))
+    return max(1, min(len(siblings), _quota(Path("/sys/fs/cgroup/cpu.max"))))
+
+
+def _quota(path: Path) -> int:
+    """Whole CPUs that a container may use (cgroup 2: "MICROSECONDS PERIOD", or "max PERIOD"); very many without one."""
+    try:
+        allowed, period = path.read_text(encoding="ascii").split()
+        return int(allowed) // int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return 1 << 20
+
+
+def cache_folder(runtime: str, *key: str) -> Path:
+    """A folder, mode 0700, for what a runtime compiles: ~/.cache/edgemed/RUNTIME/HASH-OF-KEY, or in $XDG_CACHE_HOME.
+
+    Raises OSError where it cannot be made or written, or where it belongs to somebody else: what lies in a cache is
+    run, so it has to be the user's own.
+    """
+    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        folder = configured if configured.is_absolute() else Path.home() / ".cache"
+    except RuntimeError as error:
+        raise OSError(f"no home folder: {error}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in ("edgemed", runtime, hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]):
+        folder = folder / part
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise PermissionError(f"{folder} belongs to another user")
+        if folder.stat().st_mode & 0o077:
+            folder.chmod(0o700)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} cannot be written")
+    return folder

@@ -1,0 +1,80 @@
+"""One tiny run and its bundle, made once by the real commands, for the tests of the whole path."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgemed.cli import main
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def real_images() -> Path:
+    """The folder of real images beside the repository; without it the test is skipped, visibly."""
+    if not DATA.exists():
+        pytest.skip("no real images: ../shared/data is not there")
+    return DATA
+
+
+def run_main(*arguments: str | Path) -> int:
+    """The exit code of `edgemed ARGUMENTS`, run in this process through the real entry point."""
+    before = sys.argv
+    sys.argv = ["edgemed", *(str(argument) for argument in arguments)]
+    try:
+        main()
+    except SystemExit as done:
+        return int(done.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+@pytest.fixture
+def edgemed() -> Callable[..., int]:
+    return run_main
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seeded weights that stand for ImageNet's: the tests need no download."""
+    torch = pytest.importorskip("torch", reason="extra train is not installed")
+    from safetensors.torch import save_file
+
+    from edgemed.models import create_backbone
+
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("weights") / "lite0.safetensors"
+    save_file(create_backbone("tf_efficientnet_lite0", 1000).state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms") / "data"
+    assert run_main("sample", folder, "--per-class", "14", "--size", "96") == 0
+    return folder
+
+
+def tiny_flags(weights: Path) -> list[str]:
+    """Flags of a training that takes seconds."""
+    flags = "--backbone tf_efficientnet_lite0 --size 32 --pretrain-size 64 --epochs 3 --pretrain-epochs 2 --batch 8"
+    return [*flags.split(), "--split", "0.6,0.2,0.2", "--threads", "1", "--weights", str(weights)]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(phantoms: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("tiny") / "run"
+    assert run_main("train", phantoms, "--out", run, *tiny_flags(weights)) == 0
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_run: Path) -> Path:
+    bundle = tiny_run.parent / "bundle"
+    assert run_main("build-engine", tiny_run, "--out", bundle, "--rtx", "no") == 0
+    return bundle

@@ -1,0 +1,55 @@
+"""The command line answers at once, lists what there is, and says what a user typed wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+import edgemed as package
+
+
+def _edgemed(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "edgemed", *arguments], capture_output=True, text=True)
+
+
+def test_help_lists_every_command() -> None:
+    done = _edgemed("--help")
+    assert done.returncode == 0
+    for command in ("train", "build-engine", "predict", "evaluate", "bench", "inspect", "sample"):
+        assert command in done.stdout
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = (
+        "import sys, edgemed.cli; sys.argv = ['edgemed', '--help']\n"
+        "try: edgemed.cli.main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'numpy', 'openvino', 'pydantic', 'PIL'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_a_mistyped_command_gets_a_suggestion() -> None:
+    done = _edgemed("trian", "data")
+    assert done.returncode == 2
+    assert "Did you mean 'train'?" in done.stderr
+
+
+def test_version(edgemed: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert edgemed("--version") == 0
+    assert capsys.readouterr().out.strip() == package.__version__
+
+
+def test_an_internal_error_is_not_dressed_up_as_the_users_fault(
+    edgemed: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("edgemed.phantoms.write_dataset", broken)
+    with pytest.raises(ZeroDivisionError):
+        edgemed("sample", "anywhere")

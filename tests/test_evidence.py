@@ -1,0 +1,59 @@
+"""What a bundle carries as evidence is deterministic, fits together, and comes back as it went in."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_bundles as tiny
+
+from edgemed.bundle import golden_files, reference_file
+from edgemed.errors import InputError
+from edgemed.evidence import golden_from_files, reference_from_file
+
+
+def test_evidence_is_the_same_bytes_for_the_same_facts_in_any_order() -> None:
+    images = [tiny.image(1), tiny.image(2)]
+    outputs = tiny.expected(np.stack(images))
+    assert golden_files(images, *outputs) == golden_files(images, *outputs)
+    hashes, shares = ["f" * 64, "0" * 64], outputs[0]
+    forward = reference_file(hashes, [0, 1], [5, 6], ["validation", "test"], shares)
+    backward = reference_file(hashes[::-1], [1, 0], [6, 5], ["test", "validation"], shares[::-1])
+    assert forward == backward
+    with zipfile.ZipFile(io.BytesIO(forward)) as archive:  # the clock is not in it
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+    table = reference_from_file(forward)
+    assert table.sha256.tolist() == ["0" * 64, "f" * 64]
+    assert (table.label.tolist(), table.group.tolist(), table.split.tolist()) == (
+        [1, 0],
+        [6, 5],
+        ["test", "validation"],
+    )
+    np.testing.assert_array_equal(table.probabilities, shares[::-1].astype(np.float32))
+
+
+def test_evidence_that_does_not_fit_together_is_refused() -> None:
+    probabilities, members = tiny.expected(tiny.image(1)[None])
+    with pytest.raises(InputError, match="one row of outputs each"):
+        golden_files([tiny.image(1), tiny.image(2)], probabilities, members)
+    with pytest.raises(InputError, match="64 lower-case hex"):
+        reference_file(["patient 7"], [0], [0], ["test"], probabilities)
+    with pytest.raises(InputError, match="one hash, label, group"):
+        reference_file(["0" * 64], [0, 1], [0], ["test"], probabilities)
+    with pytest.raises(InputError, match="splits"):
+        reference_file(["0" * 64], [0], [0], ["holdout"], probabilities)
+    with pytest.raises(InputError, match=r"reference\.npz cannot be read"):
+        reference_from_file(b"PK\x03\x04")
+    for broken in (b"[]", b'{"schema_version": 1, "images": []}', b"[" * 100_000):
+        with pytest.raises(InputError, match="does not describe golden images"):
+            golden_from_files({"golden/outputs.json": broken})
+
+
+def test_golden_outputs_of_another_shape_are_refused(tmp_path: Path) -> None:
+    other = golden_files([tiny.image(1)], np.ones((1, 2)) / 2, np.ones((1, 2, 2)) / 2)
+    opened = tiny.bundle(tmp_path / "bundle", files={"model.fp32.onnx": tiny.model(), **other})
+    with pytest.raises(InputError, match="other labels or members"):
+        opened.golden()
