@@ -1,0 +1,141 @@
+"""What the command line shows: progress, tables, errors, JSON. Only `cli.py` uses it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from edgemed.errors import EdgemedError
+
+if TYPE_CHECKING:
+    from edgemed.bundle import Bundle
+    from edgemed.infer import Model, Prediction
+
+_out = Console()
+_log = Console(stderr=True)
+
+
+def say(message: Any) -> None:
+    """Print to standard output; text is taken as it is, without markup."""
+    _out.print(message, markup=False, highlight=False, soft_wrap=isinstance(message, str))
+
+
+def document(value: Any) -> None:
+    """Print one JSON document."""
+    _out.print(json.dumps(value, indent=2, allow_nan=False), markup=False, highlight=False, soft_wrap=True)
+
+
+def error(problem: EdgemedError) -> None:
+    """Print an error as one line on standard error."""
+    _log.print(f"[bold red]error:[/] {escape(str(problem))}", highlight=False, soft_wrap=True)
+
+
+def start_logging(level: int) -> None:
+    """Send edgemed's log lines, and warnings of others, to standard error."""
+    handler = RichHandler(console=_log, show_path=False, show_time=False, markup=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.getLogger("edgemed").setLevel(level)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int, str], None]]:
+    """A callback progress(stage, done, total, detail) that draws one bar per stage on standard error."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=_log) as bars:
+
+        def update(stage: str, done: int, total: int, detail: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(escape(stage), total=total, detail="")
+            bars.update(tasks[stage], completed=done, total=total, detail=escape(detail))
+
+        yield update
+
+
+def metrics(result: dict[str, Any], as_json: bool, title: str) -> None:
+    """Each member and the ensemble, with 95 % intervals."""
+    if as_json:
+        document(result)
+        return
+    table = Table(title=escape(title), title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    table.caption = f"{result['n']} images in {result['groups']} groups; 95 % group-bootstrap intervals"
+    table.add_column("")
+    for name in ("accuracy", "bal. accuracy", "macro F1", "AUROC", "ECE"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, values in (*result["members"].items(), ("ensemble", result["ensemble"])):
+        cells = [_interval(values[key]) for key in ("accuracy", "balanced_accuracy", "macro_f1", "auroc")]
+        table.add_row(escape(name), *cells, f"{values['ece']:.3f}", style="bold" if name == "ensemble" else "")
+    _out.print(table)
+    if difference := result.get("ensemble_minus_better"):
+        say(
+            f"ensemble minus the better member ({difference['better']}): accuracy {difference['value']:+.3f} "
+            f"[{difference['low']:+.3f}, {difference['high']:+.3f}]"
+        )
+    if folds := result.get("folds"):
+        accuracy = folds["ensemble"]["accuracy"]
+        each = ", ".join(f"{value:.3f}" for value in accuracy["folds"])
+        say(f"ensemble accuracy by fold: {each}; mean {accuracy['mean']:.3f}, sd {accuracy['std']:.3f}")
+
+
+def _interval(value: dict[str, float | None]) -> str:
+    if value["value"] is None:
+        return "undefined"
+    return f"{value['value']:.3f}\n{value['low']:.3f}-{value['high']:.3f}"
+
+
+def predictions(found: Sequence[Prediction], model: Model) -> None:
+    """One row per image: label and probabilities."""
+    table = Table(title=escape(f"{model.runtime}: {model.reason}"), title_justify="left")
+    table.add_column("image", overflow="fold")
+    table.add_column("label")
+    for name in model.labels:
+        table.add_column(escape(name), justify="right")
+    for item in found:
+        shares = (f"{item.probabilities[name]:.3f}" for name in model.labels)
+        table.add_row(escape(str(item.path)), escape(item.label), *shares)
+    _out.print(table)
+
+
+def inspection(bundle: Bundle, as_json: bool) -> None:
+    """The manifest's facts, the files, and the state of every plan."""
+    manifest = bundle.manifest
+    plans = [plan.model_dump(mode="json") for plan in bundle.plans()]
+    if as_json:
+        document({"manifest": manifest.model_dump(mode="json"), "plans": plans})
+        return
+    operations = "FLOPs not measured" if manifest.flops is None else f"{manifest.flops / 1e9:.2f} GFLOP"
+    table = Table(title=escape(str(bundle.path)), title_justify="left", show_header=False, box=SIMPLE_HEAD, caption_justify="left")
+    table.caption = "every sha256 verified"
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    table.add_row("bundle", manifest.bundle_id)
+    table.add_row("labels", escape(", ".join(manifest.labels)))
+    table.add_row("members", ", ".join(manifest.member_names))
+    table.add_row("temperatures", ", ".join(f"{value:.3f}" for value in manifest.temperatures))
+    table.add_row("model size", f"{manifest.size} px, {operations}, {manifest.weight_bytes / 1e6:.1f} MB of weights")
+    table.add_row("image sides", f"{manifest.input.min_side} to {manifest.input.max_side} px, uint8 RGB")
+    for name, entry in sorted(manifest.files.items()):
+        table.add_row(escape(name), f"{entry.bytes:,} bytes, {entry.sha256[:12]}")
+    for plan in plans:
+        table.add_row(f"plans/{plan['id']}", f"{plan['runtime']} {plan['runtime_version']}: {_state(plan['state'])}")
+    _out.print(table)
+
+
+def _state(state: str) -> str:
+    return "built, not executed" if state == "built" else state
