@@ -72,10 +72,9 @@ def compare(
         raise InputError("the reference itself holds a probability that is not a finite number; train the run again")
     # What is not a number is infinitely wrong: a NaN would pass every bound, since it compares false.
     error = np.where(np.isfinite(other), np.abs(truth - other), np.inf)
-    finite = np.nan_to_num(other, nan=-np.inf)
     highest = np.sort(truth, axis=1)
     clear = (highest[:, -1] - highest[:, -2] > tie_margin) | (tie_margin <= 0)
-    flips = np.flatnonzero((truth.argmax(axis=1) != finite.argmax(axis=1)) & clear)
+    flips = np.flatnonzero((truth.argmax(axis=1) != other.argmax(axis=1)) & clear)
     return Comparison(
         n=len(truth),
         max_prob_error=float(error.max()),

@@ -14,18 +14,16 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from edgemed.duplicates import Thumbnail, duplicate_pairs, thumbnail
+from edgemed.duplicates import Thumbnail, duplicate_pairs, merged_groups, thumbnail
 from edgemed.errors import InputError, did_you_mean
 from edgemed.images import SUFFIXES, image_from_file
+from edgemed.splits import assigned_parts
 
 SPLITS = ("train", "validation", "test")
 LARGE_GROUP = 0.05  # share of a class above which a group of joined near-duplicates is worth a warning
@@ -127,37 +125,28 @@ def scan(data: str | Path, *, progress: Progress | None = None) -> Dataset:
 def join_near_duplicates(dataset: Dataset, *, progress: Progress | None = None) -> tuple[Dataset, list[DuplicatePair]]:
     """The data set with the groups of near-duplicate images merged, and the pairs that were found, sorted by path.
 
-    A merged group takes the first of the names in sorted order. Warnings are added for pairs with different labels and for
-    a merged group of three images or more that makes up more than `LARGE_GROUP` of a class.
+    A merged group takes the first of the names in sorted order. Warnings are added for pairs with different labels, and
+    for a merged group of three images or more that makes up more than `LARGE_GROUP` of a class.
     """
     rows = dataset.rows
     known = _thumbnails(dataset, progress)
     found = duplicate_pairs([known[row.path] for row in rows])
     pairs = [DuplicatePair(rows[i].path, rows[j].path, score, rows[i].label != rows[j].label) for i, j, score in found]
-    parent = {row.group: row.group for row in rows}
-
-    def top(group: str) -> str:
-        while parent[group] != group:
-            parent[group] = group = parent[parent[group]]
-        return group
-
-    for i, j, _ in found:
-        first, second = sorted((top(rows[i].group), top(rows[j].group)))
-        parent[second] = first
-    joined = tuple(replace(row, group=top(row.group)) for row in rows)
+    groups = merged_groups(dataset.groups, [(i, j) for i, j, _ in found])
+    joined = tuple(replace(row, group=group) for row, group in zip(rows, groups, strict=True))
+    merged = {group for row, group in zip(rows, groups, strict=True) if row.group != group}
     warnings = list(dataset.warnings)
     if conflicts := [pair for pair in pairs if pair.conflicting]:
-        first_pair = conflicts[0]
-        warnings.append(f"{len(conflicts)} near-duplicate pairs carry different labels (first: {first_pair.a} and "
-                        f"{first_pair.b}); look at them, one label of each is wrong.")  # fmt: skip
-    merged = {top(group) for group in parent if top(group) != group}
+        warnings.append(f"{len(conflicts)} near-duplicate pairs carry different labels (first: {conflicts[0].a} and "
+                        f"{conflicts[0].b}); look at them, one label of each is wrong.")  # fmt: skip
     per_class = Counter(row.label for row in joined)
-    for (group, label), count in sorted(Counter((row.group, row.label) for row in joined if row.group in merged).items()):
+    counts = Counter((row.group, row.label) for row in joined if row.group in merged)
+    for (group, label), count in sorted(counts.items()):
         if count >= 3 and count > LARGE_GROUP * per_class[label]:
             warnings.append(f"near-duplicates joined {count} of {per_class[label]} images of class {label!r} into the "
                             f"group {group!r}; look whether they are the same picture.")  # fmt: skip
     result = replace(dataset, rows=joined, warnings=tuple(warnings), thumbnails=known)
-    _check_splits_keep_groups(result, "after near-duplicates were joined: put both in one split")
+    _check_splits_keep_groups(result, "after near-duplicates were joined; put both in one split")
     return result, pairs
 
 
@@ -172,11 +161,11 @@ def split_dataset(dataset: Dataset, fractions: Sequence[float] = (0.7, 0.15, 0.1
             missing = set(dataset.classes) - {row.label for row in dataset.subset(split).rows}
             if missing:
                 names = ", ".join(sorted(missing))
-                raise InputError(f"the given split has no {split} image of class {names}; add some, or drop the column.")
+                raise InputError(f"the given split has no {split} image of {names}; add some, or drop the column.")
         return dataset
     if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise InputError(f"split fractions {tuple(fractions)} are not three positive shares that sum to 1.")
-    parts = _assigned(dataset, fractions, seed, "splits")
+    parts = assigned_parts(dataset.labels, dataset.groups, dataset.classes, fractions, seed=seed)
     return replace(dataset, rows=tuple(replace(row, split=SPLITS[parts[row.group]]) for row in dataset.rows))
 
 
@@ -186,16 +175,17 @@ def fold_datasets(dataset: Dataset, folds: int, seed: int = 0, validation_fracti
     `validation_fraction`: share of the rest that becomes the fold's validation split, cut by groups as well.
     """
     if any(row.split for row in dataset.rows):
-        raise InputError("the data come with a split column, and folds would override it; drop the column or the folds.")
+        raise InputError("the data come with a split, and folds would override it; drop its column, or the folds.")
     if folds < 2:
         raise InputError(f"{folds} folds: a cross-validation needs at least 2.")
     if not 0 < validation_fraction < 1:
         raise InputError(f"the validation fraction {validation_fraction} is not between 0 and 1.")
-    parts = _assigned(dataset, [1 / folds] * folds, seed, "folds")
+    parts = assigned_parts(dataset.labels, dataset.groups, dataset.classes, [1 / folds] * folds, seed=seed)
     result = []
     for fold in range(folds):
         rest = replace(dataset, rows=tuple(row for row in dataset.rows if parts[row.group] != fold))
-        cut = _assigned(rest, (1 - validation_fraction, validation_fraction), seed + 1 + fold, "splits of a fold")
+        shares = (1 - validation_fraction, validation_fraction)
+        cut = assigned_parts(rest.labels, rest.groups, rest.classes, shares, seed=seed + 1 + fold)
         rows = tuple(replace(row, split=SPLITS[cut.get(row.group, 2)]) for row in dataset.rows)
         result.append(replace(dataset, rows=rows))
     return result
@@ -220,16 +210,15 @@ def read_split_csv(path: str | Path, root: str | Path) -> Dataset:
 
 
 def _rows_of_folder(root: Path) -> tuple[list[Row], list[str]]:
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not _hidden(entry))
-    stray = [entry for entry in root.iterdir() if entry.is_file() and entry.suffix.lower() in SUFFIXES and not _hidden(entry)]
+    entries = _visible(root)
+    folders = [entry for entry in entries if entry.is_dir()]
     if not folders:
         raise InputError(f"{root}: holds no folders; put the images of each class into a folder named after the class.")
-    rows, ignored = [], len(stray)
+    rows, ignored = [], sum(entry.suffix.lower() in SUFFIXES for entry in entries if entry.is_file())
     for folder in folders:
-        files = [entry for entry in folder.iterdir() if entry.is_file() and not _hidden(entry)]
+        files = _visible(folder)
         images = [entry for entry in files if entry.suffix.lower() in SUFFIXES]
-        deeper = [entry for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry)]
-        if deeper:
+        if deeper := [entry for entry in files if entry.is_dir()]:
             raise InputError(f"{deeper[0]}: a folder inside a class folder; put images as {root}/CLASS/IMAGE, or list "
                              "them in a CSV path,label,split.")  # fmt: skip
         if not images:
@@ -249,7 +238,7 @@ def _rows_of_csv(path: Path, root: Path, *, check_files: bool = True) -> tuple[l
     header = [name.strip().lower() for name in table[0]] if table else []
     for column in ("path", "label"):
         if header.count(column) != 1:
-            raise InputError(f"{path}: its first line ({','.join(header)[:80]}) needs one column {column!r}; write the header "
+            raise InputError(f"{path}: its first line ({','.join(header)[:80]}) needs one column {column!r}; write it as "
                              "path,label[,group][,split], separated by commas.")  # fmt: skip
     rows: dict[str, Row] = {}
     repeated = 0
@@ -281,7 +270,7 @@ def _rows_of_csv(path: Path, root: Path, *, check_files: bool = True) -> tuple[l
     if 0 < unsplit < len(rows):
         raise InputError(f"{path}: {unsplit} of {len(rows)} rows have no split; fill in all of them or none.")
     result = list(rows.values())
-    _check_splits_keep_groups(Dataset(root, tuple(result), ()), f"in {path}: give the group one split")
+    _check_splits_keep_groups(Dataset(root, tuple(result), ()), f"in {path}; give the group one split")
     return result, [f"{repeated} rows that repeat a file were ignored."] if repeated else []
 
 
@@ -294,8 +283,12 @@ def _row_path(text: str, root: Path) -> str:
         return Path(whole).absolute().as_posix()
 
 
-def _hidden(entry: Path) -> bool:
-    return entry.name.startswith((".", "__MACOSX"))
+def _visible(folder: Path) -> list[Path]:
+    """What a folder holds, sorted, without the files that systems hide in it."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX")))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions.") from error
 
 
 def _said(row: Row) -> str:
@@ -332,44 +325,5 @@ def _check_splits_keep_groups(dataset: Dataset, step: str) -> None:
     for row in dataset.rows:
         other = splits.setdefault(row.group, row)
         if row.split != other.split:
-            raise InputError(f"group {row.group!r} is in two splits ({other.path}: {other.split}, {row.path}: {row.split}) {step}.")
-
-
-def _assigned(dataset: Dataset, fractions: Sequence[float], seed: int, kind: str) -> dict[str, int]:
-    """group -> part. Greedy on chi-squared = sum over parts and classes of (images - wanted)^2 / wanted.
-
-    Large groups go first, so that the many small ones level what they leave. Before that every part is given one
-    small group of every class, rarest class first: a part without a class could not be scored.
-    """
-    names = sorted(set(dataset.groups))
-    index = {name: k for k, name in enumerate(names)}
-    sizes = np.zeros((len(names), len(dataset.classes)))  # images of each group and class
-    np.add.at(sizes, ([index[group] for group in dataset.groups], dataset.labels), 1)
-    groups_per_class = (sizes > 0).sum(0)
-    for k in np.flatnonzero(groups_per_class < len(fractions)):
-        raise InputError(f"class {dataset.classes[k]!r} has {groups_per_class[k]} independent groups of images "
-                         f"({int(sizes[:, k].sum())} images), fewer than the {len(fractions)} {kind}; add images of "
-                         "other patients, or ask for fewer.")  # fmt: skip
-    order = np.random.default_rng(seed).permutation(len(names))
-    order = order[np.argsort(-sizes[order].sum(1), kind="stable")]  # large first, equal ones shuffled
-    wanted = np.outer(fractions, sizes.sum(0))  # (parts, classes)
-    filled = np.zeros_like(wanted)
-    part = np.full(len(names), -1)
-
-    def put(group: int, where: int) -> None:
-        part[group] = where
-        filled[where] += sizes[group]
-
-    for k in np.argsort(groups_per_class, kind="stable"):
-        for where in np.argsort(fractions, kind="stable"):
-            if filled[where, k] == 0:
-                free = order[(part[order] < 0) & (sizes[order, k] > 0)]
-                if not len(free):
-                    raise InputError(f"class {dataset.classes[k]!r} shares its groups with other classes so that it cannot "
-                                     f"be in all {len(fractions)} {kind}; ask for fewer.")  # fmt: skip
-                put(int(free[-1]), int(where))
-    for group in order[part[order] < 0]:
-        add = sizes[group]
-        cost = ((2 * (filled - wanted) * add + add**2) / wanted).sum(1)
-        put(int(group), int(np.argmin(cost)))
-    return {name: int(part[k]) for k, name in enumerate(names)}
+            raise InputError(f"group {row.group!r} is in two splits ({other.path}: {other.split or 'none'}, {row.path}: "
+                             f"{row.split or 'none'}) {step}.")  # fmt: skip

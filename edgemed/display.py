@@ -133,7 +133,7 @@ def inspection(bundle: Bundle, as_json: bool) -> None:
     for name, entry in sorted(manifest.files.items()):
         table.add_row(escape(name), f"{entry.bytes:,} bytes, {entry.sha256[:12]}")
     for plan in plans:
-        table.add_row(f"plans/{plan['id']}", f"{plan['runtime']} {plan['runtime_version']}: {_state(plan['state'])}")
+        table.add_row(f"plans/{plan['id']}", f"{plan['runtime']} {plan['version']}: {_state(plan['state'])}")
     _out.print(table)
 
 

@@ -80,6 +80,21 @@ def duplicate_pairs(
     return sorted(pairs)
 
 
+def merged_groups(groups: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[str]:
+    """The group of every image once both groups of every pair (i, j) are one; it takes the first name in sorted order."""
+    parent = {group: group for group in groups}
+
+    def top(group: str) -> str:
+        while parent[group] != group:
+            parent[group] = group = parent[parent[group]]
+        return group
+
+    for i, j in pairs:
+        first, second = sorted((top(groups[i]), top(groups[j])))
+        parent[second] = first
+    return [top(group) for group in groups]
+
+
 def _proposed(images: NDArray[np.uint8]) -> NDArray[np.int32]:
     """(M, 2) pairs i < j of (N, SIDE, SIDE) thumbnails whose perceptual hashes are near."""
     bits = np.stack([imagehash.phash(Image.fromarray(image)).hash.ravel() for image in images])

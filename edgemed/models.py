@@ -40,8 +40,8 @@ def create_backbone(name: str, classes: int, drop_path: float = 0.0) -> nn.Modul
     """A timm network with random weights: float (N, 3, S, S) -> logits (N, classes). 0 classes: no classifier."""
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, drop_path_rate=drop_path)
     if classes:
-        # timm draws EfficientNet's classifier from +-1/sqrt(classes): right for 1000 classes, but with 3 its random logits
-        # drown the pretrained features for many epochs.
+        # timm draws EfficientNet's classifier from +-1/sqrt(classes): right for 1000 classes, but with 3 its random
+        # logits drown the pretrained features for many epochs.
         head = model.get_classifier()  # type: ignore[operator]
         nn.init.trunc_normal_(head.weight, std=0.01)
         nn.init.zeros_(head.bias)

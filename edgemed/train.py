@@ -36,6 +36,7 @@ from edgemed.examples import mask_examples
 from edgemed.files import read_json, write_atomic, write_json
 from edgemed.finetune import finetune, logits_of_files
 from edgemed.loop import Progress, log, read_history
+from edgemed.metrics import INTERVAL_METRICS
 from edgemed.models import check_backbone, create_backbone, imagenet_state, load_backbone, normalisation
 from edgemed.parallel import run_jobs
 from edgemed.preprocess import FrontEnd
@@ -84,7 +85,12 @@ def train(config: TrainConfig, data: Path, out: Path, progress: Progress) -> dic
         return _train_one(config, dataset, out, device, pairs, progress)
     jobs = [(config, k, part, out, fingerprint, device, pairs) for k, part in enumerate(parts)]
     run_jobs(_train_fold, jobs, _folds_at_once(config, device), progress)
-    return _pool_folds(config, dataset, out, pairs)
+    if not (out / "metrics.json").exists():
+        write_json(out / "metrics.json", _pooled_folds(config, dataset, out))
+    metrics: dict[str, Any] = read_json(out / "metrics.json")
+    if not (out / "report.html").exists():
+        write_atomic(out / "report.html", _report(out, metrics, dataset, pairs, []))
+    return metrics
 
 
 def _folds_at_once(config: TrainConfig, device: str) -> int:
@@ -219,7 +225,7 @@ def _evaluate(config: TrainConfig, dataset: Dataset, out: Path, progress: Progre
     )
 
 
-def _pool_folds(config: TrainConfig, dataset: Dataset, out: Path, pairs: list[DuplicatePair]) -> dict[str, Any]:
+def _pooled_folds(config: TrainConfig, dataset: Dataset, out: Path) -> dict[str, Any]:
     """The out-of-fold predictions of all folds as one, and the mean and spread over the folds."""
     folds = [read_json(out / "folds" / str(k) / "metrics.json") for k in range(config.folds)]
     parts = [
@@ -233,21 +239,17 @@ def _pool_folds(config: TrainConfig, dataset: Dataset, out: Path, pairs: list[Du
     of_fold = {"ensemble": [fold["ensemble"] for fold in folds]}
     of_fold |= {member: [fold["members"][member] for fold in folds] for member in MEMBERS}
     summary = {
-        name: {
-            key: {
-                "mean": float(np.mean(values := [fold[key]["value"] for fold in of])),
-                "std": float(np.std(values, ddof=1)),
-                "folds": values,
-            }
-            for key in ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
-        }
+        name: {key: _spread([fold[key]["value"] for fold in of]) for key in INTERVAL_METRICS}
         for name, of in of_fold.items()
     }
-    metrics = {"schema": 1, "split": f"out of fold, {config.folds} folds"} | pooled | {"folds": summary}
-    write_json(out / "metrics.json", metrics)
-    if not (out / "report.html").exists():
-        write_atomic(out / "report.html", _report(out, metrics, dataset, pairs, []))
-    return metrics
+    return {"schema": 1, "split": f"out of fold, {config.folds} folds"} | pooled | {"folds": summary}
+
+
+def _spread(folds: list[float | None]) -> dict[str, Any]:
+    """Mean and standard deviation over the folds where a metric is defined, and each fold's own value."""
+    known = [value for value in folds if value is not None]
+    mean = float(np.mean(known)) if known else None
+    return {"mean": mean, "std": float(np.std(known, ddof=1)) if len(known) > 1 else None, "folds": folds}
 
 
 def _report(

@@ -25,7 +25,7 @@ SHAPES = [(1, 64, 64), (3, 97, 131), (2, 33, 240), (5, 480, 40)]  # batch, heigh
 NETWORKS = {
     "convnext": ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 16, 32, 48)}),
     "convnext_linear": ("convnext_tiny", {"depths": (1, 1, 1, 1), "dims": (8, 16, 32, 48)}),
-    "resnet": ("resnet18", {"layers": (1, 1, 1, 1)}),
+    "resnet": ("resnet18", {"layers": (1, 1, 1, 1), "channels": (16, 24, 32, 48)}),
     "lite": ("tf_efficientnet_lite0", {}),
 }
 
@@ -41,7 +41,7 @@ def ensemble_of(name: str, members: int) -> Ensemble:
             nn.init.uniform_(layer.running_var, 0.5, 2.0)
             nn.init.normal_(layer.running_mean, 0.0, 0.3)
             nn.init.uniform_(layer.weight, 0.5, 1.5)
-    front = FrontEnd(SIZE, (0.485, 0.456, 0.406), (0.189, 0.184, 0.185))
+    front = FrontEnd(SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     ensemble = Ensemble(front, networks, (0.05, 0.08)[:members]).eval()  # sharp, so that an error shows
     return ensemble
 

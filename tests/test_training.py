@@ -97,6 +97,21 @@ def test_the_wheel_of_lite0_really_knows_imagenet() -> None:
     assert (flat - noise).abs().max() > 1
 
 
+@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "resnet18", "convnext_atto"])
+def test_training_starts_undecided_and_its_batch_statistics_keep_up(backbone: str) -> None:
+    """timm's own start for EfficientNet does neither: large random logits, and running statistics that lag."""
+    torch.manual_seed(0)
+    model = create_backbone(backbone, 3).train()
+    pixels = torch.randn(6, 3, 128, 128) * 3 + 2
+    with torch.no_grad():
+        for _ in range(60):
+            logits = model(pixels)
+        loss = torch.nn.functional.cross_entropy(logits, torch.arange(6) % 3)
+        assert loss.item() == pytest.approx(math.log(3), abs=0.1)
+        features, evaluated = model.forward_features(pixels), model.eval().forward_features(pixels)
+        assert (features - evaluated).norm() < 0.5 * features.norm()  # with a momentum of 0.01: 0.8 and 0.9
+
+
 def test_the_temperature_undoes_a_known_overconfidence() -> None:
     torch.manual_seed(0)
     honest = torch.randn(20_000, 3)

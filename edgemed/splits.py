@@ -1,0 +1,57 @@
+"""Cuts labelled images into parts that share no group and have each class in the wanted proportions.
+
+Why: scikit-learn's StratifiedGroupKFold makes equal folds only, and may leave a rare class out of one. Used through
+`dataset.split_dataset` and `dataset.fold_datasets`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgemed.errors import InputError
+
+
+def assigned_parts(
+    labels: Sequence[int], groups: Sequence[str], classes: Sequence[str], fractions: Sequence[float], *, seed: int
+) -> dict[str, int]:
+    """group -> part 0..len(fractions) - 1. The order of the images does not matter; the same seed cuts the same.
+
+    labels, groups: one per image, labels index `classes`. fractions: positive, sum 1.
+
+    Greedy on chi-squared = sum over parts and classes of (images - wanted)^2 / wanted. Large groups go first, so that the
+    many small ones level what they leave. Before that every part gets one small group of every class, rarest class
+    first: a part without a class could not be scored. `InputError` when a class has too few groups for that.
+    """
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    sizes = np.zeros((len(names), len(classes)))  # images of each group and class
+    np.add.at(sizes, (index, np.asarray(labels)), 1)
+    groups_per_class = (sizes > 0).sum(axis=0)
+    for k in np.flatnonzero(groups_per_class < len(fractions)):
+        raise InputError(f"class {classes[k]!r} has {int(sizes[:, k].sum())} images in {groups_per_class[k]} independent "
+                         f"groups, fewer than the {len(fractions)} parts that each need one; add images of other "
+                         "patients, ask for fewer folds, or leave the class out.")  # fmt: skip
+    order = np.random.default_rng(seed).permutation(len(names))
+    order = order[np.argsort(-sizes[order].sum(axis=1), kind="stable")]  # large first, equal ones shuffled
+    wanted = np.outer(fractions, sizes.sum(axis=0))  # (parts, classes)
+    filled = np.zeros_like(wanted)
+    part = np.full(len(names), -1)
+
+    def put(group: int, where: int) -> None:
+        part[group] = where
+        filled[where] += sizes[group]
+
+    for k in np.argsort(groups_per_class, kind="stable"):
+        for where in np.argsort(fractions, kind="stable"):
+            if filled[where, k] == 0:
+                free = order[(part[order] < 0) & (sizes[order, k] > 0)]
+                if not len(free):
+                    raise InputError(f"class {classes[k]!r} shares so many groups with other classes that it cannot be in "
+                                     f"all {len(fractions)} parts; ask for fewer folds, or leave the class out.")  # fmt: skip
+                put(int(free[-1]), int(where))
+    for group in order[part[order] < 0]:
+        add = sizes[group]
+        cost = ((2 * (filled - wanted) * add + add**2) / wanted).sum(axis=1)
+        put(int(group), int(np.argmin(cost)))
+    return {str(name): int(part[k]) for k, name in enumerate(names)}

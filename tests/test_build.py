@@ -1,0 +1,287 @@
+"""From a run to a bundle: nothing is written unless every graph is right, and nothing of a patient travels."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import timm
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+
+import edgemed
+from edgemed import build
+from edgemed.bundle import Bundle
+from edgemed.dataset import Dataset, Row
+from edgemed.ensemble import Ensemble, predict_callable
+from edgemed.errors import GateError, InputError
+from edgemed.evaluate import evaluation, predict_files
+from edgemed.images import image_from_file, pixels_sha256
+from edgemed.phantoms import CLASSES, write_dataset
+from edgemed.preprocess import FrontEnd
+from edgemed.run import MEMBERS, Run, predictions_csv
+from edgemed.runtimes.tensorrt_builder import plan_from_onnx
+
+SIZE, SIDES = 32, (32, 96, 512)
+PATIENT = "Doe_Jane_1971"  # a group's name, as a user might choose it
+
+
+@dataclass(frozen=True)
+class Made:
+    run: Run
+    bundle: Bundle
+
+
+def _run(folder: Path) -> Run:
+    """A run as `edgemed train` leaves it, but for its networks: random ones."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    data = write_dataset(folder / "hospital_archive", per_class=6, size=64)
+    splits = ("train", "train", "validation", "validation", "test", "test")
+    rows = tuple(
+        Row(f"{label}/{label}_{k:04d}.png", label, f"{PATIENT}_{label}_{k // 2}", splits[k])
+        for label in CLASSES
+        for k in range(6)
+    )
+    dataset = Dataset(data, rows, CLASSES)
+    shape = {"layers": (1, 1, 1, 1), "channels": (16, 24, 32, 48)}
+    networks = [timm.create_model("resnet18", num_classes=3, **shape) for _ in MEMBERS]
+    for layer in (layer for network in networks for layer in network.modules()):
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.ones_(layer.weight)  # timm begins with blocks that do nothing
+    temperatures = (0.03, 0.05)
+    front = FrontEnd(SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    ensemble = Ensemble(front, networks, temperatures).eval()
+    parts, results = [], {}
+    for split in ("validation", "test"):
+        part = dataset.subset(split)
+        probabilities, members = predict_files(predict_callable(ensemble), part.files)
+        parts.append((part, members))
+        results[split] = evaluation(part.labels, probabilities, members, MEMBERS, part.groups, CLASSES)
+    path = folder / "run"
+    path.mkdir()
+    (path / "predictions.csv").write_text(predictions_csv(parts))
+    info = {
+        "edgemed": "0.1.0",
+        "config": {"seed": 7},
+        "dataset": {"root": str(data), "n": 18, "groups": 9, "fingerprint": "ab" * 32},
+    }
+    metrics = {"split": "test"} | results["test"]
+    return Run(path, ensemble, CLASSES, SIZE, "resnet18", MEMBERS, temperatures, info, metrics, dataset)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    folder = tmp_path_factory.mktemp("build")
+    run = _run(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setattr(build, "load_run", lambda path: run)
+        yield Made(run, build.build_bundle(run.path, folder / "bundle", image_size=SIDES))
+
+
+@pytest.fixture
+def quick(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports take seconds: further builds take the graphs of the first."""
+    monkeypatch.setattr(
+        build, "onnx_from_ensemble", lambda ensemble, precision, image_size: made.bundle.read_model(precision)
+    )
+
+
+def test_the_bundle_predicts_what_pytorch_does(made: Made) -> None:
+    files = made.run.dataset.subset("test").files
+    want, of_members = predict_files(predict_callable(made.run.ensemble), files)
+    for precision, tolerance in (("fp32", 1e-4), ("fp16", 5e-3)):
+        found = edgemed.load(made.bundle.path, runtime="openvino", precision=precision)(files)
+        for k, prediction in enumerate(found):
+            assert prediction.label == CLASSES[int(want[k].argmax())]
+            np.testing.assert_allclose([prediction.probabilities[name] for name in CLASSES], want[k], atol=tolerance)
+            for m, member in enumerate(MEMBERS):
+                values = [prediction.members[member][name] for name in CLASSES]
+                np.testing.assert_allclose(values, of_members[k, m], atol=tolerance)
+
+
+def test_golden_images_cover_every_class_and_carry_pytorchs_outputs(made: Made) -> None:
+    golden = made.bundle.golden()
+    assert len(golden) == 2 * len(CLASSES)
+    assert len({item.image.shape for item in golden}) == 2
+    for item in golden:
+        probabilities, members = predict_callable(made.run.ensemble)(item.image)
+        np.testing.assert_allclose(item.probabilities, probabilities, atol=1e-6)
+        np.testing.assert_allclose(item.members, members, atol=1e-6)
+
+
+def test_the_reference_names_images_by_their_pixels(made: Made) -> None:
+    reference = made.bundle.reference()
+    index = {digest: k for k, digest in enumerate(reference.sha256.tolist())}
+    predict = predict_callable(made.run.ensemble)
+    for split in ("validation", "test"):
+        part = made.run.dataset.subset(split)
+        for file, label in zip(part.files, part.labels, strict=True):
+            image = image_from_file(file)
+            k = index.pop(pixels_sha256(image))
+            assert (reference.split[k], reference.label[k]) == (split, label)
+            np.testing.assert_allclose(reference.probabilities[k], predict(image)[0], atol=1e-6)
+    assert not index  # no training image, and none twice
+    assert len(set(reference.group.tolist())) == 6
+
+
+def test_no_patients_name_and_no_path_is_in_the_bundle(made: Made) -> None:
+    for file in (path for path in made.bundle.path.rglob("*") if path.is_file()):
+        data = file.read_bytes()
+        for secret in (PATIENT, "hospital_archive", str(made.run.path)):
+            assert secret.encode() not in data and secret.encode("utf-32-le") not in data, file.name
+    for name, values in made.bundle.reference()._asdict().items():
+        assert PATIENT not in str(values.tolist()), name
+
+
+def test_the_model_card_states_the_runs_own_facts(made: Made) -> None:
+    card = made.bundle.read("model_card.md").decode()
+    accuracy = made.run.metrics["ensemble"]["accuracy"]
+    assert "Not a medical device" in card
+    assert f"| ensemble | {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]" in card
+    assert all(f"| {name} | 2 | 2 | 2 |" in card for name in CLASSES)
+    assert all(f"the {p} graph in {runtime}" in card for p in ("fp32", "fp16") for runtime in build.RUNTIMES)
+    assert "each operator rounded" in card
+
+
+def test_flops_are_two_per_multiply_add() -> None:
+    """Resize: S x H x 3W and 3 S x W x S. Convolution: 5 x 3 x 3 x 3 per output pixel. Linear: 5 x S*S x 4."""
+    side = 50
+    network = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.Flatten(), nn.Linear(5 * SIZE * SIZE, 4))
+    ensemble = Ensemble(FrontEnd(SIZE, (0.5,) * 3, (0.5,) * 3), [network], (1.0,)).eval()
+    resize = SIZE * side * 3 * side + 3 * SIZE * side * SIZE
+    want = 2 * (resize + SIZE * SIZE * 5 * 27 + 5 * SIZE * SIZE * 4)
+    assert build.flops_of(ensemble, side) == want
+
+
+def test_the_manifest_states_size_and_cost(made: Made) -> None:
+    manifest = made.bundle.manifest
+    assert (manifest.input.min_side, manifest.input.opt_side, manifest.input.max_side) == SIDES
+    assert manifest.weight_bytes == 4 * sum(p.numel() for m in made.run.ensemble.members for p in m.parameters())
+    assert manifest.flops == build.flops_of(made.run.ensemble, SIDES[1])
+
+
+def _another_networks_graph(ensemble: Ensemble, precision: str, image_size: Any, good: Bundle) -> bytes:
+    """A graph that loads, runs and gives probabilities: just not this run's. One weight tensor is reversed."""
+    model = onnx.load_from_string(good.read_model(precision))
+    largest = max(model.graph.initializer, key=lambda value: len(value.raw_data))
+    largest.raw_data = onnx.numpy_helper.to_array(largest)[::-1].tobytes()
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("wrong", ["fp32", "fp16"])
+def test_a_graph_that_differs_from_pytorch_is_never_written(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    def export(ensemble: Ensemble, precision: str, image_size: Any) -> bytes:
+        if precision == wrong:
+            return _another_networks_graph(ensemble, precision, image_size, made.bundle)
+        return made.bundle.read_model(precision)
+
+    monkeypatch.setattr(build, "onnx_from_ensemble", export)
+    with pytest.raises(GateError, match=f"the {wrong} graph in openvino"):
+        build.build_bundle(made.run.path, tmp_path / "deep" / "bundle", image_size=SIDES, rtx="no")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_activation_beyond_the_safe_range_stops_the_build(
+    made: Made, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgemed.precision.LARGEST_SAFE", 0.5)
+    with pytest.raises(GateError, match=r"fp16 would overflow: members\.[01]\S*: aten\.\S+ reaches"):
+        build.build_bundle(made.run.path, tmp_path / "bundle", image_size=SIDES, rtx="no")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predictions_that_no_longer_hold_are_refused(made: Made, quick: None, tmp_path: Path) -> None:
+    file = made.run.path / "predictions.csv"
+    before = file.read_text()
+    lines = before.splitlines()
+    head, row = lines[0], lines[1].split(",")
+    row[4:7] = row[6], row[4], row[5]
+    try:
+        file.write_text("\n".join([head, ",".join(row), *lines[2:]]) + "\n")
+        with pytest.raises(InputError, match="images or weights were changed"):
+            build.build_bundle(made.run.path, tmp_path / "bundle", image_size=SIDES, rtx="no")
+    finally:
+        file.write_text(before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_outside_the_range_names_the_flag(made: Made, quick: None, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--image-size"):
+        build.build_bundle(made.run.path, tmp_path / "bundle", image_size=(32, 40, 48), rtx="no")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_else_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    monkeypatch.setattr(build, "load_run", lambda path: pytest.fail("work was begun"))
+    with pytest.raises(InputError, match="something else"):
+        build.build_bundle(tmp_path / "run", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+# TensorRT-RTX
+
+
+def test_plans_of_both_precisions_are_built_and_recorded_without_a_gpu(made: Made) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    records = {record.precision: record for record in made.bundle.plans()}
+    assert sorted(records) == ["fp16", "fp32"]
+    for precision, record in records.items():
+        plan = made.bundle.read_plan(record)
+        assert plan[:4] == b"vtrt"
+        assert record.state == "built" and record.targets == ("sm80", "sm86", "sm89", "sm120")
+        assert record.onnx_sha256 == made.bundle.manifest.files[f"model.{precision}.onnx"].sha256
+        assert record.image_side == SIDES
+        document = json.loads((made.bundle.path / "plans" / f"{record.id}.json").read_text())
+        assert document["version"] == importlib.import_module("tensorrt_rtx").__version__
+    weights = made.bundle.manifest.weight_bytes // 4  # each two bytes shorter; the rest of a small plan is kernels
+    assert records["fp32"].bytes - records["fp16"].bytes > weights
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("sm87", "Jetson Orin.*classic TensorRT"),
+        ("sm75", "no float32 matrix products"),
+        ("sm999", "unknown.*sm75, sm80"),
+        ("current", "unknown"),
+    ],
+)
+def test_a_target_that_rtx_cannot_serve_is_refused_with_the_reason(target: str, reason: str) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(InputError, match=reason):
+        plan_from_onnx(b"", precision="fp16", targets=("sm86", target), image_size=SIDES)
+
+
+def test_a_parser_error_names_the_node() -> None:
+    pytest.importorskip("tensorrt_rtx")
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", "h", "w", 3])
+    nodes = [
+        helper.make_node("Cast", ["image"], ["x"], "widen", to=TensorProto.FLOAT),
+        helper.make_node("Unique", ["x"], ["y"], "the_culprit"),
+    ]
+    graph = helper.make_graph(nodes, "g", [image], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["k"])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    with pytest.raises(InputError, match="Unique 'the_culprit'"):
+        plan_from_onnx(model.SerializeToString(), precision="fp32", targets=("sm86",), image_size=SIDES)
+
+
+def test_without_tensorrt_rtx_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(InputError, match=r"edgemed\[rtx\]"):
+        plan_from_onnx(b"", precision="fp32", image_size=SIDES)
