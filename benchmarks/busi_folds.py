@@ -20,8 +20,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RUN = Path("build") / "busi-folds"
 FLAGS = (
-    "--backbone tf_efficientnet_lite0 --folds 5 --seed 0 --size 192 --pretrain-size 192 --epochs 16 "
-    "--pretrain-epochs 12 --learning-rate 1e-3 --layer-decay 0.9 --class-weighting 0 --threads 1"
+    "--backbone tf_efficientnet_lite0 --folds 5 --seed 0 --size 160 --pretrain-size 160 --epochs 22 "
+    "--pretrain-epochs 10 --learning-rate 1e-3 --layer-decay 0.9 --pretrain-learning-rate 2e-4 --drop-path 0.2 "
+    "--class-weighting 0 --threads 1"
 )
 
 

@@ -3,8 +3,8 @@
     python benchmarks/onnx_parity.py DATA         # DATA: a folder per class; about ten minutes on two cores
 
 Trains a small ensemble on DATA under build/onnx-parity, builds its bundle, and compares OpenVINO with PyTorch on the
-same pixels: 200 images at their own sizes, 20 of them enlarged. The fp16 graph is executed in fp32 on a CPU: that shows its
-wiring, not its rounding (`edgemed build-engine` checks the rounding apart). Exits with 1 where a bar is missed.
+same pixels: 200 images at their own sizes, 20 of them enlarged. The fp16 graph is executed in fp32 on a CPU: that shows
+its wiring, not its rounding (`edgemed build-engine` checks the rounding apart). Exits with 1 where a bar is missed.
 """
 
 from __future__ import annotations

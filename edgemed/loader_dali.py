@@ -115,7 +115,7 @@ def _pipeline(size: int, batch: int, inputs: Collection[str], threads: int, devi
 
 
 def _output(pipe: Any, files: Sequence[Path]) -> torch.Tensor:
-    """The images of the batch that was scheduled, which holds `files`; copied: not every DALI keeps its buffers for us."""
+    """The images of the batch that was scheduled, which holds `files`; copied, as DALI may reuse its buffers."""
     try:
         (output,) = pipe.share_outputs()
     except RuntimeError as error:

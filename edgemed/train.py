@@ -79,6 +79,7 @@ def train(config: TrainConfig, data: Path, out: Path, progress: Progress) -> dic
         dataset = dataset if config.folds else split_dataset(dataset, config.split, config.seed)
     parts = fold_datasets(dataset, config.folds, config.seed, _validation_share(config)) if config.folds else []
     if previous is None:
+        imagenet_state(config.backbone, Path(config.weights) if config.weights else None)  # or fail before writing
         write_json(out / "duplicates.json", [dataclasses.asdict(pair) for pair in pairs])
     begin_run(out, config, dataset, fingerprint, device)
     if not config.folds:

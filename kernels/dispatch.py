@@ -101,7 +101,7 @@ def _call(function: str, backend: str, first: Any, *arguments: Any) -> Any:
     is_array = isinstance(first, np.ndarray)
     if name == "torch" and is_array:
         torch = importlib.import_module("torch")
-        tensors = [torch.from_numpy(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x for x in (first, *arguments)]
+        tensors = [torch.from_numpy(np.require(x, requirements=["C", "W"])) if isinstance(x, np.ndarray) else x for x in (first, *arguments)]
         return run(*tensors).numpy()
     if name == "reference" and not is_array:
         torch = importlib.import_module("torch")

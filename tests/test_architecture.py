@@ -26,7 +26,9 @@ infer certify build bench judge
 display cli __main__
 """.split()
 
-RUNTIME_SIDE = "errors files stats images phantoms manifest evidence bundle runtimes infer certify bench display cli".split()
+RUNTIME_SIDE = (
+    "errors files stats images phantoms manifest evidence bundle runtimes infer certify bench display cli".split()
+)
 HEAVY = {"torch", "torchvision", "timm", "onnx", "onnxscript", "nvidia", "cv2", "sklearn", "matplotlib", "scipy"}
 
 

@@ -137,6 +137,24 @@ def test_a_mistyped_backbone_gets_a_suggestion(
     _one_line(capsys, "Did you mean 'convnext_tiny'?")
 
 
+def test_without_imagenet_weights_the_ways_to_get_them_are_named(
+    tmp_path: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timm = pytest.importorskip("timm", reason="extra train is not installed")
+    create = timm.create_model
+
+    def offline(*arguments: object, pretrained: bool = False, **options: object) -> object:
+        if pretrained:
+            raise OSError("no network")
+        return create(*arguments, **options)
+
+    monkeypatch.setattr("timm.create_model", offline)
+    data, run = _dataset(tmp_path / "data", images=12), tmp_path / "run"
+    assert edgemed("train", data, "--out", run, "--backbone", "resnet18") == 2
+    _one_line(capsys, "resnet18", "--weights FILE.safetensors", "network")
+    assert not run.exists()
+
+
 @pytest.mark.parametrize("command", ["inspect", "bench", "predict"])
 def test_a_bundle_with_one_byte_changed_is_refused(
     command: str, tiny_bundle: Path, tmp_path: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]

@@ -130,7 +130,7 @@ def test_tensors_of_any_strides() -> None:
         assert torch.equal(patch_entropy(view, 8), patch_entropy(view.clone(memory_format=torch.contiguous_format), 8))
 
 
-patches = st.binary(min_size=256, max_size=256).map(lambda raw: np.frombuffer(raw, dtype=np.uint8).reshape(1, 16, 16))
+patches = st.binary(min_size=256, max_size=256).map(lambda raw: np.frombuffer(raw, dtype=np.uint8).reshape(1, 16, 16).copy())
 few_values = st.lists(st.integers(0, 3), min_size=256, max_size=256).map(
     lambda values: np.array(values, dtype=np.uint8).reshape(1, 16, 16)
 )

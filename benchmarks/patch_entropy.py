@@ -1,0 +1,159 @@
+"""Patch entropy: every backend that runs here against what a user would write, checked before it is timed.
+
+`python benchmarks/patch_entropy.py` (a minute on two CPU cores): 64 images of 224 x 224, patches of 32 pixels. It states the
+memory floor first, compares every implementation with the oracle and exits with 1 on a mismatch, then times them in turn,
+so that a busy machine slows all alike; ratios come from the medians. The last line is one JSON document.
+
+The loop and the scipy way are written as a user would: one patch at a time, counts by `np.bincount` or `np.unique`, and
+the entropy in NumPy or by `scipy.stats.entropy`. They take grey images, and so does everything that is compared with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import entropy as scipy_entropy
+
+from edgemed.kernels import driver, patch_entropy, reference
+
+PATCH = 32
+TOLERANCE = 1e-5  # bits
+BANDWIDTHS = {"Orin": 204e9, "RTX 4090": 1008e9, "H100": 3350e9}  # bytes per second, from the data sheets
+Function = Callable[[], NDArray[np.float32]]
+
+
+def patches_of(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 (N, H, W) -> (patches, P * P), image by image, row by row."""
+    count, height, width = images.shape
+    blocks = images.reshape(count, height // PATCH, PATCH, width // PATCH, PATCH).transpose(0, 1, 3, 2, 4)
+    return blocks.reshape(-1, PATCH * PATCH)
+
+
+def bincount_loop(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """One `np.bincount` per patch."""
+    entropies = []
+    for pixels in patches_of(images):
+        counts = np.bincount(pixels, minlength=256)
+        shares = counts[counts > 0] / pixels.size
+        entropies.append(-(shares * np.log2(shares)).sum())
+    return np.array(entropies, dtype=np.float32)
+
+
+def scipy_way(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """`scipy.stats.entropy` of `np.unique` per patch."""
+    return np.array(
+        [scipy_entropy(np.unique(pixels, return_counts=True)[1], base=2) for pixels in patches_of(images)], dtype=np.float32
+    )
+
+
+def candidates(images: NDArray[np.uint8]) -> tuple[dict[str, Function], dict[str, str]]:
+    """{name: call} of what runs here, {name: reason} of what does not."""
+    tensor = torch.from_numpy(images)
+    runs: dict[str, Function] = {
+        "scipy per patch": lambda: scipy_way(images),
+        "bincount loop": lambda: bincount_loop(images),
+        "reference": lambda: reference.patch_entropy(images, PATCH).ravel(),
+        "numpy": lambda: patch_entropy(images, PATCH).ravel(),
+        "torch": lambda: patch_entropy(tensor, PATCH).numpy().ravel(),
+    }
+    absent: dict[str, str] = {}
+    if not torch.cuda.is_available():
+        return runs, dict.fromkeys(("torch on the GPU", "triton", "cuda"), "no CUDA device")
+    on_device = tensor.cuda()
+    names = {"torch on the GPU": "torch", "triton": "triton", "cuda": "cuda"}
+    reason = driver.unavailable()
+    if reason is not None:
+        absent["cuda"] = reason
+        del names["cuda"]
+    for name, backend in names.items():
+        runs[name] = lambda backend=backend: patch_entropy(on_device, PATCH, backend=backend).cpu().numpy().ravel()  # type: ignore[misc]
+    return runs, absent
+
+
+def device_times(images: NDArray[np.uint8], names: list[str]) -> dict[str, float]:
+    """Milliseconds of the kernel alone, without the copy of the result, for the GPU backends in `names`."""
+    if not torch.cuda.is_available():
+        return {}
+    from triton.testing import do_bench
+
+    tensor = torch.from_numpy(images).cuda()
+    backends = {"torch on the GPU": "torch", "triton": "triton", "cuda": "cuda"}
+    return {
+        name: do_bench(lambda backend=backend: patch_entropy(tensor, PATCH, backend=backend), return_mode="median")  # type: ignore[misc]
+        for name, backend in backends.items()
+        if name in names
+    }
+
+
+def medians(runs: dict[str, Function], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each call over `rounds` turns; every turn runs all of them once."""
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, call in runs.items():
+            start = time.perf_counter()
+            call()
+            samples[name].append((time.perf_counter() - start) * 1e3)
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def main() -> int:
+    """Check, time, print; 1 when an implementation is wrong."""
+    parser = argparse.ArgumentParser(description="Time patch entropy against what a user would write.")
+    parser.add_argument("--rounds", type=int, default=15, help="turns, each runs everything once (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=64, help="images of 224 x 224 (default: %(default)s)")
+    arguments = parser.parse_args()
+    images = np.random.default_rng(0).integers(0, 256, (arguments.images, 224, 224), dtype=np.uint8)
+    moved = images.nbytes + arguments.images * (224 // PATCH) ** 2 * 4
+    floors = {name: moved / bandwidth * 1e6 for name, bandwidth in BANDWIDTHS.items()}
+    print(f"uint8 {images.shape}, patches of {PATCH} pixels, {moved:,} bytes to move; floors at the memory bandwidth:")
+    print("  " + ", ".join(f"{name} {microseconds:.1f} us" for name, microseconds in floors.items()))
+
+    runs, absent = candidates(images)
+    wanted = reference.patch_entropy(images, PATCH).ravel()
+    errors = {name: float(np.abs(call() - wanted).max()) for name, call in runs.items()}
+    wrong = [name for name, error in errors.items() if not error <= TOLERANCE]
+    if wrong:
+        print(f"wrong by more than {TOLERANCE} bit: " + ", ".join(f"{name} ({errors[name]:.2e})" for name in wrong))
+        return 1
+
+    times = medians(runs, arguments.rounds)
+    kernels = device_times(images, list(runs))
+    loop, scipy = times["bincount loop"], times["scipy per patch"]
+    print(f"{'':18}{'median ms':>10}{'vs loop':>9}{'vs scipy':>10}{'error, bits':>13}")
+    for name, median in times.items():
+        print(f"{name:18}{median:10.2f}{loop / median:9.1f}{scipy / median:10.1f}{errors[name]:13.1e}")
+    for name, median in kernels.items():
+        print(f"{name}: {median * 1e3:.1f} us on {torch.cuda.get_device_name()}, without the copy of the result")
+    for name, reason in absent.items():
+        print(f"{name:18}not measured: {reason}")
+    document: dict[str, Any] = {
+        "benchmark": "patch_entropy",
+        "images": list(images.shape),
+        "patch": PATCH,
+        "rounds": arguments.rounds,
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
+        "median_ms": times,
+        "kernel_ms": kernels,
+        "times_faster_than_loop": {name: loop / median for name, median in times.items()},
+        "times_faster_than_scipy": {name: scipy / median for name, median in times.items()},
+        "largest_error_bits": errors,
+        "floor_us": floors,
+        "not_measured": absent,
+    }
+    print(json.dumps(document))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
