@@ -22,6 +22,7 @@ from pathlib import Path
 
 from edgemed.duplicates import Thumbnail, duplicate_pairs, merged_groups, thumbnail
 from edgemed.errors import InputError, did_you_mean
+from edgemed.files import write_atomic
 from edgemed.images import SUFFIXES, image_from_file
 from edgemed.splits import assigned_parts
 
@@ -96,7 +97,7 @@ class Dataset:
             try:
                 data = self.file(row).read_bytes()
             except OSError as error:
-                raise InputError(f"{self.file(row)}: cannot be read ({error.strerror}); scan the data again.") from error
+                raise InputError(f"{self.file(row)}: cannot be read ({error.strerror}); scan again.") from error
             content = hashlib.sha256(data).hexdigest()
             digest.update("\0".join((row.path, row.label, row.group, str(len(data)), content)).encode() + b"\n")
         return digest.hexdigest()
@@ -129,8 +130,8 @@ def join_near_duplicates(dataset: Dataset, *, progress: Progress | None = None) 
     for a merged group of three images or more that makes up more than `LARGE_GROUP` of a class.
     """
     rows = dataset.rows
-    known = _thumbnails(dataset, progress)
-    found = duplicate_pairs([known[row.path] for row in rows])
+    known = _thumbnails(dataset, None)
+    found = duplicate_pairs([known[row.path] for row in rows], progress=progress)
     pairs = [DuplicatePair(rows[i].path, rows[j].path, score, rows[i].label != rows[j].label) for i, j, score in found]
     groups = merged_groups(dataset.groups, [(i, j) for i, j, _ in found])
     joined = tuple(replace(row, group=group) for row, group in zip(rows, groups, strict=True))
@@ -145,7 +146,7 @@ def join_near_duplicates(dataset: Dataset, *, progress: Progress | None = None) 
         if count >= 3 and count > LARGE_GROUP * per_class[label]:
             warnings.append(f"near-duplicates joined {count} of {per_class[label]} images of class {label!r} into the "
                             f"group {group!r}; look whether they are the same picture.")  # fmt: skip
-    result = replace(dataset, rows=joined, warnings=tuple(warnings), thumbnails=known)
+    result = replace(dataset, rows=joined, warnings=tuple(warnings), thumbnails={})  # they have done their work
     _check_splits_keep_groups(result, "after near-duplicates were joined; put both in one split")
     return result, pairs
 
@@ -193,14 +194,11 @@ def fold_datasets(dataset: Dataset, folds: int, seed: int = 0, validation_fracti
 
 def write_split_csv(dataset: Dataset, path: str | Path) -> None:
     """Writes `path,label,group,split`, one line per row, in one step: the file is whole or not there."""
-    target = Path(path)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("path", "label", "group", "split"))
     writer.writerows((row.path, row.label, row.group, row.split) for row in dataset.rows)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    beside.write_text(text.getvalue(), encoding="utf-8")
-    beside.replace(target)
+    write_atomic(Path(path), text.getvalue())
 
 
 def read_split_csv(path: str | Path, root: str | Path) -> Dataset:
@@ -238,7 +236,7 @@ def _rows_of_csv(path: Path, root: Path, *, check_files: bool = True) -> tuple[l
     header = [name.strip().lower() for name in table[0]] if table else []
     for column in ("path", "label"):
         if header.count(column) != 1:
-            raise InputError(f"{path}: its first line ({','.join(header)[:80]}) needs one column {column!r}; write it as "
+            raise InputError(f"{path}: its first line ({','.join(header)[:80]}) needs one column {column!r}; make it "
                              "path,label[,group][,split], separated by commas.")  # fmt: skip
     rows: dict[str, Row] = {}
     repeated = 0
@@ -325,5 +323,5 @@ def _check_splits_keep_groups(dataset: Dataset, step: str) -> None:
     for row in dataset.rows:
         other = splits.setdefault(row.group, row)
         if row.split != other.split:
-            raise InputError(f"group {row.group!r} is in two splits ({other.path}: {other.split or 'none'}, {row.path}: "
-                             f"{row.split or 'none'}) {step}.")  # fmt: skip
+            raise InputError(f"group {row.group!r} is in two splits ({other.path}: {other.split or 'none'}, "
+                             f"{row.path}: {row.split or 'none'}) {step}.")  # fmt: skip

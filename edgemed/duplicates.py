@@ -81,7 +81,7 @@ def duplicate_pairs(
 
 
 def merged_groups(groups: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[str]:
-    """The group of every image once both groups of every pair (i, j) are one; it takes the first name in sorted order."""
+    """The group of every image once both groups of every pair (i, j) are one, under the name that sorts first."""
     parent = {group: group for group in groups}
 
     def top(group: str) -> str:

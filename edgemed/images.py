@@ -81,7 +81,7 @@ def image_from_bytes(data: bytes, name: str) -> Rgb:
 
 
 def image_from_pixels(array: NDArray[Any], format: PixelFormat = "RGB") -> Rgb:
-    """Pixels from memory as (H, W, 3) uint8 RGB, C-contiguous.
+    """Pixels from memory as (H, W, 3) uint8 RGB, C-contiguous; contiguous RGB comes back uncopied.
 
     array: uint8; (H, W, 3) for RGB and BGR, (H, W, 4) for RGBA (straight alpha, composited over black),
     (H, W) or (H, W, 1) for GRAY8. `InputError` for another dtype, shape or format.
@@ -99,6 +99,8 @@ def image_from_pixels(array: NDArray[Any], format: PixelFormat = "RGB") -> Rgb:
         raise InputError(f"pixels have the shape {np.shape(array)}: {format} needs {shape}, with H and W at least 1")
     if format == "RGBA":
         return _over_black(pixels)
+    if format == "RGB":
+        return np.ascontiguousarray(pixels)
     return np.ascontiguousarray(pixels[:, :, list(_CHANNELS[format])])
 
 

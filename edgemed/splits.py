@@ -20,18 +20,19 @@ def assigned_parts(
 
     labels, groups: one per image, labels index `classes`. fractions: positive, sum 1.
 
-    Greedy on chi-squared = sum over parts and classes of (images - wanted)^2 / wanted. Large groups go first, so that the
-    many small ones level what they leave. Before that every part gets one small group of every class, rarest class
+    Greedy on chi-squared = sum over parts and classes of (images - wanted)^2 / wanted. Large groups go first, so that
+    the many small ones level what they leave. Before that every part gets one small group of every class, rarest class
     first: a part without a class could not be scored. `InputError` when a class has too few groups for that.
     """
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     sizes = np.zeros((len(names), len(classes)))  # images of each group and class
     np.add.at(sizes, (index, np.asarray(labels)), 1)
     groups_per_class = (sizes > 0).sum(axis=0)
-    for k in np.flatnonzero(groups_per_class < len(fractions)):
-        raise InputError(f"class {classes[k]!r} has {int(sizes[:, k].sum())} images in {groups_per_class[k]} independent "
-                         f"groups, fewer than the {len(fractions)} parts that each need one; add images of other "
-                         "patients, ask for fewer folds, or leave the class out.")  # fmt: skip
+    for name, images, independent in zip(classes, sizes.sum(axis=0), groups_per_class, strict=True):
+        if independent < len(fractions):
+            raise InputError(f"class {name!r} has {images:.0f} images in {independent} separate groups, but each of the "
+                             f"{len(fractions)} parts of the data needs one; add images of other patients, ask for "
+                             "fewer folds, or leave the class out.")  # fmt: skip
     order = np.random.default_rng(seed).permutation(len(names))
     order = order[np.argsort(-sizes[order].sum(axis=1), kind="stable")]  # large first, equal ones shuffled
     wanted = np.outer(fractions, sizes.sum(axis=0))  # (parts, classes)
@@ -47,8 +48,9 @@ def assigned_parts(
             if filled[where, k] == 0:
                 free = order[(part[order] < 0) & (sizes[order, k] > 0)]
                 if not len(free):
-                    raise InputError(f"class {classes[k]!r} shares so many groups with other classes that it cannot be in "
-                                     f"all {len(fractions)} parts; ask for fewer folds, or leave the class out.")  # fmt: skip
+                    raise InputError(f"class {classes[int(k)]!r} shares so many groups with other classes that it "
+                                     f"cannot be in all {len(fractions)} parts of the data; ask for fewer folds, or "
+                                     "leave the class out.")  # fmt: skip
                 put(int(free[-1]), int(where))
     for group in order[part[order] < 0]:
         add = sizes[group]
