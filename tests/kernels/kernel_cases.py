@@ -43,7 +43,9 @@ def varied_images(channels: int = 3) -> NDArray[np.uint8]:
     images[1] = (9, 200, 77)
     images[2, :, ::2] = 255
     images[3] = (np.arange(64 * 96).reshape(64, 96, 1) % 256).astype(np.uint8)
-    images[4] = np.clip(np.add.outer(np.arange(64), 2 * np.arange(96))[..., None] + generator.integers(0, 4, (64, 96, 3)), 0, 255)
+    images[4] = np.clip(
+        np.add.outer(np.arange(64), 2 * np.arange(96))[..., None] + generator.integers(0, 4, (64, 96, 3)), 0, 255
+    )
     return images if channels == 3 else np.ascontiguousarray(images[..., 1])
 
 

@@ -38,7 +38,9 @@ def test_a_ptxas_log_is_read() -> None:
 
 
 def test_a_spill_fails_and_names_the_kernel() -> None:
-    with pytest.raises(GateError, match=r"1 of 2 kernels.*entropy_p8_rgb_renyi on sm_87: 16 bytes of stack, 20 bytes of spills"):
+    with pytest.raises(
+        GateError, match=r"1 of 2 kernels.*entropy_p8_rgb_renyi on sm_87: 16 bytes of stack, 20 bytes of spills"
+    ):
         ahead.check_resources(ahead.ptxas_resources(LOG))
 
 
@@ -67,7 +69,11 @@ def test_without_toolchains_it_says_what_was_skipped(
 
 def test_the_table_of_the_readme_is_that_of_the_code() -> None:
     """`kernels/README.md` names every kernel and target of the table, all without stack and spills."""
-    rows = [line for line in (KERNELS / "README.md").read_text().splitlines() if re.match(r"\| (CUDA|Triton) entropy_", line)]
+    rows = [
+        line
+        for line in (KERNELS / "README.md").read_text().splitlines()
+        if re.match(r"\| (CUDA|Triton) entropy_", line)
+    ]
     assert len(rows) == 12 + 1 + 12 + 2
     for row in rows:
         cells = [cell.strip() for cell in row.strip("|").split("|")]
@@ -131,9 +137,24 @@ def test_c_makes_the_table_of_terms_that_numpy_makes(library: ctypes.CDLL, patch
         ({"images": 4}, "8-byte aligned"),
     ],
 )
-def test_c_refuses_wrong_arguments_before_it_starts_a_kernel(library: ctypes.CDLL, change: dict[str, float], message: str) -> None:
-    call = {"images": 0, "count": 1, "height": 64, "width": 64, "channels": 3, "patch": 32, "bins": 256, "order": 1.0} | change
-    images, count, order = ctypes.c_void_p(int(call["images"])), ctypes.c_int64(int(call["count"])), ctypes.c_double(call["order"])
+def test_c_refuses_wrong_arguments_before_it_starts_a_kernel(
+    library: ctypes.CDLL, change: dict[str, float], message: str
+) -> None:
+    call = {
+        "images": 0,
+        "count": 1,
+        "height": 64,
+        "width": 64,
+        "channels": 3,
+        "patch": 32,
+        "bins": 256,
+        "order": 1.0,
+    } | change
+    images, count, order = (
+        ctypes.c_void_p(int(call["images"])),
+        ctypes.c_int64(int(call["count"])),
+        ctypes.c_double(call["order"]),
+    )
     whole = [int(call[name]) for name in ("height", "width", "channels", "patch", "bins")]
     library.edgemed_kernels_message.restype = ctypes.c_char_p
     status = library.edgemed_patch_entropy(images, count, *whole, order, None, None, None)

@@ -122,7 +122,9 @@ def test_the_thread_sanitizer_catches_every_barrier_that_is_taken_out(sanitized:
     assert "data race" in done.stderr
 
 
-def test_without_compiled_kernels_the_error_says_how_to_make_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_compiled_kernels_the_error_says_how_to_make_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
     driver._driver.cache_clear()
     monkeypatch.setattr(driver, "binaries_folder", lambda: tmp_path)

@@ -58,7 +58,13 @@ def test_masks_equal_those_of_the_cpu(backend: str, units: tuple[int, int]) -> N
     skip_without_kernels(backend)
     bits = 8 * torch.rand(6, *units, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([0, 1, -1, 2**40 + 3, 5, 2**62])
-    for ratio, sharpness, seed in ((0.6, 1.0, 0), (0.75, -2.5, 2**64 - 1), (0.5, 0.0, 2**33), (1.0, 1e7, 1), (0.0, 0.0, 1)):
+    for ratio, sharpness, seed in (
+        (0.6, 1.0, 0),
+        (0.75, -2.5, 2**64 - 1),
+        (0.5, 0.0, 2**33),
+        (1.0, 1e7, 1),
+        (0.0, 0.0, 1),
+    ):
         mask = entropy_mask(bits.cuda(), ratio, sharpness, seed, ids.cuda(), backend=backend)
         assert torch.equal(mask.cpu(), entropy_mask(bits, ratio, sharpness, seed, ids))
 
@@ -69,7 +75,9 @@ def test_nothing_waits_for_the_device(backend: str) -> None:
     skip_without_kernels(backend)
     images = torch.zeros(2, 64, 64, 3, dtype=torch.uint8, device="cuda")
     ids = torch.arange(2, device="cuda")
-    entropy_mask(patch_entropy(images, 16, backend=backend), 0.5, 1.0, 0, ids, backend=backend)  # compiles, fills the table
+    entropy_mask(
+        patch_entropy(images, 16, backend=backend), 0.5, 1.0, 0, ids, backend=backend
+    )  # compiles, fills the table
     torch.cuda.set_sync_debug_mode("error")
     try:
         entropy_mask(patch_entropy(images, 16, backend=backend), 0.5, 1.0, 0, ids, backend=backend)
@@ -91,8 +99,12 @@ def test_time_against_the_floor(backend: str, record_property: Any) -> None:
 
     milliseconds = do_bench(lambda: patch_entropy(images, 32, backend=backend), return_mode="median")
     properties = torch.cuda.get_device_properties(0)
-    bandwidth = 2e3 * properties.memory_clock_rate * properties.memory_bus_width / 8  # bytes/s: kHz, two transfers a clock
+    bandwidth = (
+        2e3 * properties.memory_clock_rate * properties.memory_bus_width / 8
+    )  # bytes/s: kHz, two transfers a clock
     floor = images.numel() / bandwidth * 1e6
-    line = f"{properties.name}, {backend}: {milliseconds * 1e3:.1f} us, floor {floor:.1f} us at {bandwidth / 1e9:.0f} GB/s"
+    line = (
+        f"{properties.name}, {backend}: {milliseconds * 1e3:.1f} us, floor {floor:.1f} us at {bandwidth / 1e9:.0f} GB/s"
+    )
     record_property("patch_entropy", line)
     warnings.warn(line, stacklevel=1)

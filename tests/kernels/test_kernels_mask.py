@@ -98,7 +98,8 @@ def test_no_sharpness_ignores_the_entropies_and_a_flat_image_has_none() -> None:
 def test_standardised_scores_do_not_depend_on_level_or_contrast() -> None:
     bits = np.round(entropies() * 1024) / 1024
     assert np.array_equal(
-        entropy_mask(bits.astype(np.float32), 0.6, 1.0, 4, IDS), entropy_mask((bits / 2 + 1).astype(np.float32), 0.6, 1.0, 4, IDS)
+        entropy_mask(bits.astype(np.float32), 0.6, 1.0, 4, IDS),
+        entropy_mask((bits / 2 + 1).astype(np.float32), 0.6, 1.0, 4, IDS),
     )
 
 
@@ -125,7 +126,9 @@ def test_the_counter_alone_decides_between_images() -> None:
 
 @pytest.mark.parametrize("other", [2, 2**32 + 1])
 def test_all_64_bits_of_the_seed_count(other: int) -> None:
-    assert not np.array_equal(entropy_mask(entropies(), 0.5, 0.0, 1, IDS), entropy_mask(entropies(), 0.5, 0.0, other, IDS))
+    assert not np.array_equal(
+        entropy_mask(entropies(), 0.5, 0.0, 1, IDS), entropy_mask(entropies(), 0.5, 0.0, other, IDS)
+    )
 
 
 def test_averages_of_fine_entropies_are_exact_in_any_order() -> None:
@@ -157,6 +160,12 @@ def test_averages_of_fine_entropies_are_exact_in_any_order() -> None:
 )
 @pytest.mark.parametrize("backend", ["reference", "numpy", "torch"])
 def test_wrong_input_is_refused_with_the_fix(changes: dict[str, Any], message: str, backend: str) -> None:
-    arguments: dict[str, Any] = {"entropy": entropies(), "ratio": 0.6, "sharpness": 1.0, "seed": 0, "ids": IDS} | changes
+    arguments: dict[str, Any] = {
+        "entropy": entropies(),
+        "ratio": 0.6,
+        "sharpness": 1.0,
+        "seed": 0,
+        "ids": IDS,
+    } | changes
     with pytest.raises(InputError, match=message):
         entropy_mask(**arguments, backend=backend)

@@ -24,7 +24,13 @@ GREY = varied_images(channels=1)
 MASK_CALLS = [
     (units, ratio, sharpness, seed)
     for units in ((7, 7), (1, 1), (12, 16))
-    for ratio, sharpness, seed in ((0.6, 1.0, 0), (0.6, 0.0, 2**64 - 1), (0.75, -1e7, 2**33 + 5), (0.0, 1.0, 1), (1.0, 1e7, 1))
+    for ratio, sharpness, seed in (
+        (0.6, 1.0, 0),
+        (0.6, 0.0, 2**64 - 1),
+        (0.75, -1e7, 2**33 + 5),
+        (0.0, 1.0, 1),
+        (1.0, 1e7, 1),
+    )
 ]
 IDS = np.array([0, -1, 2**40 + 3], dtype=np.int64)
 
