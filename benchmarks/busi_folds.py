@@ -54,8 +54,9 @@ def _cpu() -> str:
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
+    data = str(Path(sys.argv[1]).resolve())
     subprocess.run(
-        [sys.executable, "-m", "edgemed", "train", sys.argv[1], "--out", str(RUN), *shlex.split(FLAGS)],
+        [sys.executable, "-m", "edgemed", "train", data, "--out", str(RUN), *shlex.split(FLAGS)],
         cwd=ROOT,
         check=True,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,8 +51,8 @@ def main() -> None:
     data, run, bundle = Path(sys.argv[1]).resolve(), WORK / "run", WORK / "bundle"
     command = [sys.executable, "-m", "edgemed"]
     subprocess.run([*command, "train", str(data), "--out", str(run), *shlex.split(FLAGS)], check=True)
-    if not bundle.exists():
-        subprocess.run([*command, "build-engine", str(run), "--out", str(bundle), "--rtx", "no"], check=True)
+    shutil.rmtree(bundle, ignore_errors=True)
+    subprocess.run([*command, "build-engine", str(run), "--out", str(bundle), "--rtx", "no"], check=True)
     trained = load_run(run)
     parts = [trained.dataset.subset(split) for split in ("test", "validation")]
     files = [part.file(row) for part in parts for row in part.rows]

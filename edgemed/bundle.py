@@ -105,9 +105,16 @@ class Bundle:
         return reference_from_file(self.read(REFERENCE_NAME))
 
     def verify(self) -> None:
-        """Read every listed file and check its sha256. Raises InputError at the first one that is wrong."""
+        """Read every listed file and every plan and check its sha256. Raises InputError at the first wrong one."""
         for name in self.manifest.files:
             self.read(name)
+        records = {record.id: record for record in self.plans()}
+        for record in records.values():
+            if record.sha256 is not None:
+                self.read_plan(record)
+        for plan in sorted((self.path / PLANS_FOLDER).glob("*.plan")):
+            if plan.stem not in records:
+                raise InputError(f"{plan} has no record ({plan.stem}.json); remove it, or build the plan again")
 
     def plans(self) -> tuple[PlanRecord, ...]:
         """The records in `plans/`, sorted by id. Raises InputError for a record that cannot be read."""

@@ -8,7 +8,6 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +16,10 @@ import typer
 
 from edgemed import __version__, display
 from edgemed.errors import EdgemedError, InputError
+
+TRAIN = ("torch", "torchvision", "timm", "onnx", "onnxscript", "matplotlib", "safetensors")
+EXTRAS = dict.fromkeys(TRAIN, "train") | dict.fromkeys(("sklearn", "scipy", "cv2", "imagehash"), "eval")
+"""The extra that brings a module that a command may miss."""
 
 app = typer.Typer(
     name="edgemed",
@@ -41,7 +44,7 @@ Bundle = Annotated[Path, typer.Argument(help="A bundle from `edgemed build-engin
 @app.callback(invoke_without_command=True)
 def _edgemed(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log details; show tracebacks.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log details.")] = False,
 ) -> None:
     if version:
         display.say(__version__)
@@ -122,6 +125,7 @@ def build_engine(
 
     with display.progress() as progress:
         bundle = build_bundle(run, out, image_size=_sides(image_size), rtx=rtx, overwrite=overwrite, progress=progress)
+    bundle.verify()
     display.inspection(bundle, json_)
 
 
@@ -237,13 +241,13 @@ def sample(
 def main() -> None:
     """The entry point: runs a command, turns errors into one line and an exit code."""
     try:
-        app(standalone_mode=True)
+        app()
     except EdgemedError as error:
         display.error(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        display.error(EdgemedError("stopped; the same command goes on where it stopped"))
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has gone, as in `edgemed ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        display.error(InputError(f"this command needs {error.name}: pip install 'edgemed[{extra}]'"))
+        sys.exit(InputError.exit_code)

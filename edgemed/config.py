@@ -65,14 +65,17 @@ class TrainConfig:
             raise InputError(f"--start '{self.start}' is unknown.{did_you_mean(self.start, STARTS)}")
         if self.loader not in LOADERS:
             raise InputError(f"--loader '{self.loader}' is unknown.{did_you_mean(self.loader, LOADERS)}")
-        if len(self.split) != 3 or min(self.split) <= 0 or abs(sum(self.split) - 1) > 1e-6:
+        if len(self.split) != 3 or not (min(self.split) > 0 and abs(sum(self.split) - 1) < 1e-6):
             raise InputError(f"--split needs three positive parts that sum to 1, like 0.7,0.15,0.15; got {self.split}")
         if self.folds < 0 or self.folds == 1:
             raise InputError(f"--folds {self.folds}: use at least 2 folds, or leave the flag out for one split")
         if self.entropy_patch not in (8, 16, 32):
             raise InputError(f"--entropy-patch {self.entropy_patch}: use 8, 16 or 32")
         for name, low, high in (
-            ("mask_ratio", 0.05, 0.95),
+            ("pretrain_size", 2 * UNIT, 2048),
+            ("mask_ratio", 0.0, 1.0),
+            ("sharpness", -1e6, 1e6),
+            ("weight_decay", 0.0, 1.0),
             ("label_smoothing", 0.0, 0.5),
             ("class_weighting", 0.0, 1.0),
             ("ema_decay", 0.0, 0.99999),
@@ -90,6 +93,12 @@ class TrainConfig:
         ):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{flag(name)} {getattr(self, name)} is outside {low} to {high}")
+        units = (self.pretrain_size // UNIT) ** 2
+        if not 1 <= round(self.mask_ratio * units) < units:
+            raise InputError(
+                f"--mask-ratio {self.mask_ratio} removes {round(self.mask_ratio * units)} of the {units} units of "
+                f"--pretrain-size {self.pretrain_size}; some must be removed and some stay: try 0.6, or a larger size"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `run.json`."""

@@ -14,21 +14,19 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from edgemed.duplicates import Thumbnail, duplicate_pairs, merged_groups, thumbnail
+from edgemed.duplicates import Progress, Thumbnail, duplicate_pairs, merged_groups, thumbnails_of_files
 from edgemed.errors import InputError, did_you_mean
 from edgemed.files import write_atomic
-from edgemed.images import SUFFIXES, image_from_file
+from edgemed.images import SUFFIXES
 from edgemed.splits import assigned_parts
 
 SPLITS = ("train", "validation", "test")
 LARGE_GROUP = 0.05  # share of a class above which a group of joined near-duplicates is worth a warning
-Progress = Callable[[int, int], None]  # (images done, images in all)
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class Dataset:
         return digest.hexdigest()
 
 
-def scan(data: str | Path, *, progress: Progress | None = None) -> Dataset:
+def scan(data: str | Path, *, min_classes: int = 2, progress: Progress | None = None) -> Dataset:
     """Every image of a folder per class or of a CSV, each decoded once in full, with the rows sorted by path.
 
     `InputError` when the data cannot be trained on: it names the file, the class or the line, and what to do.
@@ -116,8 +114,10 @@ def scan(data: str | Path, *, progress: Progress | None = None) -> Dataset:
     else:
         raise InputError(f"{source}: does not exist; pass a folder with one folder per class, or a CSV path,label.")
     rows.sort(key=lambda row: row.path)
+    if strange := [row for row in rows if any(ord(sign) < 32 for sign in row.path + row.label + row.group)]:
+        raise InputError(f"{source}: a name has control characters ({strange[0]!a}); rename it.")
     dataset = Dataset(root, tuple(rows), tuple(sorted({row.label for row in rows})), tuple(warnings))
-    if len(dataset.classes) < 2:
+    if len(dataset.classes) < min_classes:
         found = ", ".join(dataset.classes)
         raise InputError(f"{source}: holds one class only ({found}); a classifier needs at least two.")
     return replace(dataset, thumbnails=_thumbnails(dataset, progress))
@@ -177,10 +177,8 @@ def fold_datasets(dataset: Dataset, folds: int, seed: int = 0, validation_fracti
     """
     if any(row.split for row in dataset.rows):
         raise InputError("the data come with a split, and folds would override it; drop its column, or the folds.")
-    if folds < 2:
-        raise InputError(f"{folds} folds: a cross-validation needs at least 2.")
-    if not 0 < validation_fraction < 1:
-        raise InputError(f"the validation fraction {validation_fraction} is not between 0 and 1.")
+    if folds < 2 or not 0 < validation_fraction < 1:
+        raise InputError(f"{folds} folds, validation {validation_fraction}: take 2 or more, and a share from 0 to 1.")
     parts = assigned_parts(dataset.labels, dataset.groups, dataset.classes, [1 / folds] * folds, seed=seed)
     result = []
     for fold in range(folds):
@@ -259,8 +257,7 @@ def _rows_of_csv(path: Path, root: Path, *, check_files: bool = True) -> tuple[l
         if name in rows:
             repeated += 1
             if rows[name] != row:
-                raise InputError(f"{where}: {name} is listed twice, once as {_said(rows[name])}, once as {_said(row)}; "
-                                 "keep one.")  # fmt: skip
+                raise InputError(f"{where}: {name} was listed before with another label, group or split; keep one.")
         rows[name] = row
     if not rows:
         raise InputError(f"{path}: lists no image; add rows path,label.")
@@ -273,12 +270,9 @@ def _rows_of_csv(path: Path, root: Path, *, check_files: bool = True) -> tuple[l
 
 
 def _row_path(text: str, root: Path) -> str:
-    whole = os.path.normpath(root / text)
-    base = os.path.normpath(root)
-    try:
-        return Path(whole).relative_to(base).as_posix()
-    except ValueError:
-        return Path(whole).absolute().as_posix()
+    """`text`, relative to the root, in one spelling. Links are kept as they are: the data may be made of them."""
+    base, whole = (Path(os.path.normpath(path.absolute())) for path in (root, root / text))
+    return (whole.relative_to(base) if whole.is_relative_to(base) else whole).as_posix()
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -289,33 +283,11 @@ def _visible(folder: Path) -> list[Path]:
         raise InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions.") from error
 
 
-def _said(row: Row) -> str:
-    return "/".join(text for text in (row.label, row.group if row.group != row.path else "", row.split) if text)
-
-
 def _thumbnails(dataset: Dataset, progress: Progress | None) -> dict[str, Thumbnail]:
-    """The thumbnail of every row, decoding those that no scan has decoded yet."""
-    known = {row.path: dataset.thumbnails[row.path] for row in dataset.rows if row.path in dataset.thumbnails}
-    todo = [row for row in dataset.rows if row.path not in known]
-
-    def one(row: Row) -> Thumbnail | InputError:
-        try:
-            return thumbnail(image_from_file(dataset.file(row)))
-        except InputError as error:
-            return error
-
-    bad: list[InputError] = []
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for done, (row, made) in enumerate(zip(todo, pool.map(one, todo), strict=True), start=1):
-            if isinstance(made, InputError):
-                bad.append(made)
-            else:
-                known[row.path] = made
-            if progress is not None:
-                progress(done, len(todo))
-    if bad:
-        raise InputError(f"{len(bad)} of {len(todo)} images cannot be used. First: {bad[0]}")
-    return known
+    """The thumbnail of every row, decoding the images that no scan has decoded yet."""
+    todo = [row for row in dataset.rows if row.path not in dataset.thumbnails]
+    made = thumbnails_of_files([dataset.file(row) for row in todo], progress)
+    return {**dataset.thumbnails, **{row.path: image for row, image in zip(todo, made, strict=True)}}
 
 
 def _check_splits_keep_groups(dataset: Dataset, step: str) -> None:

@@ -120,8 +120,8 @@ def inspection(bundle: Bundle, as_json: bool) -> None:
         document({"manifest": manifest.model_dump(mode="json"), "plans": plans})
         return
     operations = "FLOPs not measured" if manifest.flops is None else f"{manifest.flops / 1e9:.2f} GFLOP"
-    table = Table(title=escape(str(bundle.path)), title_justify="left", show_header=False, box=SIMPLE_HEAD, caption_justify="left")
-    table.caption = "every sha256 verified"
+    table = Table(title=escape(str(bundle.path)), title_justify="left", show_header=False, box=SIMPLE_HEAD)
+    table.caption, table.caption_justify = "every sha256 verified", "left"
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
     table.add_row("bundle", manifest.bundle_id)

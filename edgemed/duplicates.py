@@ -1,18 +1,21 @@
 """Which images of a data set show the same picture: rescaled, cropped a little, re-encoded, or with marks drawn on.
 
-Why: a copy on the other side of a split is a question whose answer was in the training set. Public sets have many
-(BUSI: one image in five), some even with another label. `dataset.join_near_duplicates` puts copies into one group.
+Why: a copy on the other side of a split is a question whose answer was in the training set. Public sets have many, some
+with another label: in BUSI, two images in five have one. `dataset.join_near_duplicates` puts copies into one group:
+
+    python -c "from edgemed.dataset import *; print(join_near_duplicates(scan('DATA'))[1])"
 
 A 64-bit perceptual hash is too coarse to decide: one that finds 95 % of crops joins 40 % of dermoscopy images to
-another lesion. Here it only proposes, and each of four steps passes on few pairs to the next, dearer one:
+another lesion. Here it only proposes, and each step passes on few pairs to the next, dearer one:
 
 1. proposal: perceptual hashes (`imagehash.phash`) differ in at most `HASH_BITS` of 64 bits;
-2. screening: details correlate in one of 25 crops of up to 5 % per side of either image, at 24 x 24 pixels;
+2. screening: details correlate in one of 25 crops of up to 5 % per side of either image, at 24 x 24 pixels, and the
+   pair is among the `BEST` of one of its images;
 3. alignment: from that crop, an affine fit by the enhanced correlation coefficient (Evangelidis and Psarakis 2008)
    on clipped details, without the 15 % of the pixels that differ most, so that text and calipers do not pull it;
 4. confirmation: the median over the picture of the local correlation of fine details is at least `CONFIRM`.
 
-Details are what a Gaussian blur takes away, divided by their own local strength: a dark rim or a round lesion in the
+Details are what a Gaussian blur takes away, and they are compared in small windows: a dark rim or a round lesion in the
 middle, which unrelated images share, weighs no more than its area. The median ignores what was drawn on less than half
 of the picture. Copies that are mirrored, turned, or cropped by more than about 5 % per side are not looked for.
 """
@@ -22,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import cv2
 import imagehash
@@ -29,11 +33,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgemed.errors import InputError
+from edgemed.images import image_from_file
+
 SIDE = 96  # pixels of a thumbnail
 HASH_BITS = 16  # proposes 99 % of copies, and one pair in 160 of 10,015 dermoscopy images
 SCREEN = 0.55  # correlation at 24 x 24 of the best crop: keeps 99 % of copies, one proposal in 100
-PROMISING = 0.45  # local correlation before the alignment
-CONFIRM = 0.58
+BEST = 8  # candidates per image: bounds the time on sets where all images look alike, such as chest X-rays
+PROMISING = 0.58  # local correlation before the alignment
+CONFIRM = 0.5
+FLAT = 0.25  # variance in squared grey levels
 
 _SMALL = 24
 _CUTS = ((0.0, 0.0), (0.05, 0.0), (0.0, 0.05), (0.025, 0.025), (0.05, 0.05))  # parts cut off at the start and the end
@@ -42,6 +51,7 @@ _BLOCK = 512  # images at a time, which bounds memory
 
 Thumbnail = NDArray[np.uint8]  # (SIDE, SIDE) grey
 Floats = NDArray[np.float32]
+Progress = Callable[[int, int], None]  # (done, in all)
 
 
 def thumbnail(image: NDArray[np.uint8]) -> Thumbnail:
@@ -50,8 +60,32 @@ def thumbnail(image: NDArray[np.uint8]) -> Thumbnail:
     return np.asarray(cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8)
 
 
+def thumbnails_of_files(files: Sequence[Path], progress: Progress | None = None) -> list[Thumbnail]:
+    """The thumbnail of every image, decoded in full. `InputError` counts the bad ones and names the first."""
+
+    def one(file: Path) -> Thumbnail | InputError:
+        try:
+            return thumbnail(image_from_file(file))
+        except InputError as error:
+            return error
+
+    made: list[Thumbnail] = []
+    bad: list[InputError] = []
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for done, result in enumerate(pool.map(one, files), start=1):
+            if isinstance(result, InputError):
+                bad.append(result)
+            else:
+                made.append(result)
+            if progress is not None:
+                progress(done, len(files))
+    if bad:
+        raise InputError(f"{len(bad)} of {len(files)} images cannot be used; the first: {bad[0]}")
+    return made
+
+
 def duplicate_pairs(
-    thumbnails: Sequence[Thumbnail], *, progress: Callable[[int, int], None] | None = None
+    thumbnails: Sequence[Thumbnail], *, progress: Progress | None = None
 ) -> list[tuple[int, int, float]]:
     """Sorted (i, j, correlation) with i < j for images that show the same picture; 1.0 for equal thumbnails.
 
@@ -98,10 +132,10 @@ def merged_groups(groups: Sequence[str], pairs: Sequence[tuple[int, int]]) -> li
 def _proposed(images: NDArray[np.uint8]) -> NDArray[np.int32]:
     """(M, 2) pairs i < j of (N, SIDE, SIDE) thumbnails whose perceptual hashes are near."""
     bits = np.stack([imagehash.phash(Image.fromarray(image)).hash.ravel() for image in images])
-    hashes = np.packbits(bits, axis=1).view(np.uint64).ravel()
+    signs = np.where(bits, np.float32(1), np.float32(-1))  # (N, 64): a product counts equal bits minus unequal ones
     found = []
-    for start in range(0, len(hashes), _BLOCK):
-        near = np.bitwise_count(hashes[start : start + _BLOCK, None] ^ hashes[None, start:]) <= HASH_BITS
+    for start in range(0, len(signs), _BLOCK):
+        near = signs[start : start + _BLOCK] @ signs[start:].T >= signs.shape[1] - 2 * HASH_BITS
         i, j = np.nonzero(np.triu(near, k=1))
         found.append(np.stack((i + start, j + start), axis=1).astype(np.int32))
     return np.concatenate(found)
@@ -124,9 +158,19 @@ def _screened(images: NDArray[np.uint8], pairs: NDArray[np.int32]) -> tuple[NDAr
                 better = top > best[mine]
                 mine = mine[better]
                 best[mine], crop[mine], swapped[mine] = top[better], scores[better].argmax(axis=1), side == 0
-    keep = best >= SCREEN
+    keep = (best >= SCREEN) & _among_best(pairs, best, len(images))
     ordered = np.where(swapped[:, None], pairs[:, ::-1], pairs)
     return ordered[keep], crop[keep]
+
+
+def _among_best(pairs: NDArray[np.int32], scores: Floats, count: int) -> NDArray[np.bool_]:
+    """Whether a pair is among the `BEST` of its first image, or of its second, that have it in this place."""
+    keep = np.zeros(len(pairs), bool)
+    for side in (0, 1):
+        order = np.lexsort((-scores, pairs[:, side]))
+        bounds = np.searchsorted(pairs[order, side], np.arange(count))
+        keep[order] |= np.arange(len(pairs)) - bounds[pairs[order, side]] < BEST
+    return keep
 
 
 def _small(images: NDArray[np.uint8], cuts: Sequence[tuple[float, float]]) -> Floats:
@@ -148,12 +192,10 @@ def _area_weights(start: float, end: float) -> Floats:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
 
-def _details(image: Thumbnail | Floats, fine: bool = False) -> Floats:
+def _details(image: Thumbnail) -> Floats:
     """(SIDE, SIDE) local contrast: a band of details over its root mean square nearby, about -2..2, 0 where flat."""
-    grey = image.astype(np.float32)
-    if not fine:
-        grey = _blurred(grey, 1)
-    band = grey - _blurred(grey, 3 if fine else 4)
+    grey = _blurred(image.astype(np.float32), 1)
+    band = grey - _blurred(grey, 4)
     return np.asarray(band / np.sqrt(_blurred(band * band, 8) + 1), np.float32)  # 1: a grey level, to leave noise low
 
 
@@ -161,10 +203,9 @@ def _confirmation(images: NDArray[np.uint8], cropped: int, whole: int, crop: int
     """The local correlation of two thumbnails once aligned, -1..1."""
     a, b = images[cropped], images[whole]
     matrix = _matrix(*_CROPS[crop])
-    if _local_correlation(_details(a), _details(_warped(b, matrix)), matrix) < PROMISING:
+    if _local_correlation(a, b, matrix, smooth=1) < PROMISING:
         return -1.0
-    matrix = _aligned(a, b, matrix)
-    return _local_correlation(_details(a, fine=True), _details(_warped(b, matrix), fine=True), matrix)
+    return _local_correlation(a, b, _aligned(a, b, matrix), smooth=0)
 
 
 def _matrix(rows: tuple[float, float], columns: tuple[float, float]) -> Floats:
@@ -195,15 +236,21 @@ def _clipped(image: Thumbnail) -> Floats:
     return np.asarray(np.clip(band / (1.4826 * np.median(np.abs(band)) + 0.3), -2, 2), np.float32)
 
 
-def _local_correlation(a: Floats, b: Floats, matrix: Floats) -> float:
-    """The median correlation over windows of 12 x 12 pixels, where b was warped by `matrix` and both have pixels."""
-    window = (12, 12)
-    ab, aa, bb = cv2.blur(a * b, window), cv2.blur(a * a, window), cv2.blur(b * b, window)
+def _local_correlation(a: Thumbnail, b: Thumbnail, matrix: Floats, smooth: float) -> float:
+    """The median correlation of details over windows of 12 x 12 pixels, with b warped onto a; -1 where nothing is seen.
+
+    smooth: sigma of a blur in pixels, 0 for the finest details. Windows that are flat in both images say nothing.
+    """
+    fine, coarse = smooth, 4 * smooth or 2
+    greys = (image.astype(np.float32) for image in (a, _warped(b, matrix)))
+    x, y = ((_blurred(grey, fine) if fine else grey) - _blurred(grey, coarse) for grey in greys)
+    xy, xx, yy = (cv2.blur(product, (12, 12)) for product in (x * y, x * x, y * y))
     inside = cv2.warpAffine(
         np.ones((SIDE, SIDE), np.uint8), matrix, (SIDE, SIDE), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
     )
     inside = cv2.erode(inside, np.ones((9, 9), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    return float(np.median((ab / np.sqrt(aa * bb + 1e-3))[inside > 0]))
+    seen = (inside > 0) & (np.maximum(xx, yy) > FLAT)
+    return float(np.median((xy / np.sqrt(xx * yy + 0.01))[seen])) if seen.mean() > 0.02 else -1.0
 
 
 def _warped(image: NDArray[np.uint8] | Floats, matrix: Floats) -> Floats:

@@ -5,9 +5,9 @@ A run is killed at any moment and resumes; a bundle is built beside the old one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,17 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         InputError: the disk is full, or the folder cannot be written. `path` is then as it was.
     """
     raw = data.encode() if isinstance(data, str) else data
-    temporary = None
+    # One name per file: what a kill leaves behind is overwritten by the next try.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        with os.fdopen(descriptor, "wb") as handle:
+        with temporary.open("wb") as handle:
             handle.write(raw)
             handle.flush()
             os.fsync(handle.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as error:
-        if temporary is not None:
+        with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
 

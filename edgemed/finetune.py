@@ -99,6 +99,7 @@ def finetune(
         seed=seed,
         device=device,
         backend=config.loader,
+        threads=torch.get_num_threads(),
     )
     log.info("fine-tuning %s on %d images: %s", member, len(files), loader.reason)
     optimizer = create_optimizer_v2(
@@ -129,7 +130,7 @@ def finetune(
             with autocast(device):
                 logits = model(pixels)
             loss = F.cross_entropy(logits.float(), labels, weight=weights, label_smoothing=config.label_smoothing)
-            total += require_finite(loss.detach(), f"fine-tuning {member}", epoch, files, indices)
+            total += require_finite(loss.detach(), f"fine-tuning {member}", "--learning-rate", epoch, files, indices)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -160,6 +161,7 @@ def finetune(
         write_history(folder / "history.jsonl", before + history)
         detail = f"validation accuracy {row['validation_accuracy']:.3f}, loss {row['validation_loss']:.3f}"
         progress(f"fine-tune {member}", epoch + 1, config.epochs, detail)
+    write_history(folder / "history.jsonl", before + history)  # again: a kill may have come just before the last row
     write_atomic(folder / "model.safetensors", save({key: value.contiguous() for key, value in best.items()}))
     checkpoint.unlink(missing_ok=True)
 

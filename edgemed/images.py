@@ -18,7 +18,8 @@ What a file holds decides, not its suffix: PNG, JPEG, BMP and TIFF are read. The
 - Several pages or frames (a TIFF stack or pyramid, an animated PNG): refused, since the page that matters is not
   ours to guess. The previews that cameras append to a JPEG (MPO) are not pages: the picture itself is taken.
 - More than `MAX_PIXELS` pixels, or more than `MAX_BYTES` bytes: refused before anything is decoded.
-- Half a file is never an image: a truncated file is refused, and a PNG's checksums are verified.
+- Half a file is never an image: a truncated file is refused, and a PNG's checksums are verified. JPEG, BMP and TIFF
+  have none, so a flipped bit in their pixels goes unseen.
 
 Every refusal is an `InputError` of one line that names the file.
 """
@@ -40,6 +41,7 @@ from edgemed.errors import InputError, did_you_mean
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 268 MB as RGB. Its warning comes above it, and so does our refusal
 MAX_BYTES = 1 << 30  # the largest image allowed needs 716 MB at 16-bit RGBA without compression
 
@@ -71,7 +73,7 @@ def image_from_bytes(data: bytes, name: str) -> Rgb:
     """The pixels of an encoded image as (H, W, 3) uint8 RGB. `name` is what an `InputError` calls it."""
     with _opened(data, name) as image:
         try:
-            damage = _png_damage(data) if image.format == "PNG" else None
+            damage = _png_damage(data) if image.format == "PNG" else _gap(image)
             if damage is None:
                 image.load()
                 return _upright(_rgb(image), _orientation(image))
@@ -153,8 +155,10 @@ def _opened(data: bytes, name: str) -> ImageFile.ImageFile:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _refusal(name, f"has more than {MAX_PIXELS} pixels", "crop or scale it down first") from error
     except UnidentifiedImageError as error:
-        raise _refusal(name, f"is not a PNG, JPEG, BMP or TIFF image (it begins with {data[:8]!r})",
-                       "export it as one of these, or take it out") from error  # fmt: skip
+        if data.startswith(_SIGNATURES):
+            raise _refusal(name, "has a damaged or truncated header", "export it again, or take it out") from error
+        what = f"is not a PNG, JPEG, BMP or TIFF image (it begins with {data[:8]!r})"
+        raise _refusal(name, what, "export it as one of these, or take it out") from error
     except _DECODER_ERRORS as error:
         raise _refusal(name, f"has a damaged header: {_one_line(error)}", "export it again, or take it out") from error
     width, height = image.size
@@ -214,6 +218,17 @@ def _upright(image: Rgb, orientation: int) -> Rgb:
     return np.ascontiguousarray(image)
 
 
+def _gap(image: ImageFile.ImageFile) -> str | None:
+    """What is wrong with an image whose header lists too few strips or tiles: Pillow would leave the rest black."""
+    area: dict[str, int] = {}
+    for tile in image.tile:
+        left, top, right, bottom = tile.extents or (0, 0, *image.size)
+        plane = str(tile.args[0] if isinstance(tile.args, tuple) else tile.args)
+        area[plane] = area.get(plane, 0) + (right - left) * (bottom - top)
+    missing = not area or min(area.values()) < image.width * image.height
+    return "its strips do not cover the picture" if missing else None
+
+
 def _png_damage(data: bytes) -> str | None:
     """What is wrong with a PNG that Pillow would decode in part or without a word, or None.
 
@@ -222,6 +237,8 @@ def _png_damage(data: bytes) -> str | None:
     """
     position, pieces, header = 8, [], b""
     while True:
+        if position + 12 > len(data):
+            return "the file is truncated"
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 8 + length
         if end + 4 > len(data):

@@ -24,7 +24,7 @@ def judge(
         InputError: `model` is neither a run nor a bundle, or the data have a class that it does not know.
     """
     predict, classes, member_names = _predictor(model, runtime, precision)
-    dataset = scan(data, progress=lambda done, total: progress("scan images", done, total, ""))
+    dataset = scan(data, min_classes=1, progress=lambda done, total: progress("scan images", done, total, ""))
     for row in dataset.rows:
         if row.label not in classes:
             hint = did_you_mean(row.label, classes)

@@ -21,6 +21,7 @@ Its test, which also runs it: `python -m pytest tests/test_loader.py`.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,16 @@ class Loader:
             InputError: a file is damaged or gone (it is named); raised while iterating.
         """
         return self._epoch(k)
+
+
+def check_backend(backend: str) -> None:
+    """Raise InputError where `dali` is asked for by name and is not installed: to be asked before the work begins."""
+    try:
+        found = importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # not even the namespace `nvidia`
+        found = False
+    if backend == "dali" and not found:
+        raise InputError(f"nvidia.dali is not installed; run `{DALI_COMMAND}`, or use --loader torch")
 
 
 def open_loader(

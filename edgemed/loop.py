@@ -63,8 +63,10 @@ def cosine_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -
     )
 
 
-def require_finite(loss: Tensor, stage: str, epoch: int, files: Sequence[Path], indices: Tensor) -> float:
-    """The loss as a number.
+def require_finite(
+    loss: Tensor, stage: str, rate: str, epoch: int, files: Sequence[Path], indices: Tensor
+) -> float:
+    """The loss as a number; `rate` is the flag of the stage's learning rate.
 
     Raises:
         EdgemedError: it is NaN or infinite; the message names the batch's files.
@@ -75,7 +77,7 @@ def require_finite(loss: Tensor, stage: str, epoch: int, files: Sequence[Path], 
     names = ", ".join(files[i].name for i in indices.tolist())
     raise EdgemedError(
         f"{stage}: the loss is {value} in epoch {epoch + 1}; the batch was {names}; look at these images, "
-        "or use a lower --learning-rate; the run resumes at the last whole epoch"
+        f"or train with a lower {rate} and another --out"
     )
 
 

@@ -7,6 +7,7 @@ of the extra `lite0`, or from timm's hub.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -122,3 +123,11 @@ def load_backbone(model: nn.Module, state: dict[str, Tensor], source: str) -> No
             found, need = tuple(state[key].shape), tuple(value.shape)
             raise InputError(f"weights from {source}: '{key}' has shape {found}, the backbone needs {need}")
     model.load_state_dict({key: state[key] for key in wanted}, strict=False)
+
+
+def weights_digest(state: dict[str, Tensor]) -> str:
+    """Hex sha256 over the names and values of all tensors, in the order of the names."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(key.encode() + b"\0" + state[key].contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()

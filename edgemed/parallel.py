@@ -7,13 +7,17 @@ killed command leaves nobody behind who writes into the run that the next one re
 from __future__ import annotations
 
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.managers import SyncManager
 from typing import Any
 
+from edgemed.errors import EdgemedError
 from edgemed.loop import Progress
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -23,33 +27,45 @@ def run_jobs(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers:
     """Call `work(*job, progress)` for every job, `workers` at a time. `work` must be a module's own function.
 
     Raises:
-        What a job raises: the jobs that have begun are finished first, the others are not begun.
+        What the first failing job raises, when those that run beside it are done; the others are not begun.
+        EdgemedError: a worker was killed.
     """
     if workers <= 1:
         for job in jobs:
             work(*job, progress)
         return
     context = multiprocessing.get_context("spawn")
-    with (
-        context.Manager() as manager,
-        ProcessPoolExecutor(workers, context, initializer=_die_with_parent, initargs=(os.getpid(),)) as pool,
-    ):
+    level = logging.getLogger("edgemed").getEffectiveLevel()
+    manager = SyncManager(ctx=context)
+    manager.start(_die_with_parent, (os.getpid(),))
+    with manager:
         messages = manager.Queue()
-        pending = {pool.submit(_work, work, job, messages) for job in jobs}
-        try:
-            while pending:
-                done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
+        with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(os.getpid(), level)) as pool:
+            waiting, running = list(jobs), set[Future[None]]()
+            failure: BaseException | None = None
+            while running or (waiting and failure is None):
+                # Submitted one by one: a job in the pool's own queue could not be taken back after a failure.
+                while waiting and failure is None and len(running) < workers:
+                    running.add(pool.submit(_work, work, waiting.pop(0), messages))
+                done, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 while not messages.empty():
                     progress(*messages.get())
-                for future in done:
-                    future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+                failure = next((found for job in done if (found := job.exception())), failure)
+    if isinstance(failure, BrokenProcessPool):
+        message = "a fold's process was killed, perhaps for want of memory; the same command goes on where it stopped"
+        raise EdgemedError(message) from failure
+    if failure is not None:
+        raise failure
 
 
 def _work(work: Callable[..., Any], job: tuple[Any, ...], messages: Any) -> None:
     work(*job, lambda *message: messages.put(message))
+
+
+def _start_worker(parent: int, level: int) -> None:
+    _die_with_parent(parent)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("edgemed").setLevel(level)
 
 
 def _die_with_parent(parent: int) -> None:

@@ -75,6 +75,7 @@ def pretrain(
         seed=seed,
         device=device,
         backend=config.loader,
+        threads=torch.get_num_threads(),
     )
     log.info("pretraining on %d images: %s", len(files), loader.reason)
     optimizer = create_optimizer_v2(
@@ -103,7 +104,7 @@ def pretrain(
             with autocast(device):
                 predicted = model(pixels, removed)
             loss = reconstruction_loss(predicted.float(), pixels, removed)
-            total += require_finite(loss.detach(), "pretraining", epoch, files, indices)
+            total += require_finite(loss.detach(), "pretraining", "--pretrain-learning-rate", epoch, files, indices)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -119,6 +120,7 @@ def pretrain(
         )
         write_history(folder / "history.jsonl", history)
         progress("pretrain mae", epoch + 1, config.pretrain_epochs, f"loss {row['loss']:.3f}")
+    write_history(folder / "history.jsonl", history)  # again: a kill may have come just before the last row
     encoder = {key: value.cpu().contiguous() for key, value in model.encoder.state_dict().items()}
     decoder = {
         f"decoder.{key}": value.cpu().contiguous()

@@ -134,7 +134,9 @@ def require_same_settings(previous: dict[str, Any], config: TrainConfig, out: Pa
         raise InputError(f"--out {out} holds a run with other settings ({', '.join(changed)}); choose another --out")
 
 
-def begin_run(out: Path, config: TrainConfig, dataset: Dataset, fingerprint: str, device: str) -> None:
+def begin_run(
+    out: Path, config: TrainConfig, dataset: Dataset, fingerprint: str, device: str, weights: dict[str, str]
+) -> None:
     """Write split.csv and run.json, unless they are there: run.json last, since it marks the folder as a run."""
     if (out / "run.json").exists():
         return
@@ -154,6 +156,7 @@ def begin_run(out: Path, config: TrainConfig, dataset: Dataset, fingerprint: str
                 "groups": len({row.group for row in dataset.rows}),
                 "warnings": list(dataset.warnings),
             },
+            "weights": weights,
             "device": {
                 "device": device,
                 "threads": config.threads or len(os.sched_getaffinity(0)),

@@ -30,7 +30,7 @@ def assigned_parts(
     groups_per_class = (sizes > 0).sum(axis=0)
     for name, images, independent in zip(classes, sizes.sum(axis=0), groups_per_class, strict=True):
         if independent < len(fractions):
-            raise InputError(f"class {name!r} has {images:.0f} images in {independent} separate groups, but each of the "
+            raise InputError(f"class {name!r} has {images:.0f} images in {independent} groups, but each of the "
                              f"{len(fractions)} parts of the data needs one; add images of other patients, ask for "
                              "fewer folds, or leave the class out.")  # fmt: skip
     order = np.random.default_rng(seed).permutation(len(names))

@@ -16,9 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
-from edgemed.calibrate import fitted_temperature
 from edgemed.config import TrainConfig, derive_seed
 from edgemed.dataset import (
     Dataset,
@@ -29,28 +27,16 @@ from edgemed.dataset import (
     scan,
     split_dataset,
 )
-from edgemed.ensemble import Ensemble, predict_callable
 from edgemed.errors import InputError
-from edgemed.evaluate import evaluation, predict_files
-from edgemed.examples import mask_examples
+from edgemed.evaluate import evaluation
 from edgemed.files import read_json, write_atomic, write_json
-from edgemed.finetune import finetune, logits_of_files
-from edgemed.loop import Progress, log, read_history
+from edgemed.loader import check_backend
+from edgemed.loop import Progress
 from edgemed.metrics import INTERVAL_METRICS
-from edgemed.models import check_backbone, create_backbone, imagenet_state, load_backbone, normalisation
+from edgemed.models import check_backbone, create_backbone, imagenet_state, load_backbone, weights_digest
 from edgemed.parallel import run_jobs
-from edgemed.preprocess import FrontEnd
-from edgemed.pretrain import pretrain
-from edgemed.report import report_html
-from edgemed.run import (
-    MEMBERS,
-    begin_run,
-    predictions_csv,
-    previous_run,
-    read_predictions,
-    require_same_settings,
-    timed,
-)
+from edgemed.run import MEMBERS, begin_run, previous_run, read_predictions, require_same_settings
+from edgemed.stages import run_report, train_one
 
 
 def train(config: TrainConfig, data: Path, out: Path, progress: Progress) -> dict[str, Any]:
@@ -62,6 +48,9 @@ def train(config: TrainConfig, data: Path, out: Path, progress: Progress) -> dic
     """
     check_backbone(config.backbone)
     device = resolved_device(config.device)
+    check_backend(config.loader)
+    if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
+        raise InputError(f"--out {out} lies inside of {data}, and would be scanned as a class; choose another folder")
     previous = previous_run(out)
     if previous is not None:
         require_same_settings(previous, config, out)
@@ -78,19 +67,21 @@ def train(config: TrainConfig, data: Path, out: Path, progress: Progress) -> dic
         dataset, pairs = join_near_duplicates(dataset)
         dataset = dataset if config.folds else split_dataset(dataset, config.split, config.seed)
     parts = fold_datasets(dataset, config.folds, config.seed, _validation_share(config)) if config.folds else []
+    if not (out / "report.html").exists():  # the last file of a run
+        weights = _weights(config, previous, out)
     if previous is None:
-        imagenet_state(config.backbone, Path(config.weights) if config.weights else None)  # or fail before writing
         write_json(out / "duplicates.json", [dataclasses.asdict(pair) for pair in pairs])
-    begin_run(out, config, dataset, fingerprint, device)
+        begin_run(out, config, dataset, fingerprint, device, weights)
     if not config.folds:
-        return _train_one(config, dataset, out, device, pairs, progress)
-    jobs = [(config, k, part, out, fingerprint, device, pairs) for k, part in enumerate(parts)]
+        return train_one(config, dataset, out, device, pairs, progress)
+    weights = read_json(out / "run.json")["weights"]
+    jobs = [(config, k, part, out, fingerprint, device, weights, pairs) for k, part in enumerate(parts)]
     run_jobs(_train_fold, jobs, _folds_at_once(config, device), progress)
     if not (out / "metrics.json").exists():
         write_json(out / "metrics.json", _pooled_folds(config, dataset, out))
     metrics: dict[str, Any] = read_json(out / "metrics.json")
     if not (out / "report.html").exists():
-        write_atomic(out / "report.html", _report(out, metrics, dataset, pairs, []))
+        write_atomic(out / "report.html", run_report(out, metrics, dataset, pairs, []))
     return metrics
 
 
@@ -108,18 +99,34 @@ def _train_fold(
     out: Path,
     fingerprint: str,
     device: str,
+    weights: dict[str, str],
     pairs: list[DuplicatePair],
     progress: Progress,
 ) -> None:
     """Fold k as a run of its own, with a seed of its own."""
     folder = out / "folds" / str(k)
     own = dataclasses.replace(config, seed=derive_seed(config.seed, "fold", k))
-    begin_run(folder, own, part, fingerprint, device)
+    begin_run(folder, own, part, fingerprint, device, weights)
 
     def named(stage: str, done: int, total: int, detail: str) -> None:
         progress(f"fold {k + 1}/{config.folds} {stage}", done, total, detail)
 
-    _train_one(own, part, folder, device, pairs, named)
+    train_one(own, part, folder, device, pairs, named)
+
+
+def _weights(config: TrainConfig, previous: dict[str, Any] | None, out: Path) -> dict[str, str]:
+    """Source and hash of the ImageNet weights, tried on the backbone before anything is written.
+
+    Raises:
+        InputError: there are none, they belong to another backbone, or the run was begun with others.
+    """
+    state, source = imagenet_state(config.backbone, Path(config.weights) if config.weights else None)
+    load_backbone(create_backbone(config.backbone, classes=0), state, source)
+    found = {"source": source, "sha256": weights_digest(state)}
+    if previous is not None and previous["weights"]["sha256"] != found["sha256"]:
+        began = previous["weights"]["source"]
+        raise InputError(f"{out} was begun with other ImageNet weights ({began}; now {source}); choose another --out")
+    return found
 
 
 def resolved_device(device: str) -> str:
@@ -135,95 +142,16 @@ def resolved_device(device: str) -> str:
         raise InputError(f"--device '{device}': use auto, cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--device {device}: torch sees no CUDA device here; use --device cpu, or check `nvidia-smi`")
+    number = device.partition(":")[2]
+    if number and not (kind == "cuda" and number.isdigit() and int(number) < torch.cuda.device_count()):
+        count = torch.cuda.device_count()
+        raise InputError(f"--device {device}: no such device; this machine has {count} CUDA devices")
     return device
 
 
 def _validation_share(config: TrainConfig) -> float:
     """The part of a fold's training side that validates: as large, against training, as --split asks."""
     return config.split[1] / (config.split[0] + config.split[1])
-
-
-def _train_one(
-    config: TrainConfig, dataset: Dataset, out: Path, device: str, pairs: list[DuplicatePair], progress: Progress
-) -> dict[str, Any]:
-    """One split, from pretraining to the report."""
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
-    mae, training = out / "members" / "mae", dataset.subset("train")
-    weights = Path(config.weights) if config.weights else None
-    if not all((out / "members" / member / "model.safetensors").exists() for member in MEMBERS):
-        state, source = imagenet_state(config.backbone, weights)
-        log.info("ImageNet weights: %s", source)
-        if not (mae / "pretrained.safetensors").exists():
-            start = state if config.start == "imagenet" else None
-            files = [training.file(row) for row in training.rows]
-            timed(out, "pretrain", lambda: pretrain(config, files, start, source, mae, device, progress))
-        for member in MEMBERS:
-            folder = out / "members" / member
-            if (folder / "model.safetensors").exists():
-                continue
-            model = _member(config, member, len(dataset.classes), state, source, mae)
-            front = FrontEnd(config.size, *normalisation(config.backbone))
-            timed(
-                out,
-                f"finetune {member}",
-                lambda m=member, f=folder, net=model, fr=front: finetune(  # type: ignore[misc]
-                    config, m, net, fr, dataset, f, device, progress
-                ),
-            )
-    for leftover in out.glob("members/*/*.ckpt"):  # of a kill between a stage's result and its clean-up
-        leftover.unlink()
-    if not (out / "metrics.json").exists():
-        timed(out, "evaluate", lambda: _evaluate(config, dataset, out, progress))
-    metrics: dict[str, Any] = read_json(out / "metrics.json")
-    if not (out / "report.html").exists():
-        first = [next(training.file(row) for row in training.rows if row.label == name) for name in training.classes]
-        examples = mask_examples(config, first[:6], mae / "pretrained.safetensors")
-        write_atomic(out / "report.html", _report(out, metrics, dataset, pairs, examples))
-    return metrics
-
-
-def _member(
-    config: TrainConfig, member: str, classes: int, state: dict[str, torch.Tensor], source: str, mae: Path
-) -> torch.nn.Module:
-    """A network with a new classifier on ImageNet's backbone, or on the pretrained encoder's."""
-    torch.manual_seed(derive_seed(config.seed, "finetune", member, "init"))
-    model = create_backbone(config.backbone, classes, config.drop_path)
-    if member == "mae":
-        state, source = load_file(mae / "pretrained.safetensors"), "masked pretraining"
-    load_backbone(model, state, source)
-    return model
-
-
-def _evaluate(config: TrainConfig, dataset: Dataset, out: Path, progress: Progress) -> None:
-    """Temperatures from validation, then predictions of validation and test through the exported module."""
-    front = FrontEnd(config.size, *normalisation(config.backbone))
-    members = [create_backbone(config.backbone, len(dataset.classes)) for _ in MEMBERS]
-    for name, model in zip(MEMBERS, members, strict=True):
-        model.load_state_dict(load_file(out / "members" / name / "model.safetensors"))
-    validation = dataset.subset("validation")
-    files = [validation.file(row) for row in validation.rows]
-    temperatures = [
-        fitted_temperature(logits_of_files(model, front, files, "cpu"), validation.labels) for model in members
-    ]
-    ensemble = Ensemble(front, members, temperatures).eval()
-    results, predictions = {}, []
-    for split in ("validation", "test"):
-        part = dataset.subset(split)
-        probabilities, of_members = predict_files(
-            predict_callable(ensemble),
-            [part.file(row) for row in part.rows],
-            lambda done, total, split=split: progress(f"evaluate {split}", done, total, ""),  # type: ignore[misc]
-        )
-        groups = [row.group for row in part.rows]
-        results[split] = evaluation(part.labels, probabilities, of_members, MEMBERS, groups, part.classes)
-        predictions.append((part, of_members))
-    write_atomic(out / "predictions.csv", predictions_csv(predictions))
-    write_json(
-        out / "metrics.json",
-        {"schema": 1, "split": "test"}
-        | results["test"]
-        | {"temperatures": dict(zip(MEMBERS, temperatures, strict=True)), "validation": results["validation"]},
-    )
 
 
 def _pooled_folds(config: TrainConfig, dataset: Dataset, out: Path) -> dict[str, Any]:
@@ -251,24 +179,3 @@ def _spread(folds: list[float | None]) -> dict[str, Any]:
     known = [value for value in folds if value is not None]
     mean = float(np.mean(known)) if known else None
     return {"mean": mean, "std": float(np.std(known, ddof=1)) if len(known) > 1 else None, "folds": folds}
-
-
-def _report(
-    out: Path, metrics: dict[str, Any], dataset: Dataset, pairs: list[DuplicatePair], examples: list[Any]
-) -> str:
-    histories = {member: read_history(out / "members" / member / "history.jsonl") for member in MEMBERS}
-    stages = {name: [row for row in rows if row["stage"] == "finetune"] for name, rows in histories.items()}
-    stages["pretraining"] = [row for row in histories["mae"] if row["stage"] == "pretrain"]
-    table: dict[str, dict[str, int]] = {}
-    for row in dataset.rows:
-        counts = table.setdefault(row.split or "all", dict.fromkeys(dataset.classes, 0))
-        counts[row.label] += 1
-    return report_html(
-        info=read_json(out / "run.json"),
-        metrics=metrics,
-        histories=stages,
-        split_table=table,
-        examples=examples,
-        duplicates=[(pair.a, pair.b, pair.correlation, pair.conflicting) for pair in pairs],
-        warnings=list(dataset.warnings),
-    )

@@ -1,8 +1,10 @@
-"""Compile the kernels ahead of time, for GPUs that need not be here: `python -m edgemed.kernels.compile` (`make kernels`).
+"""Compile the kernels ahead of time, for GPUs that need not be here.
 
-CUDA C++ becomes one fatbin (machine code per target, and PTX for later GPUs), Triton one cubin per kernel and target. Every
-call prints the registers, shared memory, stack and spills of each kernel on each target, and fails on a spill or a stack
-frame before it writes anything. What is not installed is skipped, and the table says so.
+Run it with `make kernels` or `python -m edgemed.kernels.compile`.
+
+CUDA C++ becomes one fatbin (machine code per target, and PTX for later GPUs), Triton one cubin per kernel and target.
+Every call prints the registers, shared memory, stack and spills of each kernel on each target, and fails on a spill or
+a stack frame before it writes anything. What is not installed is skipped, and the table says so.
 
 Written: `build/kernels/` of a checkout, `binaries/` beside this file of an installed package (`--out` elsewhere):
 edgemed_kernels.fatbin, triton/NAME.sm_XX.cubin, resources.json. Targets that this nvcc does not know (CUDA 12.6 of
@@ -71,7 +73,9 @@ def ptxas_resources(log: str) -> list[Resources]:
         shared = re.search(r"(\d+) bytes smem", rest)
         spills = int(stores) + int(loads)
         size = int(shared[1]) if shared else 0
-        rows.append(Resources("CUDA", name.removeprefix("edgemed_"), int(target), int(registers), size, int(stack), spills))
+        rows.append(
+            Resources("CUDA", name.removeprefix("edgemed_"), int(target), int(registers), size, int(stack), spills)
+        )
     return rows
 
 
@@ -126,13 +130,20 @@ def table(rows: list[Resources]) -> str:
     """A Markdown table: registers per target; shared memory, stack and spills (largest of the targets) behind them."""
     targets = sorted({row.target for row in rows})
     lines = [
-        "| kernel, registers on | " + " | ".join(f"sm_{target}" for target in targets) + " | shared B | stack B | spills B |",
+        "| kernel, registers on | "
+        + " | ".join(f"sm_{target}" for target in targets)
+        + " | shared B | stack B | spills B |",
         "|---|" + "---:|" * (len(targets) + 3),
     ]
-    for toolchain, kernel in dict.fromkeys((row.toolchain, row.kernel) for row in rows):
+    kernels = {(row.toolchain, row.kernel) for row in rows}
+    for toolchain, kernel in sorted(
+        kernels, key=lambda names: re.sub(r"\d+", lambda digits: digits[0].zfill(4), str(names))
+    ):
         of_kernel = {row.target: row for row in rows if (row.toolchain, row.kernel) == (toolchain, kernel)}
         cells = [str(of_kernel[target].registers) if target in of_kernel else "-" for target in targets]
-        cells += [str(max(getattr(row, field) for row in of_kernel.values())) for field in ("shared", "stack", "spills")]
+        cells += [
+            str(max(getattr(row, field) for row in of_kernel.values())) for field in ("shared", "stack", "spills")
+        ]
         lines.append(f"| {toolchain} {kernel} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -143,8 +154,8 @@ def check_resources(rows: list[Resources]) -> None:
     if bad:
         row = bad[0]
         raise GateError(
-            f"{len(bad)} of {len(rows)} kernels spill or need a stack, first {row.toolchain} {row.kernel} on sm_{row.target}: "
-            f"{row.stack} bytes of stack, {row.spills} bytes of spills; nothing was written"
+            f"{len(bad)} of {len(rows)} kernels spill or need a stack, first {row.toolchain} {row.kernel} on "
+            f"sm_{row.target}: {row.stack} bytes of stack, {row.spills} bytes of spills; nothing was written"
         )
 
 

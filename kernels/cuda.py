@@ -1,7 +1,8 @@
-"""Patch entropy and entropy masks through the compiled CUDA C++ kernels: for devices without Triton, callers without torch.
+"""Patch entropy and entropy masks by the compiled CUDA C++ kernels: for devices without Triton, callers without torch.
 
 NumPy arrays are copied to device 0 and back, through the CUDA driver alone. CUDA tensors stay where they are, and the
-kernels run on torch's current stream. Bodies: patch_entropy.cuh, entropy_mask.cuh; floors of the time they need stand there.
+kernels run on torch's current stream. Bodies: patch_entropy.cuh, entropy_mask.cuh; floors of the time they need stand
+there.
 
 Check without a GPU: `python -m pytest tests/kernels`, `make kernels`.
 """
@@ -29,9 +30,9 @@ def patch_entropy(images: Any, patch: int, bins: int = 256, order: float = 1.0) 
         InputError: input outside the definition (`definition.geometry`).
         EdgemedError: no driver, no device, no compiled kernels.
     """
-    return _entropy_of_array(images, patch, bins, order) if isinstance(images, np.ndarray) else _entropy_of_tensor(
-        images, patch, bins, order
-    )
+    if isinstance(images, np.ndarray):
+        return _entropy_of_array(images, patch, bins, order)
+    return _entropy_of_tensor(images, patch, bins, order)
 
 
 def entropy_mask(entropy: Any, ratio: float, sharpness: float, seed: int, ids: Any) -> Any:

@@ -2,9 +2,10 @@
 
 It exists so that no two backends can differ in a constant or accept different input. It needs NumPy and nothing else.
 
-Integers make the backends agree to the last bit. A count is an integer, so c log2 c takes at most 1,025 values: they are
-rounded once, here, to multiples of 2^-17, and summed as integers, in any order, to the same result. The entropy comes out
-as a multiple of 2^-17 bit (within 1e-5 of the real number), hence float32 averages of up to 16 of them are exact as well.
+Integers make the backends agree to the last bit. A count is an integer, so c log2 c takes at most 1,025 values: they
+are rounded once, here, to multiples of 2^-17, and summed as integers, in any order, to the same result. The entropy
+comes out as a multiple of 2^-17 bit (within 1e-5 of the real number), hence float32 averages of up to 16 of them are
+exact as well.
 
 Check: `python -m pytest tests/kernels`.
 """
@@ -37,7 +38,7 @@ PHILOX_ROUNDS = 10
 
 @dataclass(frozen=True)
 class Geometry:
-    """The shape of one call: `count` images of `height` x `width` pixels and `channels` (1 or 3), `rows` x `columns` patches."""
+    """The shape of one call: `count` images of `height` x `width` pixels and 1 or 3 channels."""
 
     count: int
     height: int
@@ -72,9 +73,13 @@ def geometry(shape: tuple[int, ...], dtype: str, patch: int, bins: int, order: f
             or order outside the definition. The message names what to change.
     """
     if dtype != "uint8":
-        raise InputError(f"images are {dtype}, patch entropy needs uint8 in 0..255: convert them with (x * 255).round() first")
+        raise InputError(
+            f"images are {dtype}, patch entropy needs uint8 in 0..255: convert them with (x * 255).round() first"
+        )
     if not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)):
-        raise InputError(f"images have shape {shape}, needed is (N, H, W, 3) RGB or (N, H, W) grey; for one image use images[None]")
+        raise InputError(
+            f"images have shape {shape}, needed is (N, H, W, 3) RGB or (N, H, W) grey; for one image use images[None]"
+        )
     if patch not in PATCHES:
         raise InputError(f"patch is {patch}, possible are 8, 16 and 32 pixels")
     if bins not in (2, 4, 8, 16, 32, 64, 128, 256):
@@ -83,7 +88,9 @@ def geometry(shape: tuple[int, ...], dtype: str, patch: int, bins: int, order: f
     count, height, width = shape[:3]
     if height < patch or width < patch or height % patch or width % patch:
         near = " x ".join(str(max(patch, side // patch * patch)) for side in (height, width))
-        raise InputError(f"images are {height} x {width}, no multiple of patch={patch} pixels: resize or crop them to {near}")
+        raise InputError(
+            f"images are {height} x {width}, no multiple of patch={patch} pixels: resize or crop them to {near}"
+        )
     return Geometry(count, height, width, 1 if len(shape) == 3 else 3, patch, 8 - (bins.bit_length() - 1))
 
 
@@ -92,7 +99,9 @@ def check_order(order: float) -> None:
     if not 0 < order <= MAX_ORDER:
         raise InputError(f"order is {order}, needed is 0 < order <= 100: 1.0 is Shannon, 2.0 the usual Rényi order")
     if order != 1 and abs(order - 1) < 0.01:
-        raise InputError(f"order {order} is too near 1, where Rényi's formula divides by 0: use order=1.0, which is its limit")
+        raise InputError(
+            f"order {order} is too near 1, where Rényi's formula divides by 0: use order=1.0, which is its limit"
+        )
 
 
 def shannon_terms(pixels: int) -> NDArray[np.int32]:
@@ -102,7 +111,8 @@ def shannon_terms(pixels: int) -> NDArray[np.int32]:
     """
     counts = np.arange(pixels + 1, dtype=np.float64)
     terms = counts * np.log2(np.maximum(counts, 1))
-    return np.rint(terms * 2**GRID_BITS).astype(np.int32)
+    rounded: NDArray[np.int32] = np.rint(terms * 2**GRID_BITS).astype(np.int32)
+    return rounded
 
 
 def renyi_terms(pixels: int, order: float) -> NDArray[np.float64]:
@@ -132,7 +142,8 @@ def mask_plan(
     """The plan for entropies of this shape and element type; `ids` is the shape and element type of the counters.
 
     Raises:
-        InputError: wrong shapes or types, a ratio outside 0..1, a sharpness beyond 1e7, a seed outside 64 bits, more than
+        InputError: wrong shapes or types, a ratio outside 0..1, a sharpness beyond 1e7, a seed outside 64 bits, more
+        than
             4,096 units.
     """
     if dtype != "float32" or len(shape) != 3:
@@ -141,7 +152,9 @@ def mask_plan(
         raise InputError(f"ids are {ids[1]} {ids[0]}, needed is int64 ({shape[0]},): one counter per image and draw")
     units = shape[1] * shape[2]
     if not 1 <= units <= MAX_UNITS:
-        raise InputError(f"entropy has {units} units per image, possible are 1 to {MAX_UNITS}: use a smaller image or a larger patch")
+        raise InputError(
+            f"entropy has {units} units per image, possible are 1 to {MAX_UNITS}: use a smaller image or a larger patch"
+        )
     if not 0 <= ratio <= 1:
         raise InputError(f"ratio is {ratio}, needed is the share of units to remove, 0 to 1")
     if not abs(sharpness) <= MAX_SHARPNESS:

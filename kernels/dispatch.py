@@ -4,8 +4,8 @@
     NumPy array   numpy: needs no torch
     CPU tensor    torch
     CUDA tensor   triton; where triton cannot be imported, cuda (compiled kernels through the driver); else torch
-By name: reference, numpy, torch, triton, cuda. All return the same entropies and masks; `reference` computes the entropy
-in float64 and so differs by up to 1e-5 bit.
+By name: reference, numpy, torch, triton, cuda. All return the same entropies and masks; `reference` computes the
+entropy in float64 and so differs by up to 1e-5 bit.
 """
 
 from __future__ import annotations
@@ -101,7 +101,10 @@ def _call(function: str, backend: str, first: Any, *arguments: Any) -> Any:
     is_array = isinstance(first, np.ndarray)
     if name == "torch" and is_array:
         torch = importlib.import_module("torch")
-        tensors = [torch.from_numpy(np.require(x, requirements=["C", "W"])) if isinstance(x, np.ndarray) else x for x in (first, *arguments)]
+        tensors = [
+            torch.from_numpy(np.require(x, requirements=["C", "W"])) if isinstance(x, np.ndarray) else x
+            for x in (first, *arguments)
+        ]
         return run(*tensors).numpy()
     if name == "reference" and not is_array:
         torch = importlib.import_module("torch")
@@ -130,7 +133,8 @@ def patch_entropy(images: Any, patch: int, bins: int = 256, order: float = 1.0, 
         backend: `auto` (see the module's docstring) or one of `BACKENDS`.
 
     Returns:
-        float32 (N, H/P, W/P), multiples of 2^-17 bit in 0..log2(min(bins, P * P)), of the same kind and device as `images`.
+        float32 (N, H/P, W/P), multiples of 2^-17 bit in 0..log2(min(bins, P * P)), of the same kind and device as
+        `images`.
 
     Raises:
         InputError: input outside these ranges, or a backend that cannot take it; the message names the fix.
@@ -159,12 +163,13 @@ def entropy_mask(
 def entropy_mask(entropy: Any, ratio: float, sharpness: float, seed: int, ids: Any, backend: str = "auto") -> Any:
     """Masks of exactly round(ratio * h * w) units per image, drawn by Gumbel top-k from standardised entropies.
 
-    Scores are sharpness * (entropy - mean) / std of the image (0 for an image whose entropies are all equal) plus Gumbel
-    noise from Philox4x32-10. The same entropies, seed and ids give the same mask on every backend, to the last bit: the
-    scores are integers in units of 2^-16 (`reference.mask_scores`), and of equal ones the first unit is removed first.
+    Scores are sharpness * (entropy - mean) / std of the image (0 for an image whose entropies are all equal) plus
+    Gumbel noise from Philox4x32-10. The same entropies, seed and ids give the same mask on every backend, to the last
+    bit: the scores are integers in units of 2^-16 (`reference.mask_scores`), and of equal ones the first unit is
+    removed first.
 
     Args:
-        entropy: float32 (N, h, w), bits, clamped to 0..8; at most 4,096 units per image. They must not be NaN.
+        entropy: float32 (N, h, w), bits, clamped to 0..8, NaN to 0; at most 4,096 units per image.
         ratio: share of the units to remove, 0..1; round() takes a half to the even number.
         sharpness: 0 = random masks, 1e7 = always the highest entropies, negative = the lowest; at most 1e7.
         seed: 0..2^64 - 1, the key of the generator.

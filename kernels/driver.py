@@ -1,9 +1,9 @@
-"""The compiled CUDA kernels, loaded and launched through the CUDA driver: no torch, no CUDA runtime, no compiler at run time.
+"""The compiled CUDA kernels, loaded and launched through the CUDA driver: no torch, no CUDA runtime, no compiler.
 
 It exists for devices without Triton and for callers without torch. `cuda.py` builds the public functions on it.
 Needs the package cuda-bindings and the files that `make kernels` (`python -m edgemed.kernels.compile`) writes.
 
-Check without a GPU: `python -m pytest tests/kernels/test_kernels_driver.py` (a stand-in for libcuda runs the kernels on the CPU).
+Check without a GPU: `python -m pytest tests/kernels/test_kernels_cuda.py` (a stand-in for libcuda runs on the CPU).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def binaries_folder() -> Path:
 
 
 def unavailable() -> str | None:
-    """Why compiled kernels cannot be loaded here, or None. It does not ask for a device: that is known at the first call."""
+    """Why compiled kernels cannot be loaded here, or None. Whether there is a device shows at the first call."""
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
         return "cuda-bindings is not installed (pip install cuda-bindings)"
     if not (binaries_folder() / FATBIN).is_file():
@@ -58,7 +58,7 @@ def _driver() -> Any:
         status = driver.cuInit(0)[0]
     except RuntimeError as error:  # cuda-bindings raises a subclass of it where libcuda is not to be found
         raise EdgemedError(
-            "the backend cuda does not run here: no NVIDIA driver (libcuda) is installed; use backend='numpy' or 'torch'"
+            "the backend cuda does not run here: no NVIDIA driver (libcuda) is installed; use backend='numpy'"
         ) from error
     if status != driver.CUresult.CUDA_SUCCESS:
         raise EdgemedError(f"the backend cuda does not run here: cuInit says {status.name}; nvidia-smi shows why")
@@ -73,9 +73,10 @@ def checked(result: tuple[Any, ...], step: str) -> Any:
     """
     status = result[0]
     if int(status) != 0:
+        recompile = "; run `python -m edgemed.kernels.compile` with this device's own nvcc"
         hint = {
-            "CUDA_ERROR_NO_BINARY_FOR_GPU": "; run `python -m edgemed.kernels.compile` with this device's own nvcc",
-            "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": "; run `python -m edgemed.kernels.compile` with this device's own nvcc",
+            "CUDA_ERROR_NO_BINARY_FOR_GPU": recompile,
+            "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": recompile,
             "CUDA_ERROR_OUT_OF_MEMORY": "; use a smaller batch",
         }.get(status.name, "")
         raise EdgemedError(f"CUDA driver, {step}: {status.name}{hint}")
@@ -125,7 +126,9 @@ def device_memory(size: int) -> Iterator[int]:
 
 def copy_in(address: int, array: NDArray[Any]) -> None:
     """Copy a C-contiguous array to device memory."""
-    checked(_driver().cuMemcpyHtoD(address, array.ctypes.data, array.nbytes), f"copying {array.nbytes} bytes to the device")
+    checked(
+        _driver().cuMemcpyHtoD(address, array.ctypes.data, array.nbytes), f"copying {array.nbytes} bytes to the device"
+    )
 
 
 def copy_out(array: NDArray[Any], address: int) -> None:
@@ -140,7 +143,9 @@ def launch_entropy(images: int, terms: int, entropy: int, shape: Geometry, order
         InputError: 2^31 patches or more.
     """
     if shape.patches >= 2**31:
-        raise InputError(f"{shape.patches} patches in one call, the backend cuda takes fewer than 2^31: use a smaller batch")
+        raise InputError(
+            f"{shape.patches} patches in one call, the backend cuda takes fewer than 2^31: use a smaller batch"
+        )
     kind = f"p{shape.patch}_{'rgb' if shape.channels == 3 else 'grey'}_{'shannon' if order == 1 else 'renyi'}"
     values = (images, terms, entropy, shape.patches, shape.columns, shape.bin_shift, 1.0 - order)
     types = (*[ctypes.c_void_p] * 3, ctypes.c_uint, ctypes.c_uint, ctypes.c_int, ctypes.c_double)

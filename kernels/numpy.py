@@ -1,7 +1,7 @@
 """Patch entropy and entropy masks in vectorised NumPy: the path for arrays, with nothing but NumPy installed.
 
-One `np.bincount` counts all patches of a few images at once: a pixel's code is its patch times 256 plus its bin, and the
-images of one step are as many as keep codes and counters in the second-level cache. Same integers as every backend.
+One `np.bincount` counts all patches of a few images at once: a pixel's code is its patch times 256 plus its bin, and
+the images of one step are as many as keep codes and counters in the second-level cache. Same integers as every backend.
 
 Check: `python -m pytest tests/kernels`; timing: `python benchmarks/patch_entropy.py`.
 """
@@ -25,13 +25,18 @@ def _luma(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return (weighted >> np.uint16(8)).astype(np.uint8)
 
 
-def _grid_from_counts(counts: NDArray[np.intp], terms: NDArray[np.generic], pixels: int, order: float) -> NDArray[np.generic]:
-    """Counts (patches, 256) -> entropies (patches,) in units of 2^-17 bit."""
+def _bits_from_counts(
+    counts: NDArray[np.intp], terms: NDArray[np.int32] | NDArray[np.float64], pixels: int, order: float
+) -> NDArray[np.float32]:
+    """Counts (patches, 256) -> entropies (patches,), multiples of 2^-17 bit."""
     summed = terms[counts].sum(axis=1, dtype=terms.dtype)
     bits = pixels.bit_length() - 1  # log2(n)
     if order == 1:
-        return (((pixels * bits) << definition.GRID_BITS) - summed + pixels // 2) >> bits
-    return np.floor(np.log2(summed) / (1 - order) * 2**definition.GRID_BITS + 0.5)
+        grid = (((pixels * bits) << definition.GRID_BITS) - summed + pixels // 2) >> bits
+    else:
+        grid = np.floor(np.log2(summed) / (1 - order) * 2**definition.GRID_BITS + 0.5)
+    result: NDArray[np.float32] = (grid * 2.0**-definition.GRID_BITS).astype(np.float32)
+    return result
 
 
 def patch_entropy(images: NDArray[np.uint8], patch: int, bins: int = 256, order: float = 1.0) -> NDArray[np.float32]:
@@ -41,7 +46,7 @@ def patch_entropy(images: NDArray[np.uint8], patch: int, bins: int = 256, order:
     per_image = shape.rows * shape.columns
     step = max(1, min(shape.count, PIXELS_PER_STEP // (shape.height * shape.width)))
     blocks = (step, shape.rows, patch, shape.columns, patch)
-    # The codes are written in place: 256 * patch stands in the upper bytes once and for all, the bin goes into the lowest.
+    # A code is 256 * patch + bin. The upper bytes are written once and for all, the bin goes into the lowest.
     codes = np.empty(blocks, dtype=np.int64)
     codes[...] = 256 * np.arange(step * per_image).reshape(step, shape.rows, 1, shape.columns, 1)
     bin_bytes = codes.view(np.uint8).reshape(*blocks, 8)[..., definition.LOW_BYTE]
@@ -52,8 +57,7 @@ def patch_entropy(images: NDArray[np.uint8], patch: int, bins: int = 256, order:
         grey = _luma(chunk) if shape.channels == 3 else chunk
         bin_bytes[:used] = (grey >> shape.bin_shift if shape.bin_shift else grey).reshape(used, *blocks[1:])
         counts = np.bincount(codes[:used].reshape(-1), minlength=used * per_image * 256).reshape(-1, 256)
-        grid = _grid_from_counts(counts, terms, shape.pixels, order)
-        entropy[start : start + used] = (grid * 2.0**-definition.GRID_BITS).reshape(used, per_image)
+        entropy[start : start + used] = _bits_from_counts(counts, terms, shape.pixels, order).reshape(used, per_image)
     return entropy.reshape(shape.count, shape.rows, shape.columns)
 
 
@@ -71,7 +75,8 @@ def _noise(plan: definition.MaskPlan, ids: NDArray[np.int64]) -> NDArray[np.int6
         x0, x1 = (product_1 >> np.uint64(32)) ^ x1 ^ key_0, product_1 & word
         x2, x3 = (product_0 >> np.uint64(32)) ^ x3 ^ key_1, product_0 & word
     uniform = ((x0 >> np.uint64(8)).astype(np.float64) + 0.5) * 2.0**-24
-    return np.floor(-np.log(-np.log(uniform)) * 2**definition.SCORE_BITS + 0.5).astype(np.int64)
+    noise: NDArray[np.int64] = np.floor(-np.log(-np.log(uniform)) * 2**definition.SCORE_BITS + 0.5).astype(np.int64)
+    return noise
 
 
 def entropy_mask(
@@ -79,14 +84,19 @@ def entropy_mask(
 ) -> NDArray[np.bool_]:
     """float32 (N, h, w) bits -> bool (N, h, w), True = removed: `reference.entropy_mask`, vectorised."""
     plan = definition.mask_plan(entropy.shape, entropy.dtype.name, (ids.shape, ids.dtype.name), ratio, sharpness, seed)
-    clamped = np.clip(entropy.reshape(len(entropy), plan.units), 0, definition.MAX_BITS).astype(np.float64)
+    bits = entropy.reshape(len(entropy), plan.units)
+    clamped = np.where(bits > 0, np.minimum(bits, definition.MAX_BITS), 0).astype(np.float64)
     quantised = np.floor(clamped * 2**definition.SCORE_BITS + 0.5).astype(np.int64)
     total = quantised.sum(axis=1, keepdims=True)
-    spread = np.sqrt((plan.units * (quantised * quantised).sum(axis=1, keepdims=True) - total * total).astype(np.float64))
+    spread = np.sqrt(
+        (plan.units * (quantised * quantised).sum(axis=1, keepdims=True) - total * total).astype(np.float64)
+    )
     centred = (quantised * plan.units - total).astype(np.float64)
     guided = np.floor(plan.slope * centred / np.where(spread > 0, spread, 1.0) + 0.5).astype(np.int64)
     scores = guided + _noise(plan, np.ascontiguousarray(ids))
-    keys = scores * definition.MAX_UNITS + np.arange(definition.MAX_UNITS - 1, definition.MAX_UNITS - 1 - plan.units, -1)
+    keys = scores * definition.MAX_UNITS + np.arange(
+        definition.MAX_UNITS - 1, definition.MAX_UNITS - 1 - plan.units, -1
+    )
     mask = np.zeros_like(keys, dtype=np.bool_)
     np.put_along_axis(mask, np.argsort(-keys, axis=1)[:, : plan.removed], True, axis=1)
     return mask.reshape(entropy.shape)

@@ -1,10 +1,10 @@
 """Patch entropy in operators that every ONNX runtime has: a torch module to export as a part of the fused graph.
 
 There is no histogram in ONNX, and a one-hot of 256 bins per pixel is slow. So a bin number is split into its upper and
-lower half (4 bits each for 256 bins): the counts are the matrix product of two one-hot matrices of 16 columns, an eighth of
-the comparisons. Counts up to 1,024 are exact in float32 and in float16. The logarithms are taken in float32.
+lower half (4 bits each for 256 bins): the counts are the matrix product of two one-hot matrices of 16 columns, an
+eighth of the comparisons. Counts up to 1,024 are exact in float32 and in float16. The logarithms are taken in float32.
 
-Used by `export.py`. Check: `python -m pytest tests/kernels/test_kernels_onnx.py` (ONNX Runtime and OpenVINO against the oracle).
+Check: `python -m pytest tests/kernels/test_kernels_onnx.py` (ONNX Runtime and OpenVINO against the oracle).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from edgemed.kernels import definition
 class PatchEntropy(nn.Module):
     """float (N, 3, H, W) RGB in 0..255 -> float32 (N, H/P, W/P), bits per patch. H and W are fixed multiples of P.
 
-    The pixels are rounded half to even and clamped to 0..255, as they are when an image is stored after a resize. On whole
-    numbers the result lies within 1e-5 bit of `reference.patch_entropy` (Rényi near order 1: 1e-3).
+    The pixels are rounded half to even and clamped to 0..255, as they are when an image is stored after a resize. On
+    whole numbers the result lies within 1e-5 bit of `reference.patch_entropy` (Rényi near order 1: 1e-3).
     """
 
     upper_bins: Tensor
@@ -33,7 +33,9 @@ class PatchEntropy(nn.Module):
         self.shift = definition.geometry((1, patch, patch, 3), "uint8", patch, bins, order).bin_shift
         self.patch, self.order = patch, float(order)
         self.lower = 1 << ((bins.bit_length() - 1) // 2)
-        self.register_buffer("upper_bins", torch.arange(bins // self.lower, dtype=torch.float32)[:, None], persistent=False)
+        self.register_buffer(
+            "upper_bins", torch.arange(bins // self.lower, dtype=torch.float32)[:, None], persistent=False
+        )
         self.register_buffer("lower_bins", torch.arange(self.lower, dtype=torch.float32), persistent=False)
 
     def counts(self, pixels: Tensor) -> Tensor:

@@ -4,11 +4,11 @@ Entropy of a patch of P x P pixels (n = P * P), in bits:
     luma Y = (77 R + 150 G + 29 B + 128) >> 8, bin k = Y >> shift, c_k = pixels of the patch in bin k
     Shannon (order 1):  H = log2(n) - (1/n) sum c_k log2 c_k,  0 log 0 = 0
     Rényi (order a):    H = log2(sum (c_k/n)^a) / (1 - a)
-Mask of an image of U units: sharpness * (H_i - mean) / std + Gumbel noise; the round(ratio * U) highest are True = removed.
-The noise of unit i comes from Philox4x32-10 with key = seed and counter = (i, id low, id high, 0): first word w,
-u = ((w >> 8) + 1/2) / 2^24, g = -log(-log u). What makes the masks the same on every device stands in `mask_scores`.
+Mask of an image of U units: sharpness * (H_i - mean) / std + Gumbel noise; the round(ratio * U) highest are True =
+removed. The noise of unit i comes from Philox4x32-10 with key = seed and counter = (i, id low, id high, 0): first word
+w, u = ((w >> 8) + 1/2) / 2^24, g = -log(-log u). What makes the masks the same on every device stands in `mask_scores`.
 
-Slow on purpose. Check: `python -m pytest tests/kernels/test_patch_entropy.py`.
+Slow on purpose. Check: `python -m pytest tests/kernels`.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ def entropy_of_counts(counts: NDArray[np.int64], order: float) -> float:
     return float(np.log2(np.sum(shares**order)) / (1 - order)) + 0.0
 
 
-def patch_entropy(
-    images: NDArray[np.uint8], patch: int, bins: int = 256, order: float = 1.0
-) -> NDArray[np.float32]:
+def patch_entropy(images: NDArray[np.uint8], patch: int, bins: int = 256, order: float = 1.0) -> NDArray[np.float32]:
     """uint8 (N, H, W, 3) RGB or (N, H, W) -> float32 (N, H/P, W/P), bits. Errors: `definition.geometry`."""
     shape = definition.geometry(images.shape, images.dtype.name, patch, bins, order)
     grey = luma(images) if shape.channels == 3 else images
@@ -66,22 +64,26 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[in
 def gumbel(word: int) -> int:
     """Gumbel noise in units of 2^-16 from a random 32-bit word.
 
-    Of the 2^24 possible results none lies nearer than 6e-9 of a unit to a rounding border (tested, all of them), while a
-    float64 logarithm that is off by 8 units in its last place moves them by 1e-9. So every device rounds to the same integer.
+    Of the 2^24 possible results none lies nearer than 6e-9 of a unit to a rounding border (tested, all of them), while
+    a float64 logarithm that is off by 8 units in its last place moves them by 1e-9. So every device rounds to the same
+    integer.
     """
     uniform = ((word >> 8) + 0.5) * 2.0**-24
-    return math.floor(-math.log(-math.log(uniform)) * 2**definition.SCORE_BITS + 0.5)
+    return math.floor(-math.log(-math.log(uniform)) * 2.0**definition.SCORE_BITS + 0.5)
 
 
 def mask_scores(entropy: list[float], slope: float, seed: tuple[int, int], image_id: int) -> list[int]:
     """The scores of the units of one image, as integers in units of 2^-16.
 
-    Entropies are clamped to 0..8 bits and rounded to q = multiples of 2^-16. With U units, S1 = sum q, S2 = sum q^2 (exact
-    integers), (q U - S1) / sqrt(U S2 - S1^2) is the standardised entropy (population deviation; 0 where all are equal).
-    One float64 product, square root and quotient follow, each correctly rounded by IEEE 754, then a rounding to an
-    integer; the rest is integers. No step depends on the order of a sum or on a fused multiply-add.
+    Entropies are clamped to 0..8 bits, NaN to 0, and rounded to q = multiples of 2^-16. With U units, S1 = sum q and
+    S2 = sum q^2 (exact integers), (q U - S1) / sqrt(U S2 - S1^2) is the standardised entropy (population deviation; 0
+    where all are equal). One float64 product, square root and quotient follow, each correctly rounded by IEEE 754, then
+    a rounding to an integer; the rest is integers. No step depends on the order of a sum or a fused multiply-add.
     """
-    quantised = [math.floor(min(max(value, 0.0), float(definition.MAX_BITS)) * 2**definition.SCORE_BITS + 0.5) for value in entropy]
+    quantised = [
+        math.floor((min(value, float(definition.MAX_BITS)) if value > 0 else 0.0) * 2**definition.SCORE_BITS + 0.5)
+        for value in entropy
+    ]
     units, total = len(quantised), sum(quantised)
     spread = math.sqrt(units * sum(value * value for value in quantised) - total * total)
     low, high = image_id & 0xFFFFFFFF, (image_id >> 32) & 0xFFFFFFFF

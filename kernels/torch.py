@@ -36,7 +36,7 @@ def _luma(images: Tensor) -> Tensor:
 
 
 def patch_entropy(images: Tensor, patch: int, bins: int = 256, order: float = 1.0) -> Tensor:
-    """uint8 (N, H, W, 3) RGB or (N, H, W) -> float32 (N, H/P, W/P), bits, on the same device. Errors: `definition.geometry`."""
+    """uint8 (N, H, W, 3) RGB or (N, H, W) -> float32 (N, H/P, W/P), bits. Errors: `definition.geometry`."""
     shape = geometry(images, patch, bins, order)
     device, pixels, per_image = images.device, shape.pixels, shape.rows * shape.columns
     log_pixels = pixels.bit_length() - 1
@@ -78,7 +78,8 @@ def mask_plan(entropy: Tensor, ratio: float, sharpness: float, seed: int, ids: T
 def noise(plan: definition.MaskPlan, ids: Tensor) -> Tensor:
     """int64 (N,) counters -> int64 (N, U) Gumbel noise in units of 2^-16: `reference.gumbel` of `reference.philox`.
 
-    A product of two 32-bit words overflows int64 and wraps; the upper word is right after the mask, as is the lower one.
+    A product of two 32-bit words overflows int64 and wraps; the upper word is right after the mask, as is the lower
+    one.
     """
     word = 0xFFFFFFFF
     x0 = torch.arange(plan.units, device=ids.device).expand(len(ids), plan.units)
@@ -95,9 +96,10 @@ def noise(plan: definition.MaskPlan, ids: Tensor) -> Tensor:
 
 
 def entropy_mask(entropy: Tensor, ratio: float, sharpness: float, seed: int, ids: Tensor) -> Tensor:
-    """float32 (N, h, w) bits -> bool (N, h, w), True = removed: `reference.entropy_mask` on the device of the entropies."""
+    """float32 (N, h, w) bits -> bool (N, h, w), True = removed: `reference.entropy_mask` on the entropies' device."""
     plan = mask_plan(entropy, ratio, sharpness, seed, ids)
-    clamped = entropy.reshape(len(entropy), plan.units).clamp(0, definition.MAX_BITS).double()
+    bits = entropy.reshape(len(entropy), plan.units)
+    clamped = torch.where(bits > 0, bits.clamp(max=definition.MAX_BITS), 0.0).double()
     quantised = torch.floor(clamped * 2**definition.SCORE_BITS + 0.5).long()
     total = quantised.sum(1, keepdim=True)
     spread = (plan.units * (quantised * quantised).sum(1, keepdim=True) - total * total).double().sqrt()

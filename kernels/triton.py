@@ -3,10 +3,11 @@
 `_entropy_kernel` reads the image once and writes one number per patch; luma, histogram and entropy stay on the chip.
 `_mask_kernel` makes the scores, the noise and the mask of one image. Neither copies anything to the host.
 
-Bytes that must move for 64 RGB images of 224 x 224, P = 32: 64 * 224 * 224 * 3 = 9,633,792 in, 64 * 49 * 4 = 12,544 out.
-At the memory bandwidth of an Orin (204 GB/s) 47.3 us, an RTX 4090 (1,008 GB/s) 9.6 us, an H100 (3,350 GB/s) 2.9 us. These
-are floors, not measurements (`benchmarks/patch_entropy.py` times the kernels on a GPU). The table of c log2 c (4 KB) stays
-in the cache. A mask moves 5 bytes per unit and 8 per image: 64 masks of 49 units 16 KB, so a launch is all it costs.
+Bytes that must move for 64 RGB images of 224 x 224, P = 32: 64 * 224 * 224 * 3 = 9,633,792 in, 64 * 49 * 4 = 12,544
+out. At the memory bandwidth of an Orin (204 GB/s) 47.3 us, an RTX 4090 (1,008 GB/s) 9.6 us, an H100 (3,350 GB/s) 2.9
+us. These are floors, not measurements (`benchmarks/patch_entropy.py` times the kernels on a GPU). The table of c log2 c
+(4 KB) stays in the cache. A mask moves 5 bytes per unit and 8 per image: 64 masks of 49 units 16 KB, so a launch is all
+it costs.
 
 Check without a GPU: `python -m pytest tests/kernels` (Triton's interpreter), `make kernels` (cubins for nine targets).
 """
@@ -32,41 +33,41 @@ KEY_LIMIT = tl.constexpr(1 << 58)  # above every key: 1e7 * 2^16 * sqrt(4096) * 
 
 @triton.jit
 def _entropy_kernel(
-    images,  # uint8 (N, H, W, CHANNELS)
+    images,  # uint8 (N, H, W, channels)
     terms,  # (n + 1,) int32 for Shannon, float64 for Rényi
     entropy,  # float32 (patches,)
     patches,  # N * rows * columns
     columns,
     bin_shift,
     one_minus_order: tl.float64,
-    P: tl.constexpr,
-    LOG_N: tl.constexpr,  # log2(P * P)
-    PER_PROGRAM: tl.constexpr,  # patches
-    CHANNELS: tl.constexpr,
-    SHANNON: tl.constexpr,
+    side: tl.constexpr,
+    log_n: tl.constexpr,  # log2(side * side)
+    per_program: tl.constexpr,  # patches
+    channels: tl.constexpr,
+    shannon: tl.constexpr,
 ):
-    n: tl.constexpr = P * P
-    slot = tl.arange(0, PER_PROGRAM)[:, None]
-    patch = tl.program_id(0) * PER_PROGRAM + slot
+    n: tl.constexpr = side * side
+    slot = tl.arange(0, per_program)[:, None]
+    patch = tl.program_id(0) * per_program + slot
     pixel = tl.arange(0, n)[None, :]
-    # H is a multiple of P, so the images stack into one column of pixel rows.
-    y = (patch // columns).to(tl.int64) * P + pixel // P
-    x = (patch % columns) * P + pixel % P
-    address = images + (y * (columns * P) + x) * CHANNELS
+    # H is a multiple of the side, so the images stack into one column of pixel rows.
+    y = (patch // columns).to(tl.int64) * side + pixel // side
+    x = (patch % columns) * side + pixel % side
+    address = images + (y * (columns * side) + x) * channels
     inside = (patch < patches) & (pixel >= 0)
     grey = tl.load(address, mask=inside, other=0).to(tl.int32)
-    if CHANNELS == 3:
+    if channels == 3:
         green = tl.load(address + 1, mask=inside, other=0).to(tl.int32)
         blue = tl.load(address + 2, mask=inside, other=0).to(tl.int32)
         grey = (77 * grey + 150 * green + 29 * blue + 128) >> 8
-    code = tl.reshape(slot * 256 + (grey >> bin_shift), (PER_PROGRAM * n,))
-    counts = tl.reshape(tl.histogram(code, PER_PROGRAM * 256), (PER_PROGRAM, 256))
+    code = tl.reshape(slot * 256 + (grey >> bin_shift), (per_program * n,))
+    counts = tl.reshape(tl.histogram(code, per_program * 256), (per_program, 256))
     summed = tl.sum(tl.load(terms + counts), axis=1)
-    if SHANNON:
-        grid = (((n * LOG_N) << 17) - summed + n // 2) >> LOG_N
+    if shannon:
+        grid = (((n * log_n) << 17) - summed + n // 2) >> log_n
     else:
         grid = tl.floor(tl.log2(summed) / one_minus_order * 131072.0 + 0.5)
-    out = tl.program_id(0) * PER_PROGRAM + tl.arange(0, PER_PROGRAM)
+    out = tl.program_id(0) * per_program + tl.arange(0, per_program)
     tl.store(entropy + out, grid.to(tl.float32) * (1.0 / 131072.0), mask=out < patches)
 
 
@@ -96,11 +97,11 @@ def _mask_kernel(
     slope: tl.float64,
     seed_low: tl.int64,  # 32 bits used
     seed_high: tl.int64,
-    BLOCK: tl.constexpr,
+    block: tl.constexpr,
 ):
     """The arithmetic of `reference.mask_scores`, step for step; float64 products are never followed by an addition."""
     image = tl.program_id(0).to(tl.int64)
-    unit = tl.arange(0, BLOCK)
+    unit = tl.arange(0, block)
     inside = unit < units
     bits = tl.load(entropy + image * units + unit, mask=inside, other=0.0)
     bits = tl.where(bits > 0.0, bits, 0.0)
@@ -138,11 +139,11 @@ def entropy_constants(patch: int, channels: int, order: float) -> dict[str, int 
     """The compile-time arguments of `_entropy_kernel`."""
     pixels = patch * patch
     return {
-        "P": patch,
-        "LOG_N": pixels.bit_length() - 1,
-        "PER_PROGRAM": PIXELS_PER_PROGRAM // pixels,
-        "CHANNELS": channels,
-        "SHANNON": order == 1,
+        "side": patch,
+        "log_n": pixels.bit_length() - 1,
+        "per_program": PIXELS_PER_PROGRAM // pixels,
+        "channels": channels,
+        "shannon": order == 1,
     }
 
 
@@ -167,7 +168,7 @@ def patch_entropy(images: Tensor, patch: int, bins: int = 256, order: float = 1.
     if shape.patches == 0:
         return entropy
     constants = entropy_constants(patch, shape.channels, order)
-    grid = (triton.cdiv(shape.patches, int(constants["PER_PROGRAM"])),)
+    grid = (triton.cdiv(shape.patches, int(constants["per_program"])),)
     with torch.cuda.device_of(images):
         _entropy_kernel[grid](
             images.contiguous(),
@@ -203,14 +204,14 @@ def entropy_mask(entropy: Tensor, ratio: float, sharpness: float, seed: int, ids
             plan.slope,
             plan.seed_low,
             plan.seed_high,
-            BLOCK=block,
+            block=block,
             num_warps=mask_warps(block),
         )
     return mask.view(torch.bool)
 
 
 def compiled_variants(target: int) -> Iterator[tuple[str, bytes, int]]:
-    """(name, cubin, bytes of shared memory) of every kernel for compute capability `target`, as the launchers above use them.
+    """(name, cubin, bytes of shared memory) of every kernel for one compute capability, as the launchers use them.
 
     No GPU is needed. Of the masks: the 49 units of a 224-pixel image, and the largest.
     """
@@ -227,8 +228,9 @@ def compiled_variants(target: int) -> Iterator[tuple[str, bytes, int]]:
     for units in (49, definition.MAX_UNITS):
         signature = {"entropy": "*fp32", "ids": "*i64", "mask": "*i8", **scalars}
         block = mask_block(units)
-        yield f"entropy_mask_{units}", *_compiled(
-            _mask_kernel, signature, {"BLOCK": block}, pointers, target, warps=mask_warps(block)
+        yield (
+            f"entropy_mask_{units}",
+            *_compiled(_mask_kernel, signature, {"block": block}, pointers, target, warps=mask_warps(block)),
         )
 
 

@@ -19,7 +19,7 @@ duplicates splits dataset
 manifest evidence bundle
 loader_torch loader_dali loader
 models preprocess masking mae
-evaluate ensemble run calibrate loop parallel pretrain finetune report_plots report examples train
+evaluate ensemble run calibrate loop parallel pretrain finetune report_plots report examples stages train
 precision export
 runtimes
 infer certify build bench judge

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import struct
 import zlib
@@ -115,6 +116,55 @@ def test_a_class_with_fewer_images_than_folds_is_refused(
     assert edgemed("train", data, "--out", run, "--folds", "5", "--backbone", "resnet18") == 2
     _one_line(capsys, "5", "class")
     assert not run.exists()
+
+
+def test_an_out_folder_inside_the_data_is_refused(
+    tmp_path: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch", reason="extra train is not installed")
+    data = _dataset(tmp_path / "data")
+    assert edgemed("train", data, "--out", data / "run", "--backbone", "resnet18") == 2
+    _one_line(capsys, "choose another folder")
+    assert not (data / "run").exists()
+
+
+def test_weights_of_another_backbone_leave_nothing_behind(
+    tmp_path: Path, weights: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = _dataset(tmp_path / "data", images=12), tmp_path / "run"
+    assert edgemed("train", data, "--out", run, "--backbone", "resnet18", "--weights", weights) == 2
+    _one_line(capsys, "another backbone")
+    assert not run.exists()
+
+
+def test_a_plan_with_one_byte_changed_is_refused(
+    tiny_bundle: Path, tmp_path: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgemed.bundle import add_plan, open_bundle
+    from edgemed.manifest import PlanRecord
+
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    bundle, plan = open_bundle(tmp_path / "bundle"), b"vtrt" + bytes(100)
+    record = PlanRecord(
+        id="made-by-hand",
+        created="2026-01-01T00:00:00Z",
+        onnx_sha256=bundle.manifest.files["model.fp32.onnx"].sha256,
+        precision="fp32",
+        runtime="tensorrt-rtx",
+        version="1.0",
+        targets=("sm86",),
+        batch=(1, 1, 1),
+        image_side=(32, 512, 4096),
+        sha256=hashlib.sha256(plan).hexdigest(),
+        bytes=len(plan),
+        state="built",
+    )
+    add_plan(bundle, record, plan)
+    assert edgemed("inspect", tmp_path / "bundle") == 0
+    (tmp_path / "bundle" / "plans" / "made-by-hand.plan").write_bytes(plan[:-1] + b"x")
+    capsys.readouterr()
+    assert edgemed("inspect", tmp_path / "bundle") == 2
+    _one_line(capsys, "made-by-hand.plan", "sha256")
 
 
 def test_an_out_folder_that_holds_something_else_is_left_alone(

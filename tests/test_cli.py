@@ -44,6 +44,22 @@ def test_version(edgemed: Callable[..., int], capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.strip() == package.__version__
 
 
+@pytest.mark.parametrize(("module", "extra"), [("torch", "train"), ("sklearn", "eval"), ("cv2", "eval")])
+def test_a_missing_extra_is_named_in_one_line(
+    module: str,
+    extra: str,
+    edgemed: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError(f"No module named '{module}.nn'", name=f"{module}.nn")
+
+    monkeypatch.setattr("edgemed.phantoms.write_dataset", missing)
+    assert edgemed("sample", "anywhere") == 2
+    assert f"pip install 'edgemed[{extra}]'" in capsys.readouterr().err
+
+
 def test_an_internal_error_is_not_dressed_up_as_the_users_fault(
     edgemed: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,7 +132,7 @@ def test_weights_take_two_bytes_at_fp16_and_four_at_fp32(
     ensemble, graph = exported(name, members, precision)
     stored = onnx.load_from_string(graph).graph.initializer
     weights = sum(value.numel() for value in ensemble.members.parameters())
-    assert width * weights * 0.98 < sum(len(value.raw_data) for value in stored) < width * weights * 1.02
+    assert width * weights * 0.95 < sum(len(value.raw_data) for value in stored) < width * weights * 1.05
 
 
 def test_the_same_ensemble_gives_the_same_bytes(exported: Callable[[str, int, str], tuple[Ensemble, bytes]]) -> None:
@@ -242,8 +242,9 @@ def test_an_overflow_that_cpu_runtimes_hide_is_seen() -> None:
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     assert np.isfinite(session.run(None, {"image": images})[0]).all()
     found = rounded_outputs(half_ensemble(ensemble), images)
-    first = next(iter(found.unsafe))
-    assert "stages.2.blocks.0.mlp.fc1" in first and not np.isfinite(found.unsafe[first])
+    beyond = {name.split(":")[0] for name, value in found.unsafe.items() if not np.isfinite(value)}
+    assert "members.0.network.stages.2.blocks.0.mlp.fc1" in beyond
+    assert not any("stages.1" in name for name in found.unsafe)  # what runs before it is well
 
 
 def test_a_weight_that_half_precision_cannot_hold_is_refused() -> None:

@@ -98,7 +98,7 @@ def test_pretraining_sees_training_images_only(
         seen.extend(files)
         raise EdgemedError("seen enough")
 
-    monkeypatch.setattr("edgemed.train.pretrain", spy)
+    monkeypatch.setattr("edgemed.stages.pretrain", spy)
     assert edgemed("train", phantoms, "--out", tmp_path / "run", *tiny_flags(weights)) == 1
     rows = _rows(tmp_path / "run" / "split.csv")
     assert {str(file) for file in seen} == {str(phantoms / row["path"]) for row in rows if row["split"] == "train"}
@@ -160,6 +160,95 @@ def test_evaluate_refuses_a_class_that_the_model_does_not_know(
     (tmp_path / "data" / "oval").rename(tmp_path / "data" / "ovall")
     assert edgemed("evaluate", tiny_bundle, tmp_path / "data") == 2
     assert "Did you mean 'oval'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["pretrain mae", "fine-tune imagenet", "fine-tune mae", "evaluate test"])
+def test_a_stopped_training_ends_as_an_undisturbed_one(
+    stage: str, tiny_run: Path, phantoms: Path, weights: Path, tmp_path: Path
+) -> None:
+    from edgemed.config import TrainConfig
+    from edgemed.train import train
+
+    info = json.loads((tiny_run / "run.json").read_text())
+    config = TrainConfig(**info["config"] | {"split": tuple(info["config"]["split"])})
+
+    def stop(name: str, done: int, total: int, detail: str) -> None:
+        if name == stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, phantoms, tmp_path / "run", stop)
+    train(config, phantoms, tmp_path / "run", lambda *_: None)
+    assert _content(tmp_path / "run") == _content(tiny_run)
+    for member in ("imagenet", "mae"):
+        rows = [
+            [json.loads(line) | {"seconds": 0} for line in (run / f"members/{member}/history.jsonl").open()]
+            for run in (tiny_run, tmp_path / "run")
+        ]
+        assert rows[0] == rows[1]
+
+
+def test_the_mae_member_starts_from_the_pretrained_encoder(tiny_run: Path, weights: Path) -> None:
+    from safetensors.torch import load_file
+
+    from edgemed.config import TrainConfig
+    from edgemed.stages import _member
+
+    config = TrainConfig(backbone="tf_efficientnet_lite0", size=32, pretrain_size=64)
+    pretrained = load_file(tiny_run / "members/mae/pretrained.safetensors")
+    imagenet = load_file(weights)
+    key = "blocks.3.0.conv_dw.weight"
+    assert not np.array_equal(pretrained[key], imagenet[key])
+    mae = _member(config, "mae", 3, imagenet, "test", tiny_run / "members/mae").state_dict()
+    other = _member(config, "imagenet", 3, imagenet, "test", tiny_run / "members/mae").state_dict()
+    assert np.array_equal(mae[key], pretrained[key])
+    assert np.array_equal(other[key], imagenet[key])
+
+
+def test_the_epoch_of_the_lowest_validation_loss_is_kept_and_patience_ends_the_stage(
+    phantoms: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    from edgemed import finetune as module
+    from edgemed.config import TrainConfig
+    from edgemed.dataset import scan, split_dataset
+    from edgemed.models import create_backbone, normalisation
+    from edgemed.preprocess import FrontEnd
+
+    dataset = split_dataset(scan(phantoms), (0.6, 0.2, 0.2), 0)
+    truth = torch.nn.functional.one_hot(torch.tensor(dataset.subset("validation").labels), 3).float()
+    certainty = iter([1.0, 3.0, 2.0, 2.5, 9.0])  # the second epoch has the lowest loss before patience runs out
+    states = []
+
+    def scripted(model: torch.nn.Module, *_: object) -> torch.Tensor:
+        states.append({key: value.clone() for key, value in model.state_dict().items()})
+        return truth * next(certainty)
+
+    monkeypatch.setattr(module, "logits_of_files", scripted)
+    config = TrainConfig(backbone="resnet18", size=32, epochs=5, batch=8, patience=2, threads=1, loader="torch")
+    front = FrontEnd(32, *normalisation("resnet18"))
+    model = create_backbone("resnet18", 3)
+    module.finetune(config, "imagenet", model, front, dataset, tmp_path, "cpu", lambda *_: None)
+    assert len(states) == 4
+    kept = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(kept[key], states[1][key]) for key in kept)
+
+
+def test_a_failing_fold_stops_the_ones_that_have_not_begun(tmp_path: Path) -> None:
+    import fold_jobs
+
+    from edgemed.errors import InputError
+    from edgemed.parallel import run_jobs
+
+    seen: list[str] = []
+    with pytest.raises(InputError, match="job 0 is bad"):
+        run_jobs(fold_jobs.touch, [(tmp_path, k) for k in range(6)], 2, lambda name, *_: seen.append(name))
+    begun = sorted(path.name for path in tmp_path.iterdir())
+    assert begun[:2] == ["0", "1"]
+    assert len(begun) < 6
+    assert "job 1" in seen
 
 
 @pytest.fixture(scope="module")

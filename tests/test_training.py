@@ -28,7 +28,12 @@ from edgemed.models import check_backbone, create_backbone, imagenet_state, load
         ("loader", "dalli", "Did you mean 'dali'?"),
         ("split", (0.7, 0.2, 0.2), "sum to 1"),
         ("folds", 1, "at least 2 folds"),
-        ("mask_ratio", 1.0, "--mask-ratio 1.0 is outside 0.05 to 0.95"),
+        ("mask_ratio", 1.0, "removes 49 of the 49 units"),
+        ("mask_ratio", 0.01, "removes 0 of the 49 units"),
+        ("sharpness", math.nan, "--sharpness nan is outside"),
+        ("weight_decay", -1.0, "--weight-decay -1.0 is outside"),
+        ("split", (math.nan, 0.5, 0.5), "sum to 1"),
+        ("pretrain_size", 4096, "is outside 64 to 2048"),
         ("entropy_patch", 7, "use 8, 16 or 32"),
         ("learning_rate", math.nan, "--learning-rate nan is outside"),
     ],
@@ -145,8 +150,8 @@ def test_the_rate_warms_up_then_falls() -> None:
 def test_a_loss_that_is_not_finite_names_its_files() -> None:
     files = [Path("a.png"), Path("b.png"), Path("c.png")]
     with pytest.raises(EdgemedError, match=r"epoch 3; the batch was c\.png, a\.png"):
-        require_finite(torch.tensor(math.nan), "fine-tuning mae", 2, files, torch.tensor([2, 0]))
-    assert require_finite(torch.tensor(0.5), "x", 0, files, torch.tensor([0])) == 0.5
+        require_finite(torch.tensor(math.nan), "fine-tuning mae", "--learning-rate", 2, files, torch.tensor([2, 0]))
+    assert require_finite(torch.tensor(0.5), "x", "--learning-rate", 0, files, torch.tensor([0])) == 0.5
 
 
 def test_checkpoints_come_back_and_damage_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs calls of the Triton backend on CPU tensors: `TRITON_INTERPRET=1 python interpreted.py CALLS.pickle ANSWERS.pickle`.
+"""Runs calls of the Triton backend on CPU tensors: `TRITON_INTERPRET=1 python interpreted.py CALLS ANSWERS`.
 
 A process of its own, since Triton decides at import whether it interprets.
 """

@@ -1,4 +1,4 @@
-"""What the tests of the kernels share: tolerances, images, and the list of calls that every backend has to get right."""
+"""What the tests of the kernels share: tolerances, images, and the calls that every backend has to get right."""
 
 from __future__ import annotations
 
@@ -52,3 +52,21 @@ def varied_images(channels: int = 3) -> NDArray[np.uint8]:
 def expected(images: NDArray[np.uint8], case: Case) -> NDArray[np.float32]:
     """The oracle's answer."""
     return reference.patch_entropy(images, case.patch, case.bins, case.order)
+
+
+class Tie(NamedTuple):
+    """A draw of masks whose border runs between two units of equal score: the first is removed, the second is not."""
+
+    arguments: tuple[NDArray[np.float32], float, float, int, NDArray[np.int64]]
+    removed: int  # unit
+    kept: int  # unit
+
+
+def tied_draw() -> Tie:
+    """One flat image of 4,096 units: so many draw equal noise somewhere."""
+    units, seed, image_id = 4096, 3, 17
+    scores = reference.mask_scores([0.0] * units, 0.0, (seed, 0), image_id)
+    order = sorted(range(units), key=lambda unit: (-scores[unit], unit))
+    rank = next(rank for rank in range(1000, units) if scores[order[rank]] == scores[order[rank + 1]])
+    arguments = (np.zeros((1, 64, 64), np.float32), (rank + 1) / units, 0.0, seed, np.array([image_id], dtype=np.int64))
+    return Tie(arguments, order[rank], order[rank + 1])

@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels without a GPU: on CPU threads, under the thread sanitizer, and through a stand-in for the driver."""
+"""The CUDA C++ kernels without a GPU: through a stand-in for the driver, and under the thread sanitizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_cases import CASES, TOLERANCES, expected, varied_images
+from kernel_cases import CASES, TOLERANCES, expected, tied_draw, varied_images
 
 from edgemed.errors import EdgemedError
 from edgemed.kernels import driver, entropy_mask, patch_entropy
@@ -56,6 +56,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     calls["odd"] = ("patch_entropy", (IMAGES[:3, :24, :40], 8))
     calls["none"] = ("patch_entropy", (IMAGES[:0], 16))
     calls |= {mask: ("entropy_mask", (BITS, *mask, IDS)) for mask in MASKS}
+    calls["tie"] = ("entropy_mask", tied_draw().arguments)
     calls["flat"] = ("entropy_mask", (np.full((5, 7, 7), 3, np.float32), 0.6, 1.0, 0, IDS))
     (folder / "calls").write_bytes(pickle.dumps(list(calls.values())))
     (folder / "edgemed_kernels.fatbin").write_bytes(b"the stand-in opens it and looks no further")
@@ -96,6 +97,10 @@ def test_masks_equal_those_of_numpy(emulated: dict[Any, Any], mask: Any) -> None
 
 def test_flat_images_are_masked_at_random(emulated: dict[Any, Any]) -> None:
     assert np.array_equal(emulated["flat"], entropy_mask(np.zeros((5, 7, 7), np.float32), 0.6, 0.0, 0, IDS))
+
+
+def test_of_two_equal_scores_the_first_unit_is_removed(emulated: dict[Any, Any]) -> None:
+    assert np.array_equal(emulated["tie"], entropy_mask(*tied_draw().arguments))
 
 
 @pytest.fixture(scope="module")

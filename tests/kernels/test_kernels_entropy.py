@@ -1,11 +1,13 @@
-"""Patch entropy in NumPy and torch against the oracle, its closed forms and invariants, and the errors of wrong input."""
+"""Patch entropy in NumPy and torch: the oracle, closed forms, invariants, and the errors of wrong input."""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from kernel_cases import CASES, TOLERANCES, Case, expected, varied_images
 from numpy.typing import NDArray
 
 from edgemed.errors import InputError
-from edgemed.kernels import backend_for, patch_entropy, reference
+from edgemed.kernels import backend_for, dispatch, driver, patch_entropy, reference
 
 torch.set_num_threads(1)
 HERE = ("numpy", "torch")  # backends of this file: they run on any CPU
@@ -201,6 +203,26 @@ def test_the_choice_of_a_backend_depends_on_the_input_alone() -> None:
 
 
 @pytest.mark.parametrize(
+    ("absent", "name", "reason"),
+    [
+        ((), "triton", "a CUDA tensor, and triton is installed"),
+        (("triton",), "cuda", "the compiled kernels are there"),
+        (("triton", "cuda"), "torch", "triton is not installed and cuda-bindings is not installed"),
+    ],
+)
+def test_a_cuda_tensor_takes_the_best_backend_that_is_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, absent: tuple[str, ...], name: str, reason: str
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None if module in absent else found(module))
+    monkeypatch.setattr(driver, "binaries_folder", lambda: tmp_path)
+    (tmp_path / driver.FATBIN).touch()
+    choice = dispatch._automatic("cuda")
+    assert choice.name == name
+    assert reason in choice.reason
+
+
+@pytest.mark.parametrize(
     ("array", "backend", "message"),
     [
         (np.zeros(1), "tritn", "Did you mean 'triton'"),
@@ -223,6 +245,7 @@ def test_an_impossible_backend_is_refused_with_the_fix(
     "call", ["", "; k.entropy_mask(k.patch_entropy(numpy.zeros((1, 32, 64), 'u1'), 8), .5, 1, 0, numpy.array([1]))"]
 )
 def test_arrays_need_neither_torch_nor_triton(call: str) -> None:
-    script = f"import sys, numpy, edgemed.kernels as k{call}; print(sorted({{'torch', 'triton', 'cuda'}} & set(sys.modules)))"
+    heavy = "print(sorted({'torch', 'triton', 'cuda'} & set(sys.modules)))"
+    script = f"import sys, numpy, edgemed.kernels as k{call}; {heavy}"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

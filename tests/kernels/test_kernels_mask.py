@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kernel_cases import tied_draw
 from numpy.typing import NDArray
 
 from edgemed.errors import InputError
@@ -42,7 +43,7 @@ def test_philox_is_the_published_generator(counter: Any, key: Any, words: Any) -
 
 
 def test_no_noise_value_lies_near_a_rounding_border() -> None:
-    """All 2^24 of them: a logarithm that is wrong by several units in its last place still rounds to the same integer."""
+    """All 2^24: a logarithm that is wrong by several units in its last place still rounds to the same integer."""
     nearest = 1.0
     for start in range(0, 2**24, 2**21):
         uniform = (np.arange(start, start + 2**21, dtype=np.float64) + 0.5) * 2.0**-24
@@ -89,6 +90,15 @@ def test_extreme_sharpness_takes_the_highest_or_the_lowest(sharpness: float, sig
         assert set((sign * image)[removed]) == set(np.sort((sign * image).ravel())[-9:])
 
 
+@pytest.mark.parametrize("backend", ["reference", "numpy", "torch"])
+def test_of_two_equal_scores_the_first_unit_is_removed(backend: str) -> None:
+    tie = tied_draw()
+    mask = entropy_mask(*tie.arguments, backend=backend).ravel()
+    assert tie.removed < tie.kept
+    assert mask[tie.removed]
+    assert not mask[tie.kept]
+
+
 def test_no_sharpness_ignores_the_entropies_and_a_flat_image_has_none() -> None:
     random = entropy_mask(entropies(), 0.6, 0.0, 9, IDS)
     assert np.array_equal(random, entropy_mask(np.zeros((5, 7, 7), np.float32), 0.6, 0.0, 9, IDS))
@@ -114,6 +124,16 @@ def test_the_first_unit_is_drawn_with_the_softmax_of_the_scores() -> None:
     assert np.all(np.abs(mask.reshape(draws, 3).mean(axis=0) - shares) < 4 * deviation)
 
 
+def test_values_outside_0_to_8_bits_are_clamped_and_nan_counts_as_0() -> None:
+    strange = entropies(2)
+    strange[0, 0, :4] = np.nan, -3.0, 9.5, np.inf
+    tame = strange.copy()
+    tame[0, 0, :4] = 0, 0, 8, 8
+    wanted = entropy_mask(tame, 0.5, 3.0, 1, IDS[:2])
+    for backend in ("reference", "numpy", "torch"):
+        assert np.array_equal(entropy_mask(strange, 0.5, 3.0, 1, IDS[:2], backend=backend), wanted)
+
+
 def test_the_counter_alone_decides_between_images() -> None:
     bits = np.repeat(entropies(1, 7, 7), 4, axis=0)
     ids = np.array([8, 9, 8, 8 + 2**32], dtype=np.int64)
@@ -132,7 +152,7 @@ def test_all_64_bits_of_the_seed_count(other: int) -> None:
 
 
 def test_averages_of_fine_entropies_are_exact_in_any_order() -> None:
-    """So masks from 8-pixel patches are the same on every device, too: sums of 16 values need no rounding in float32."""
+    """So masks from 8-pixel patches are the same on every device: sums of 16 values need no rounding in float32."""
     from edgemed.kernels import patch_entropy
 
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""The Triton kernels on the CPU, through Triton's interpreter: the oracle's entropies, and torch's masks to the last bit."""
+"""The Triton kernels in Triton's interpreter: the oracle's entropies, and torch's masks to the last bit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kernel_cases import CASES, TOLERANCES, expected, varied_images
+from kernel_cases import CASES, TOLERANCES, expected, tied_draw, varied_images
 
 from edgemed.kernels import entropy_mask, patch_entropy
 
@@ -51,6 +51,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     calls["strides"] = ("patch_entropy", (np.ascontiguousarray(IMAGES.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3), 16))
     calls["none"] = ("patch_entropy", (IMAGES[:0], 16))
     calls["no mask"] = ("entropy_mask", (np.zeros((0, 7, 7), np.float32), 0.5, 1.0, 0, np.zeros(0, np.int64)))
+    calls["tie"] = ("entropy_mask", tied_draw().arguments)
     for call in MASK_CALLS:
         calls[call] = ("entropy_mask", (bits_of(call[0]), *call[1:], IDS))
     folder = tmp_path_factory.mktemp("interpreted")
@@ -87,3 +88,7 @@ def test_masks_equal_those_of_torch(answers: dict[Any, Any], call: Any) -> None:
     units, ratio, sharpness, seed = call
     wanted = entropy_mask(torch.from_numpy(bits_of(units)), ratio, sharpness, seed, torch.from_numpy(IDS))
     assert np.array_equal(answers[call], wanted.numpy())
+
+
+def test_of_two_equal_scores_the_first_unit_is_removed(answers: dict[Any, Any]) -> None:
+    assert np.array_equal(answers["tie"], entropy_mask(*tied_draw().arguments))

@@ -1,0 +1,18 @@
+"""A job for the test of parallel folds: worker processes import it by name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from edgemed.errors import InputError
+
+
+def touch(folder: Path, number: int, progress: Callable[[str, int, int, str], None]) -> None:
+    """Leave a trace; job 0 fails, the others take a moment."""
+    (folder / str(number)).touch()
+    if number == 0:
+        raise InputError("job 0 is bad")
+    progress(f"job {number}", 1, 1, "")
+    time.sleep(1)
