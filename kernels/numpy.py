@@ -22,7 +22,8 @@ def _luma(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     weighted += images[..., 1] * np.uint16(definition.LUMA[1])
     weighted += images[..., 2] * np.uint16(definition.LUMA[2])
     weighted += np.uint16(128)
-    return (weighted >> np.uint16(8)).astype(np.uint8)
+    grey: NDArray[np.uint8] = (weighted >> np.uint16(8)).astype(np.uint8)
+    return grey
 
 
 def _bits_from_counts(

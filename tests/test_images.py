@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from image_cases import (
+    ALPHA,
+    COLOUR,
+    COMPOSITED,
+    GREY,
+    LOSSLESS,
+    encoded,
+    fixed_checksums,
+    png,
+    rows,
+    stack,
+    three,
+    tiff,
+)
 from PIL import Image
 
 from edgemed.errors import InputError
@@ -20,95 +32,6 @@ from edgemed.images import (
     image_from_pixels,
     pixels_sha256,
 )
-
-RNG = np.random.default_rng(0)
-COLOUR = RNG.integers(0, 256, (23, 31, 3), np.uint8)
-GREY = RNG.integers(0, 256, (23, 31), np.uint8)
-DEEP = RNG.integers(0, 65536, (23, 31), np.uint16)
-
-
-def _encoded(image: Image.Image, format: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def _png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: bytes, interlace: int = 0) -> bytes:
-    """A PNG made by hand, for what Pillow cannot write. `rows`: with a filter byte 0 before each row."""
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace))
-    pixels = _chunk(b"IDAT", zlib.compress(rows))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + pixels + _chunk(b"IEND", b"")
-
-
-def _tiff(values: np.ndarray, bits: int, photometric: int, order: str = "<") -> bytes:
-    """An uncompressed grey TIFF of one strip; 12-bit values are packed two in three bytes."""
-    height, width = values.shape
-    if bits == 12:
-        flat = values.reshape(height, -1, 2).astype(int)
-        packed = np.stack((flat[:, :, 0] >> 4, (flat[:, :, 0] & 15) << 4 | flat[:, :, 1] >> 8, flat[:, :, 1] & 255), 2)
-        strip = packed.astype(np.uint8).tobytes()
-    else:
-        strip = values.astype(f"{order}u{bits // 8}").tobytes()
-    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height, 279: len(strip)}
-    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
-    directory = struct.pack(f"{order}H", len(tags)) + entries + struct.pack(f"{order}I", 0)
-    mark = b"II" if order == "<" else b"MM"
-    return mark + struct.pack(f"{order}HI", 42, 8 + len(strip)) + strip + directory
-
-
-def _three(grey: np.ndarray) -> np.ndarray:
-    return np.repeat(grey[:, :, None], 3, axis=2)
-
-
-def _rows(values: np.ndarray) -> bytes:
-    raw = np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint8)
-    return b"".join(b"\0" + row.tobytes() for row in raw)
-
-
-ALPHA = RNG.integers(0, 256, (23, 31), np.uint8)
-COMPOSITED = ((COLOUR.astype(int) * ALPHA[:, :, None] + 127) // 255).astype(np.uint8)
-CUT = np.where(GREY[0, 0] == GREY, 0, GREY)
-
-LOSSLESS = {
-    "grey png": (_encoded(Image.fromarray(GREY), "PNG"), _three(GREY)),
-    "grey bmp": (_encoded(Image.fromarray(GREY), "BMP"), _three(GREY)),
-    "grey tiff": (_encoded(Image.fromarray(GREY), "TIFF", compression="tiff_lzw"), _three(GREY)),
-    "grey tiff, white is zero": (_tiff(GREY, 8, 0), _three(255 - GREY)),
-    "rgb png": (_encoded(Image.fromarray(COLOUR), "PNG"), COLOUR),
-    "rgb bmp": (_encoded(Image.fromarray(COLOUR), "BMP"), COLOUR),
-    "rgb tiff": (_encoded(Image.fromarray(COLOUR), "TIFF"), COLOUR),
-    "1 bit png": (_encoded(Image.fromarray(GREY > 99), "PNG"), _three(np.where(GREY > 99, 255, 0).astype(np.uint8))),
-    "1 bit tiff": (_encoded(Image.fromarray(GREY > 99), "TIFF"), _three(np.where(GREY > 99, 255, 0).astype(np.uint8))),
-    "4 bit png": (_png(2, 1, 4, 0, b"\0\x1f"), _three(np.array([[0x11, 0xFF]], np.uint8))),
-    "interlaced png": (_png(1, 1, 8, 0, b"\0\x63", interlace=1), _three(np.array([[0x63]], np.uint8))),
-    "rgba png": (_encoded(Image.fromarray(np.dstack((COLOUR, ALPHA))), "PNG"), COMPOSITED),
-    "rgba tiff": (_encoded(Image.fromarray(np.dstack((COLOUR, ALPHA))), "TIFF"), COMPOSITED),
-    "la png": (
-        _encoded(Image.merge("LA", (Image.fromarray(GREY), Image.fromarray(ALPHA))), "PNG"),
-        _three(((GREY.astype(int) * ALPHA + 127) // 255).astype(np.uint8)),
-    ),
-    "grey png with a transparent colour": (
-        _encoded(Image.fromarray(GREY), "PNG", transparency=int(GREY[0, 0])),
-        _three(CUT),
-    ),
-    "16 bit grey png": (_encoded(Image.fromarray(DEEP), "PNG"), _three((DEEP >> 8).astype(np.uint8))),
-    "16 bit rgb png": (
-        _png(31, 23, 16, 2, _rows(np.dstack((DEEP, DEEP, DEEP)).astype(">u2"))),
-        _three((DEEP >> 8).astype(np.uint8)),
-    ),
-    "16 bit tiff": (_tiff(DEEP, 16, 1), _three((DEEP >> 8).astype(np.uint8))),
-    "16 bit tiff, big-endian": (_tiff(DEEP, 16, 1, ">"), _three((DEEP >> 8).astype(np.uint8))),
-    "16 bit tiff, white is zero": (_tiff(DEEP, 16, 0), _three(255 - (DEEP >> 8).astype(np.uint8))),
-    "12 bit tiff": (_tiff(DEEP[:, :30] >> 4, 12, 1), _three((DEEP[:, :30] >> 8).astype(np.uint8))),
-    "cmyk tiff": (
-        _encoded(Image.fromarray(np.array([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 0, 0, 255]]], np.uint8), "CMYK"), "TIFF"),
-        np.array([[[255, 255, 255], [0, 255, 255], [0, 0, 0]]], np.uint8),
-    ),
-}
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
@@ -123,10 +46,10 @@ def test_palette_colours_and_their_transparency_are_used() -> None:
     indices = Image.fromarray(GREY % 3).convert("P")
     indices.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     colours = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90]], np.uint8)
-    np.testing.assert_array_equal(image_from_bytes(_encoded(indices, "PNG"), "p"), colours[GREY % 3])
+    np.testing.assert_array_equal(image_from_bytes(encoded(indices, "PNG"), "p"), colours[GREY % 3])
     half = colours.copy()
     half[1] = (colours[1].astype(int) * 128 + 127) // 255
-    data = _encoded(indices, "PNG", transparency=bytes([255, 128, 255]))
+    data = encoded(indices, "PNG", transparency=bytes([255, 128, 255]))
     np.testing.assert_array_equal(image_from_bytes(data, "p"), half[GREY % 3])
 
 
@@ -134,9 +57,9 @@ def test_jpeg_in_grey_and_cmyk_keeps_its_colours() -> None:
     flat = np.full((16, 16, 3), (200, 100, 50), np.uint8)
     cmyk = Image.fromarray(flat).convert("CMYK")
     for image in (Image.fromarray(flat), cmyk):
-        decoded = image_from_bytes(_encoded(image, "JPEG", quality=95), "flat.jpg")
+        decoded = image_from_bytes(encoded(image, "JPEG", quality=95), "flat.jpg")
         assert np.abs(decoded.astype(int) - flat).max() <= 3
-    grey = image_from_bytes(_encoded(Image.fromarray(flat[:, :, 0]), "JPEG"), "grey.jpg")
+    grey = image_from_bytes(encoded(Image.fromarray(flat[:, :, 0]), "JPEG"), "grey.jpg")
     np.testing.assert_array_equal(grey, np.full((16, 16, 3), 200))
 
 
@@ -157,7 +80,7 @@ def test_all_eight_orientations_come_out_upright(format: str, orientation: int) 
     }[orientation]
     exif = Image.Exif()
     exif[274] = orientation
-    data = _encoded(Image.fromarray(np.ascontiguousarray(stored)), format, exif=exif)
+    data = encoded(Image.fromarray(np.ascontiguousarray(stored)), format, exif=exif)
     decoded = image_from_bytes(data, "turned")
     assert decoded.shape == upright.shape
     assert np.abs(decoded.astype(int) - upright).max() <= 6
@@ -165,7 +88,7 @@ def test_all_eight_orientations_come_out_upright(format: str, orientation: int) 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_a_damaged_exif_block_counts_as_no_orientation() -> None:
-    plain = _encoded(Image.fromarray(GREY), "JPEG")
+    plain = encoded(Image.fromarray(GREY), "JPEG")
     body = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"
     data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + plain[2:]
     np.testing.assert_array_equal(image_from_bytes(data, "x"), image_from_bytes(plain, "x"))
@@ -175,7 +98,7 @@ def test_pixels_from_memory_are_reordered_by_their_named_format() -> None:
     np.testing.assert_array_equal(image_from_pixels(COLOUR[:, ::-1], "RGB"), COLOUR[:, ::-1])
     np.testing.assert_array_equal(image_from_pixels(COLOUR[:, :, ::-1], "BGR"), COLOUR)
     np.testing.assert_array_equal(image_from_pixels(np.dstack((COLOUR, ALPHA)), "RGBA"), COMPOSITED)
-    np.testing.assert_array_equal(image_from_pixels(GREY, "GRAY8"), _three(GREY))
+    np.testing.assert_array_equal(image_from_pixels(GREY, "GRAY8"), three(GREY))
     assert image_from_pixels(COLOUR[:, ::-1], "RGB").flags.c_contiguous
 
 
@@ -205,39 +128,34 @@ def test_the_hash_of_pixels_tells_shapes_apart_and_not_memory_layouts() -> None:
     assert pixels_sha256(np.zeros((1, 2, 3), np.uint8)) == black
 
 
-def _stack(format: str) -> bytes:
-    pages = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
-    return _encoded(pages[0], format, save_all=True, append_images=pages[1:])
-
-
-WHOLE = _encoded(Image.fromarray(COLOUR), "PNG")
-JPEG = _encoded(Image.fromarray(np.tile(COLOUR, (8, 8, 1))), "JPEG")
-HUGE = _png(60_000, 60_000, 8, 2, b"\0" * 1000)
+WHOLE = encoded(Image.fromarray(COLOUR), "PNG")
+JPEG = encoded(Image.fromarray(np.tile(COLOUR, (8, 8, 1))), "JPEG")
+HUGE = png(60_000, 60_000, 8, 2, b"\0" * 1000)
 FLIPPED = bytearray(WHOLE)
 FLIPPED[len(WHOLE) // 2] ^= 1
 
 REFUSED = {
     "empty": (b"", "empty"),
     "text": (b"path,label\na.png,b\n", "is not a PNG, JPEG, BMP or TIFF"),
-    "gif": (_encoded(Image.fromarray(GREY), "GIF"), "is not a PNG, JPEG, BMP or TIFF"),
+    "gif": (encoded(Image.fromarray(GREY), "GIF"), "is not a PNG, JPEG, BMP or TIFF"),
     "png cut in its pixels": (WHOLE[: len(WHOLE) // 2], "truncated"),
     "png without its end": (WHOLE[:-12], "truncated"),
     "png with a flipped bit": (bytes(FLIPPED), "checksum"),
-    "png with too few rows": (_png(31, 23, 8, 2, _rows(COLOUR[:11])), "rows of pixels end early"),
+    "png with too few rows": (png(31, 23, 8, 2, rows(COLOUR[:11])), "rows of pixels end early"),
     "jpeg cut in its pixels": (JPEG[: len(JPEG) // 2], "truncated"),
-    "bmp cut in its pixels": (_encoded(Image.fromarray(COLOUR), "BMP")[:-200], "truncated"),
-    "tiff cut in its pixels": (_encoded(Image.fromarray(COLOUR), "TIFF")[:-200], "truncated"),
-    "tiff cut before its directory": (_tiff(GREY, 8, 1)[:400], "header"),
+    "bmp cut in its pixels": (encoded(Image.fromarray(COLOUR), "BMP")[:-200], "truncated"),
+    "tiff cut in its pixels": (encoded(Image.fromarray(COLOUR), "TIFF")[:-200], "truncated"),
+    "tiff cut before its directory": (tiff(GREY, 8, 1)[:400], "header"),
     "tiff with too few strips": (
-        _tiff(GREY, 8, 1).replace(struct.pack("<HHII", 278, 4, 1, 23), struct.pack("<HHII", 278, 4, 1, 5)),
+        tiff(GREY, 8, 1).replace(struct.pack("<HHII", 278, 4, 1, 23), struct.pack("<HHII", 278, 4, 1, 5)),
         "do not cover",
     ),
     "60,000 x 60,000": (HUGE, str(MAX_PIXELS)),
-    "just too large": (_png(9460, 9460, 8, 0, b"\0" * 1000), str(MAX_PIXELS)),
-    "tiff stack": (_stack("TIFF"), "2 pages"),
-    "animated png": (_stack("PNG"), "2 pages"),
-    "float tiff": (_encoded(Image.fromarray(GREY.astype(np.float32)), "TIFF"), "no range"),
-    "32 bit tiff": (_encoded(Image.fromarray(GREY.astype(np.int32)), "TIFF"), "no range"),
+    "just too large": (png(9460, 9460, 8, 0, b"\0" * 1000), str(MAX_PIXELS)),
+    "tiff stack": (stack("TIFF"), "2 pages"),
+    "animated png": (stack("PNG"), "2 pages"),
+    "float tiff": (encoded(Image.fromarray(GREY.astype(np.float32)), "TIFF"), "no range"),
+    "32 bit tiff": (encoded(Image.fromarray(GREY.astype(np.int32)), "TIFF"), "no range"),
 }
 
 
@@ -260,22 +178,10 @@ def test_missing_files_and_folders_are_refused_by_name(tmp_path: Path) -> None:
         image_from_file(tmp_path)
 
 
-def _fixed_checksums(data: bytes) -> bytes:
-    """A PNG whose chunks have right checksums again, so that a fuzzed one gets past them."""
-    out, position = bytearray(data), 8
-    while position + 12 <= len(out):
-        end = position + 8 + struct.unpack_from(">I", out, position)[0]
-        if end + 4 > len(out):
-            break
-        struct.pack_into(">I", out, end, zlib.crc32(out[position + 4 : end]))
-        position = end + 4
-    return bytes(out)
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_bytes_give_an_image_or_an_input_error_and_nothing_else() -> None:
     rng = np.random.default_rng(7)
-    seeds = [data for data, _ in LOSSLESS.values()] + [JPEG, _stack("TIFF"), _stack("PNG")]
+    seeds = [data for data, _ in LOSSLESS.values()] + [JPEG, stack("TIFF"), stack("PNG")]
     refused = 0
     for turn in range(3000):
         data = bytearray(seeds[turn % len(seeds)])
@@ -291,7 +197,7 @@ def test_damaged_bytes_give_an_image_or_an_input_error_and_nothing_else() -> Non
             else:
                 data[place:place] = rng.integers(0, 256, int(rng.integers(1, 9)), np.uint8).tobytes()
         try:
-            image = image_from_bytes(_fixed_checksums(bytes(data)) if data[1:4] == b"PNG" else bytes(data), "fuzz")
+            image = image_from_bytes(fixed_checksums(bytes(data)) if data[1:4] == b"PNG" else bytes(data), "fuzz")
             assert image.ndim == 3 and image.shape[2] == 3 and image.size > 0
         except InputError as error:
             refused += 1
@@ -310,13 +216,13 @@ def test_dali_gives_the_same_pixels_wherever_it_is_said_to(tmp_path: Path) -> No
     for quality in (40, 75, 95):
         for subsampling in (0, 1, 2):
             options = {"quality": quality, "subsampling": subsampling}
-            cases[f"jpeg {options}"] = _encoded(picture, "JPEG", **options)
-    cases["progressive jpeg"] = _encoded(picture, "JPEG", progressive=True)
-    cases["grey jpeg"] = _encoded(picture.convert("L"), "JPEG")
-    cases["rgb jpeg"] = _encoded(picture, "JPEG", keep_rgb=True)
-    cases["cmyk jpeg"] = _encoded(picture.convert("CMYK"), "JPEG")
-    cases["turned jpeg"] = _encoded(picture, "JPEG", exif=turned)
-    cases["turned png"] = _encoded(picture, "PNG", exif=turned)
+            cases[f"jpeg {options}"] = encoded(picture, "JPEG", **options)
+    cases["progressive jpeg"] = encoded(picture, "JPEG", progressive=True)
+    cases["grey jpeg"] = encoded(picture.convert("L"), "JPEG")
+    cases["rgb jpeg"] = encoded(picture, "JPEG", keep_rgb=True)
+    cases["cmyk jpeg"] = encoded(picture.convert("CMYK"), "JPEG")
+    cases["turned jpeg"] = encoded(picture, "JPEG", exif=turned)
+    cases["turned png"] = encoded(picture, "PNG", exif=turned)
 
     @pipeline_def(batch_size=1, num_threads=1, device_id=None)
     def decoder(data: np.ndarray):  # type: ignore[no-untyped-def]
