@@ -51,6 +51,10 @@ test-long: .venv/all  ## the slow suites too: kills, real images
 test-gpu: .venv/all  ## what only a machine with an NVIDIA GPU can show
 	$(BIN)/python -m pytest -m gpu
 
+.PHONY: kernels
+kernels: .venv/all  ## the entropy kernels for nine GPU generations, into build/kernels (needs nvcc for the CUDA ones)
+	$(BIN)/python -m edgemed.kernels.compile
+
 .PHONY: wheel
 wheel: .venv/all  ## build/dist/*.whl
 	$(BIN)/python -m build --wheel --outdir build/dist

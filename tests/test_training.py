@@ -125,6 +125,13 @@ def test_the_temperature_undoes_a_known_overconfidence() -> None:
     assert fitted_temperature(honest * 0.4, labels) == pytest.approx(0.4, rel=0.05)
 
 
+def test_a_few_right_answers_do_not_make_certainty() -> None:
+    labels = [0, 1, 2] * 10
+    logits = torch.eye(3)[labels] * 2.0  # all right, and separable: without a prior the best temperature is 0
+    shares = torch.softmax(logits / fitted_temperature(logits, labels), -1)
+    assert shares.max().item() == pytest.approx(31 / 33, abs=1e-3)
+
+
 def test_class_weights_go_from_none_to_balanced() -> None:
     labels = [0] * 90 + [1] * 10
     assert class_weights(labels, 2, 0.0).tolist() == [1.0, 1.0]
