@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 TRAIN = shlex.split(
-    "--backbone tf_efficientnet_lite0 --size 96 --pretrain-size 128 --epochs 12 --pretrain-epochs 8 "
+    "--backbone tf_efficientnet_lite0 --size 96 --pretrain-size 128 --epochs 24 --pretrain-epochs 8 "
     "--learning-rate 1e-3 --layer-decay 0.9"
 )
 
@@ -57,7 +57,7 @@ def main() -> None:
     root = Path(sys.argv[1] if len(sys.argv) > 1 else "build/demo")
     data, run, bundle = root / "data", root / "run", root / "bundle"
     if not data.exists():
-        edgemed("sample", data, "--per-class", "80", "--size", "160")
+        edgemed("sample", data, "--per-class", "100", "--size", "160")
     edgemed("train", data, "--out", run, *TRAIN)
     shutil.rmtree(bundle, ignore_errors=True)
     edgemed("build-engine", run, "--out", bundle)

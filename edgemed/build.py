@@ -136,7 +136,9 @@ def _checked(
     def judge(what: str, precision: str, probabilities: Any, members: Any) -> None:
         gates = default_gates(precision)
         each = compare(of_members.reshape(-1, truth.shape[1]), np.reshape(members, (-1, truth.shape[1])), tie_margin=0)
-        check(each, Gates(max_flips=each.n, max_prob_error=gates.max_prob_error), f"a member in {what}")
+        # A member counts 1/M in the mean, and so does its error.
+        of_member = len(run.member_names) * gates.max_prob_error
+        check(each, Gates(max_flips=each.n, max_prob_error=of_member), f"a member in {what}")
         found = compare(truth, probabilities, tie_margin=TIE_MARGINS[precision])
         check(found, gates, what)
         checks.append((what, found))

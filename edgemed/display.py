@@ -101,7 +101,7 @@ def _interval(value: dict[str, float | None]) -> str:
 
 def predictions(found: Sequence[Prediction], model: Model) -> None:
     """One row per image: label and probabilities."""
-    table = Table(title=escape(f"{model.runtime}: {model.reason}"), title_justify="left")
+    table = Table(title=escape(f"{model.bundle.path.name} on {model.runtime}, {model.precision}"), title_justify="left")
     table.add_column("image", overflow="fold")
     table.add_column("label")
     for name in model.labels:
