@@ -249,5 +249,5 @@ def main() -> None:
         extra = EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
             raise
-        display.error(InputError(f"this command needs {error.name}: pip install 'edgemed[{extra}]'"))
+        display.error(InputError(f"this command needs {error.name}: pip install '.[{extra}]' in a clone of edgemed"))
         sys.exit(InputError.exit_code)

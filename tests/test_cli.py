@@ -57,7 +57,7 @@ def test_a_missing_extra_is_named_in_one_line(
 
     monkeypatch.setattr("edgemed.phantoms.write_dataset", missing)
     assert edgemed("sample", "anywhere") == 2
-    assert f"pip install 'edgemed[{extra}]'" in capsys.readouterr().err
+    assert f"pip install '.[{extra}]'" in capsys.readouterr().err
 
 
 def test_an_internal_error_is_not_dressed_up_as_the_users_fault(
