@@ -42,7 +42,7 @@ def pixels(files: list[Path]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         yield "own size", image
         if number % (IMAGES // ENLARGED) == 0:
             for kind, size in LARGE.items():
-                yield kind, np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+                yield kind, np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
 def main() -> None:
