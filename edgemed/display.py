@@ -1,4 +1,4 @@
-"""What the command line shows: progress, tables, errors, JSON. Only `cli.py` uses it."""
+"""What the command line shows: progress, tables, errors, JSON. Only the commands use it."""
 
 from __future__ import annotations
 

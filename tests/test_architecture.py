@@ -14,21 +14,22 @@ ROOT = Path(__file__).parents[1]
 FLOORS = """
 errors files stats
 kernels
-config metrics images phantoms
-duplicates splits dataset
-manifest evidence bundle
+config metrics dicom images phantoms
+duplicates splits dataset recipes
+manifest records signature evidence bundle preflight
 loader_torch loader_dali loader
 models preprocess masking mae
 evaluate ensemble run calibrate loop parallel pretrain finetune report_plots report examples stages train
 precision export
 runtimes
-infer certify build bench judge
-display cli __main__
+infer certify plans card build conditions bench judge parity
+display commands cli __main__
 """.split()
 
-RUNTIME_SIDE = (
-    "errors files stats images phantoms manifest evidence bundle runtimes infer certify bench display cli".split()
-)
+RUNTIME_SIDE = """
+errors files stats dicom images phantoms manifest records signature evidence bundle preflight
+runtimes infer certify plans conditions bench parity display commands cli
+""".split()
 HEAVY = {"torch", "torchvision", "timm", "onnx", "onnxscript", "nvidia", "cv2", "sklearn", "matplotlib", "scipy"}
 
 
@@ -36,6 +37,7 @@ def _files() -> list[tuple[str, Path]]:
     """(name of the room, file) of every module of the package but the package's own __init__."""
     rooms = [(path.stem, path) for path in sorted((ROOT / "edgemed").glob("*.py")) if path.stem != "__init__"]
     rooms += [("runtimes", path) for path in sorted((ROOT / "edgemed" / "runtimes").glob("*.py"))]
+    rooms += [("commands", path) for path in sorted((ROOT / "edgemed" / "commands").glob("*.py"))]
     rooms += [("kernels", path) for path in sorted((ROOT / "kernels").glob("*.py"))]
     return rooms
 

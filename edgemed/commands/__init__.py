@@ -1,0 +1,18 @@
+"""What the commands do: a module per family, a function per command; `cli.py` puts them together.
+
+Heavy modules are imported inside the functions, so that `edgemed --help` answers at once. This file holds the options
+that several commands share.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+Runtime = Annotated[str, typer.Option(help="openvino, onnxruntime, or auto: the first that works here.")]
+Precision = Annotated[str, typer.Option(help="Which graph of the bundle: fp32 or fp16.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 = all that this process may use.")]
+Bundle = Annotated[Path, typer.Argument(help="A bundle from `edgemed build-engine`.", show_default=False)]

@@ -1,0 +1,54 @@
+"""`edgemed predict`, `edgemed evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgemed import display
+from edgemed.commands import Bundle, Json, Precision, Runtime, Threads
+from edgemed.errors import InputError
+
+
+def predict(
+    bundle: Bundle,
+    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
+    runtime: Runtime = "auto",
+    precision: Precision = "fp32",
+    threads: Threads = 0,
+    json_: Json = False,
+) -> None:
+    """Classify images. A bad file is reported and the others go on; the exit code is then 2."""
+    from edgemed.infer import load
+
+    model = load(bundle, runtime=runtime, precision=precision, threads=threads or None)
+    found, bad = [], 0
+    for path in images:
+        try:
+            found.append(model(path))
+        except InputError as error:
+            bad += 1
+            display.error(error)
+    if json_:
+        display.document([prediction.as_dict() for prediction in found])
+    else:
+        display.predictions(found, model)
+    if bad:
+        raise typer.Exit(InputError.exit_code)
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A run or a bundle.", show_default=False)],
+    data: Annotated[Path, typer.Argument(help="Labelled images: a folder per class or a CSV.", show_default=False)],
+    runtime: Runtime = "auto",
+    precision: Precision = "fp32",
+    json_: Json = False,
+) -> None:
+    """Measure a run or a bundle on labelled images."""
+    from edgemed.judge import judge
+
+    with display.progress() as progress:
+        metrics = judge(model, data, runtime=runtime, precision=precision, progress=progress)
+    display.metrics(metrics, json_, f"{model} on {data}")

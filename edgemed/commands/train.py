@@ -1,0 +1,88 @@
+"""`edgemed train`, `edgemed sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgemed import display
+from edgemed.commands import Json
+from edgemed.errors import InputError
+
+FoldThreads = Annotated[
+    int,
+    typer.Option(min=0, help="CPU threads, 0 = all. With --folds: of each fold; the cores then hold several folds."),
+]
+
+
+def _parts(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--split '{text}': give three numbers like 0.7,0.15,0.15") from error
+
+
+def train(
+    data: Annotated[Path, typer.Argument(help="A folder per class, or a CSV path,label[,group][,split].")],
+    out: Annotated[Path, typer.Option(help="The run folder; a killed run goes on there.", show_default=False)],
+    backbone: Annotated[
+        str, typer.Option(help="timm's convnext_*, resnetNN or tf_efficientnet_lite*.")
+    ] = "convnext_tiny",
+    size: Annotated[int, typer.Option(help="Side of the network's input in pixels.")] = 224,
+    pretrain_size: Annotated[int, typer.Option(help="Side for the masked pretraining (224 = 49 units).")] = 224,
+    start: Annotated[str, typer.Option(help="The masked pretraining starts from: imagenet | scratch.")] = "imagenet",
+    weights: Annotated[Path | None, typer.Option(help="ImageNet weights as safetensors, for work offline.")] = None,
+    split: Annotated[str, typer.Option(help="Parts of train, validation, test.")] = "0.7,0.15,0.15",
+    folds: Annotated[int, typer.Option(help="Cross-validation in K folds in place of one split.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning, at most.")] = 30,
+    pretrain_epochs: Annotated[int, typer.Option(help="Epochs of masked pretraining.")] = 30,
+    batch: Annotated[int, typer.Option(help="Images per step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Fine-tuning's highest rate (the classifier's).")] = 5e-4,
+    pretrain_learning_rate: Annotated[float, typer.Option(help="Pretraining's highest rate.")] = 3e-4,
+    layer_decay: Annotated[float, typer.Option(help="Each layer's rate against that of the next one.")] = 0.75,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 0.05,
+    warmup_epochs: Annotated[int, typer.Option(help="Epochs of linear warm-up.")] = 2,
+    drop_path: Annotated[float, typer.Option(help="Stochastic depth in fine-tuning.")] = 0.1,
+    label_smoothing: Annotated[float, typer.Option(help="Label smoothing in fine-tuning.")] = 0.1,
+    class_weighting: Annotated[float, typer.Option(help="0 = none, 1 = balanced classes.")] = 0.5,
+    ema_decay: Annotated[float, typer.Option(help="Decay of the weights' moving average.")] = 0.99,
+    vertical_flip: Annotated[bool, typer.Option(help="Flip upside down too: where up and down are alike.")] = False,
+    patience: Annotated[int, typer.Option(help="Stop after so many epochs without a lower validation loss.")] = 10,
+    mask_ratio: Annotated[float, typer.Option(help="Part of the 32-pixel units that pretraining removes.")] = 0.6,
+    sharpness: Annotated[float, typer.Option(help="0 = random masks, large = highest entropy, < 0 = lowest.")] = 1.0,
+    entropy_patch: Annotated[int, typer.Option(help="Side of the entropy's patches: 8, 16 or 32.")] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of split, weights, order, augmentation and masks.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: FoldThreads = 0,
+    loader: Annotated[str, typer.Option(help="dali, torch, or auto.")] = "auto",
+    json_: Json = False,
+) -> None:
+    """Train both members on labelled images, evaluate them and their ensemble, write a report."""
+    options = dict(locals())
+    for name in ("data", "out", "json_"):
+        options.pop(name)
+    from edgemed.config import TrainConfig
+
+    config = TrainConfig(**options | {"split": _parts(split), "weights": str(weights) if weights else None})
+    from edgemed.train import train as run_train
+
+    with display.progress() as progress:
+        metrics = run_train(config, data, out, progress)
+    display.metrics(metrics, json_, f"{out} ({metrics['split']})")
+    if not json_:
+        display.say(f"report: {out / 'report.html'} (shows patient data)")
+
+
+def sample(
+    folder: Annotated[Path, typer.Argument(help="Where to write the images.", show_default=False)],
+    per_class: Annotated[int, typer.Option(min=1, help="Images per class.")] = 60,
+    size: Annotated[int, typer.Option(min=32, help="Typical side in pixels.")] = 160,
+    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+) -> None:
+    """Write labelled ultrasound-like phantoms, made by code, to try edgemed with."""
+    from edgemed.phantoms import write_dataset
+
+    written = write_dataset(folder, per_class=per_class, size=size, seed=seed)
+    display.say(f"{written}: {per_class} phantoms per class; next: edgemed train {written} --out RUN")
