@@ -1,4 +1,4 @@
-"""The schema of a bundle's `manifest.json` and of its plan records, and the one way in which they become bytes.
+"""The schema of a bundle's `manifest.json`, and the one way in which a bundle's documents become bytes.
 
 Why its own module: the manifest decides which files are believed, so what may stand in it is written down in one
 place, apart from the file handling in `bundle.py`. Everything is strict: unknown fields, wrong types, file names that
@@ -24,6 +24,7 @@ from edgemed.errors import InputError
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "manifest.sig"
 PLANS_FOLDER = "plans"
 GOLDEN_OUTPUTS = "golden/outputs.json"
 MODEL_FILES: Mapping[str, str] = {"fp32": "model.fp32.onnx", "fp16": "model.fp16.onnx"}
@@ -37,7 +38,7 @@ def _file_name(name: str) -> str:
     parts = name.split("/")
     if len(parts) > 4 or not all(_PART.fullmatch(part) for part in parts):
         raise ValueError(f"{name!r} is not a plain file name inside the bundle")
-    if parts[0] in (MANIFEST_NAME, "manifest.sig", PLANS_FOLDER):
+    if parts[0] in (MANIFEST_NAME, SIGNATURE_NAME, PLANS_FOLDER):
         raise ValueError(f"{name!r} cannot be listed as a file of the bundle")
     return name
 
@@ -57,24 +58,27 @@ def _ordered(triple: tuple[int, int, int]) -> tuple[int, int, int]:
 Text = Annotated[str, AfterValidator(_visible)]
 FileName = Annotated[str, AfterValidator(_file_name)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
 Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 Count = Annotated[int, Field(ge=0, le=2**62)]
 Side = Annotated[int, Field(ge=1, le=1 << 20)]
 Range = Annotated[tuple[int, int, int], AfterValidator(_ordered)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """What every document of a bundle is: immutable, typed to the letter, without unknown fields."""
+
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class FileEntry(_Strict):
+class FileEntry(Strict):
     """What a file of the bundle must be: the sha256 of its bytes (hex), and how many there are."""
 
     sha256: Sha256
     bytes: Count
 
 
-class ImageInput(_Strict):
+class ImageInput(Strict):
     """The engine's input `image`: uint8 RGB pixels (N, H, W, 3), with H and W each from min_side to max_side.
 
     `opt_side` is the side that plans are tuned for and that a benchmark takes unless told. A fixed size has all equal.
@@ -93,7 +97,33 @@ class ImageInput(_Strict):
         return self
 
 
-class Manifest(_Strict):
+class OperatingPoint(Strict):
+    """How probabilities become a decision, fitted on `images` calibration images; `operating.decide` applies it.
+
+    positive, threshold: the decision is `positive` where its probability is at least `threshold`, else the most
+    probable other label; chosen for a `target` of `target_value`. max_disagreement: above it the decision is "refer".
+    coverage, min_probability: the prediction set holds every label of at least that probability, and holds the true one
+    for a share `coverage` of images like those. What is None is not applied.
+    """
+
+    images: Count
+    positive: Text | None = None
+    threshold: Share | None = None
+    target: Literal["sensitivity", "specificity"] | None = None
+    target_value: Share | None = None
+    max_disagreement: Share | None = None
+    coverage: Share | None = None
+    min_probability: Share | None = None
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> OperatingPoint:
+        for names in (("positive", "threshold", "target", "target_value"), ("coverage", "min_probability")):
+            if len({getattr(self, name) is None for name in names}) != 1:
+                raise ValueError(f"{', '.join(names)} must be given together")
+        return self
+
+
+class Manifest(Strict):
     """All that a bundle states about itself. Immutable after the build; plans live beside it.
 
     bundle_id: first 16 hex digits of the sha256 over the other fields but `created`, `edgemed_version` and `checksum`:
@@ -115,7 +145,7 @@ class Manifest(_Strict):
     size: Side
     flops: Count
     weight_bytes: Count
-    operating_point: None = None
+    operating_point: OperatingPoint | None = None
     files: dict[FileName, FileEntry]
 
     @model_validator(mode="after")
@@ -125,37 +155,15 @@ class Manifest(_Strict):
                 raise ValueError(f"a name stands twice in {', '.join(names)}")
         if len(self.temperatures) != len(self.member_names):
             raise ValueError("temperatures must have one value per member")
+        if self.operating_point and self.operating_point.positive not in (None, *self.labels):
+            raise ValueError(f"operating_point names '{self.operating_point.positive}', which is no label")
         for name in (MODEL_FILES["fp32"], GOLDEN_OUTPUTS):
             if name not in self.files:
                 raise ValueError(f"files must list {name}")
         return self
 
 
-class PlanRecord(_Strict):
-    """`plans/<id>.json`: a device-specific engine made from one of the bundle's ONNX files, or a certificate of one.
-
-    onnx_sha256: the ONNX file that it was built from. version: the runtime's. targets: such as ("sm80", "sm86").
-    batch, image_side: the profile, (min, opt, max). sha256, bytes: of `<id>.plan`; None where there is no plan file.
-    A plan that could not run where it was built is in the state "built".
-    """
-
-    schema_version: Literal[1] = 1
-    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
-    created: Time
-    onnx_sha256: Sha256
-    precision: Literal["fp32", "fp16"]
-    runtime: Literal["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
-    version: Text
-    targets: tuple[Text, ...]
-    batch: Range
-    image_side: Range
-    sha256: Sha256 | None
-    bytes: Count | None
-    state: Literal["built", "self-tested", "certified"]
-    certificate: None = None
-
-
-_Document = TypeVar("_Document", Manifest, PlanRecord)
+_Document = TypeVar("_Document", bound=BaseModel)
 
 
 def canonical_bytes(document: Mapping[str, Any]) -> bytes:
@@ -164,7 +172,7 @@ def canonical_bytes(document: Mapping[str, Any]) -> bytes:
     return text.encode("utf-8") + b"\n"
 
 
-def document_bytes(document: Manifest | PlanRecord) -> bytes:
+def document_bytes(document: BaseModel) -> bytes:
     """The file that states this document: what `parse` accepts."""
     return canonical_bytes(document.model_dump(mode="json"))
 

@@ -16,7 +16,7 @@ errors files stats
 kernels
 config metrics dicom images phantoms
 duplicates splits dataset recipes
-manifest records signature evidence bundle preflight
+manifest records signature evidence bundle pack preflight
 loader_torch loader_dali loader
 models preprocess masking mae
 evaluate ensemble run calibrate loop parallel pretrain finetune report_plots report examples stages train
@@ -27,7 +27,7 @@ display commands cli __main__
 """.split()
 
 RUNTIME_SIDE = """
-errors files stats dicom images phantoms manifest records signature evidence bundle preflight
+errors files stats dicom images phantoms manifest records signature evidence bundle pack preflight
 runtimes infer certify plans conditions bench parity display commands cli
 """.split()
 HEAVY = {"torch", "torchvision", "timm", "onnx", "onnxscript", "nvidia", "cv2", "sklearn", "matplotlib", "scipy"}

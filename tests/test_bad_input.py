@@ -140,8 +140,9 @@ def test_weights_of_another_backbone_leave_nothing_behind(
 def test_a_plan_with_one_byte_changed_is_refused(
     tiny_bundle: Path, tmp_path: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from edgemed.bundle import add_plan, open_bundle
-    from edgemed.manifest import PlanRecord
+    from edgemed.bundle import open_bundle
+    from edgemed.pack import add_plan
+    from edgemed.records import PlanRecord
 
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
     bundle, plan = open_bundle(tmp_path / "bundle"), b"vtrt" + bytes(100)

@@ -13,16 +13,12 @@ import numpy as np
 import pytest
 import tiny_bundles as tiny
 
-from edgemed import bundle as bundle_module
-from edgemed.bundle import (
-    PlanRecord,
-    add_plan,
-    check_target,
-    open_bundle,
-    write_bundle,
-)
+from edgemed import pack as pack_module
+from edgemed.bundle import open_bundle
 from edgemed.errors import InputError
 from edgemed.manifest import canonical_bytes, sha256_of
+from edgemed.pack import add_plan, check_target, write_bundle
+from edgemed.records import PlanRecord
 
 
 def record(plan: bytes | None, **changes: object) -> PlanRecord:
@@ -64,7 +60,7 @@ def test_a_written_bundle_gives_back_what_went_in(tmp_path: Path) -> None:
 
 def test_the_id_depends_on_content_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = tiny.bundle(tmp_path / "a").manifest
-    monkeypatch.setattr(bundle_module, "__version__", "9.9.9")
+    monkeypatch.setattr(pack_module, "__version__", "9.9.9")
     second = tiny.bundle(tmp_path / "b").manifest
     assert second.edgemed_version == "9.9.9"
     assert first.bundle_id == second.bundle_id

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import tiny_bundles as tiny
 
-from edgemed.bundle import golden_files, reference_file
 from edgemed.errors import InputError
-from edgemed.evidence import golden_from_files, reference_from_file
+from edgemed.evidence import golden_files, golden_from_files, reference_file, reference_from_file
 
 
 def test_evidence_is_the_same_bytes_for_the_same_facts_in_any_order() -> None:

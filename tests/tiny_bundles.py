@@ -13,7 +13,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from edgemed.bundle import Bundle, ImageInput, golden_files, reference_file, write_bundle
+from edgemed.bundle import Bundle
+from edgemed.evidence import golden_files, reference_file
+from edgemed.manifest import ImageInput
+from edgemed.pack import write_bundle
 
 LABELS = ("benign", "malignant", "normal")
 MEMBERS = ("imagenet", "mae")

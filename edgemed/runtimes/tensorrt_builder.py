@@ -15,7 +15,8 @@ from functools import cache
 from typing import Any
 
 from edgemed.errors import InputError
-from edgemed.manifest import PlanRecord, sha256_of
+from edgemed.manifest import sha256_of
+from edgemed.records import PlanRecord
 
 TARGETS = ("sm80", "sm86", "sm89", "sm120")
 ELSEWHERE = {

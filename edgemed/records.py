@@ -1,0 +1,103 @@
+"""The schema of a bundle's plan records: what `plans/<id>.json` says of an engine, and of where it was proven right.
+
+Why: a plan is native code for one runtime version and a few GPUs, and a certificate is about one engine in one place.
+A record states both, so that a device can tell before it loads anything. `edgemed inspect BUNDLE` shows them.
+
+A record without a plan file is the certificate of an ONNX file that a runtime executes as it is.
+"""
+
+from __future__ import annotations
+
+import platform
+from datetime import datetime, timezone
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from edgemed.manifest import Count, Range, Sha256, Strict, Text, Time
+
+Precision = Literal["fp32", "fp16"]
+RuntimeName = Literal["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
+State = Literal["built", "self-tested", "certified"]
+Error = Annotated[float, Field(ge=0)]
+
+
+class Place(Strict):
+    """Where an engine ran. capability: a GPU's, like "sm86", or a CPU's features, like "x86_64:avx2,fma"."""
+
+    runtime: RuntimeName
+    version: Text
+    precision: Precision
+    device: Text
+    capability: Text
+    os: Text
+    architecture: Text
+
+
+class Change(Strict):
+    """A change of AUROC, candidate minus reference, with its 95 % group-bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Bounds(Strict):
+    """The gates that a certificate's figures kept."""
+
+    max_flips: Count
+    max_prob_error: Error
+    max_auroc_drop: Error
+
+
+class Certificate(Strict):
+    """An engine was as right as its reference on `images` of the user's images, in one place.
+
+    flips: sha256 of the pixels of each image whose label changed (at fp16: where the reference had a clear answer).
+    auroc_change: None where it is undefined (a class without images).
+    """
+
+    created: Time
+    place: Place
+    images: Annotated[int, Field(ge=1)]
+    max_prob_error: Error
+    mean_prob_error: Error
+    flips: tuple[Sha256, ...]
+    auroc_change: Change | None
+    gates: Bounds
+
+
+class PlanRecord(Strict):
+    """`plans/<id>.json`.
+
+    onnx_sha256: the ONNX file that it was built from. version: the runtime's. targets: such as ("sm80", "sm86"), or
+    empty for an ONNX file. batch, image_side: the profile, (min, opt, max). sha256, bytes: of `<id>.plan`; None where
+    there is no plan file. os, architecture: of the machines that it serves. A plan that could not run where it was
+    built is in the state "built"; golden images alone make it "self-tested"; a certificate makes it "certified".
+    """
+
+    schema_version: Literal[1] = 1
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
+    created: Time
+    onnx_sha256: Sha256
+    precision: Precision
+    runtime: RuntimeName
+    version: Text
+    targets: tuple[Text, ...]
+    os: Text = platform.system()
+    architecture: Text = platform.machine()
+    batch: Range
+    image_side: Range
+    sha256: Sha256 | None
+    bytes: Count | None
+    state: State
+    certificate: Certificate | None = None
+
+    def certified_at(self, place: Place) -> bool:
+        """Whether the certificate was made in this very place; another GPU, version or CPU needs its own."""
+        return self.state == "certified" and self.certificate is not None and self.certificate.place == place
+
+
+def now() -> str:
+    """The time as a record states it: UTC, to the second."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
