@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgemed.certify import TIE_MARGINS, compare
+from edgemed.gates import TIE_MARGINS, compare
 from edgemed.ensemble import predict_callable
 from edgemed.images import image_from_file
 from edgemed.infer import load

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ import numpy as np
 
 from edgemed import __version__
 from edgemed.bundle import Bundle
-from edgemed.certify import TIE_MARGINS, Comparison, check, compare, default_gates
 from edgemed.errors import InputError
+from edgemed.gates import default_gates
 from edgemed.infer import Model, load
 from edgemed.stats import Interval, mean_interval, percentile_interval
 
@@ -68,7 +68,7 @@ def bench(
     first = time.perf_counter_ns()
     model.predict_pixels(pixels)
     answered = time.perf_counter_ns()
-    golden = _check_golden(model)
+    golden = model.self_test()
 
     load_average = os.getloadavg()[0]
     end = time.perf_counter_ns() + int(warmup * 1e9)
@@ -144,30 +144,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
     }
-
-
-def _check_golden(model: Model) -> Comparison:
-    """The bundle's golden images through the model: ensemble and members against the recorded outputs."""
-    golden = model.bundle.golden()
-    answers = [model.predict_pixels(item.image[None]) for item in golden]
-    gates = default_gates(model.precision)
-    margin = TIE_MARGINS[model.precision]
-    what = f"{model.bundle.path} on {model.runtime}"
-    ensemble = compare(
-        np.stack([item.probabilities for item in golden]),
-        np.concatenate([each for each, _ in answers]),
-        tie_margin=margin,
-    )
-    check(ensemble, gates, what)
-    for index, name in enumerate(model.bundle.manifest.member_names):
-        member = compare(
-            np.stack([item.members[index] for item in golden]),
-            np.concatenate([members[:, index] for _, members in answers]),
-            tie_margin=margin,
-        )
-        # A member alone decides nothing, so only its probabilities are judged.
-        check(member, replace(gates, max_flips=member.n), f"{what}, member {name},")
-    return ensemble
 
 
 def _samples_ms(model: Model, pixels: Any, duration: float, iterations: int | None) -> list[float]:

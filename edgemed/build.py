@@ -21,13 +21,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgemed import __version__
 from edgemed.bundle import Bundle
-from edgemed.certify import TIE_MARGINS, Comparison, Gates, check, compare, default_gates
 from edgemed.dataset import SPLITS
 from edgemed.ensemble import Ensemble, predict_callable
 from edgemed.errors import GateError, InputError, did_you_mean
 from edgemed.evaluate import decoded, predict_files
 from edgemed.evidence import golden_files, reference_file
 from edgemed.export import PRECISIONS, onnx_from_ensemble
+from edgemed.gates import TIE_MARGINS, Comparison, Gates, check, compare, default_gates
 from edgemed.images import pixels_sha256
 from edgemed.manifest import ImageInput, sha256_of
 from edgemed.pack import check_target, write_bundle

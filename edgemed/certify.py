@@ -1,117 +1,158 @@
-"""How far a candidate's probabilities are from the reference's, and the gates that decide whether that is close enough.
+"""A certificate: on the user's own images, on this machine, an engine is as right as the PyTorch model it came from.
 
-Why: "the engine works" has to mean the same everywhere: `build-engine` against PyTorch, `bench` on the golden images.
-A flip is a changed label. At fp16 it counts only where the reference's two highest probabilities differ by more than
-1e-2: below that, the reference itself had no clear answer. `edgemed build-engine RUN --out BUNDLE` applies the gates.
+    edgemed certify BUNDLE DATA [--runtime NAME] [--precision fp16]
+
+Why: a plan is compiled on the device by a builder that chooses kernels by timing them; no proof made elsewhere holds
+for it. `reference.npz` names validation and test images by the sha256 of their pixels, with PyTorch's probabilities;
+the user's files are matched to it, run through the engine and compared. The gates decide; the record says what ran
+where. Golden images alone make an engine self-tested, never certified. No torch; the extra `eval` for the AUROC.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from edgemed.errors import GateError, InputError, did_you_mean
+from edgemed.engines import place_of
+from edgemed.errors import InputError
+from edgemed.gates import TIE_MARGINS, Comparison, Gates, check, compare
+from edgemed.images import SUFFIXES, image_from_file, pixels_sha256
+from edgemed.infer import Model
+from edgemed.manifest import MODEL_FILES
+from edgemed.pack import put_record
+from edgemed.records import Bounds, Certificate, Change, PlanRecord, now
 
-TIE_MARGINS = {"fp32": 0.0, "fp16": 1e-2}
-"""By precision: a flip counts where the reference's two highest probabilities differ by more (0: everywhere)."""
+Progress = Callable[[str, int, int, str], None]
+
+
+class Matched(NamedTuple):
+    """A file of the user's whose pixels the reference knows, and its row there."""
+
+    path: Path
+    row: int
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A candidate against the reference on the same n images."""
+class Finding:
+    """What a certification found. `flips`: the files whose label changed. `unmatched`: files without a reference."""
 
-    n: int
-    max_prob_error: float  # largest absolute difference of a probability; infinite where one is not a number
-    mean_prob_error: float
-    flips: tuple[int, ...]  # indices of the images whose label changed
-    auroc_drop: float | None  # reference minus candidate, macro one-vs-rest; None = not computed, or undefined
-
-
-@dataclass(frozen=True)
-class Gates:
-    """The bounds that a comparison has to keep. The defaults are those of fp32; `default_gates` knows fp16's."""
-
-    max_flips: int = 0
-    max_prob_error: float = 1e-3
-    max_auroc_drop: float = 0.005
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value >= 0:
-                raise InputError(f"--{name.replace('_', '-')} is {value}; give 0 or more")
+    record: PlanRecord
+    comparison: Comparison
+    change: Change | None
+    flips: tuple[Path, ...]
+    files: int
+    unmatched: int
+    reference_images: int
 
 
-def default_gates(precision: str) -> Gates:
-    """The default gates of "fp32" or "fp16"."""
-    errors = {"fp32": 1e-3, "fp16": 5e-3}
-    if precision not in errors:
-        raise InputError(f"precision '{precision}' is unknown.{did_you_mean(precision, errors)}")
-    return Gates(max_prob_error=errors[precision])
-
-
-def compare(
-    reference: ArrayLike,
-    candidate: ArrayLike,
+def certify(
+    model: Model,
+    data: Path,
+    gates: Gates,
     *,
-    tie_margin: float,
-    labels: Sequence[int] | NDArray[np.int64] | None = None,
-) -> Comparison:
-    """Compare probabilities (N, K) of the same N images.
+    signing_key: bytes | None = None,
+    progress: Progress = lambda stage, done, total, detail: None,
+) -> Finding:
+    """Compare the engine with PyTorch on the images in `data`, and write the certificate into the bundle's `plans/`.
 
-    tie_margin: see `TIE_MARGINS`. labels: (N,) the true classes, to compute the change of AUROC too (needs
-    scikit-learn). Raises InputError where shapes differ, there is no image, or the reference is not finite.
+    data: a folder of images (searched through), or a CSV with a column `path`. Labels come from the reference.
+    gates: the bounds to keep. signing_key: Ed25519 (PEM), signs the record.
+
+    Raises InputError where no image is known to the reference, GateError, with nothing written, where a gate fails.
     """
-    truth = np.asarray(reference, dtype=np.float64)
-    other = np.asarray(candidate, dtype=np.float64)
-    if truth.ndim != 2 or truth.shape != other.shape or not truth.size or truth.shape[1] < 2:
-        raise InputError(f"cannot compare probabilities {other.shape} with a reference {truth.shape}: both are (N, K)")
-    if not np.isfinite(truth).all():
-        raise InputError("the reference itself holds a probability that is not a finite number; train the run again")
-    # What is not a number is infinitely wrong: a NaN would pass every bound, since it compares false.
-    error = np.where(np.isfinite(other), np.abs(truth - other), np.inf)
-    highest = np.sort(truth, axis=1)
-    clear = (highest[:, -1] - highest[:, -2] > tie_margin) | (tie_margin <= 0)
-    flips = np.flatnonzero((truth.argmax(axis=1) != other.argmax(axis=1)) & clear)
-    return Comparison(
-        n=len(truth),
-        max_prob_error=float(error.max()),
-        mean_prob_error=float(error.mean()),
-        flips=tuple(int(index) for index in flips),
-        auroc_drop=None if labels is None or np.isinf(error).any() else _auroc_drop(labels, truth, other),
+    table = model.bundle.reference()
+    rows = {digest: row for row, digest in enumerate(table.sha256.tolist())}
+    files = list(_files(data))
+    found: dict[int, Path] = {}
+    answers: dict[int, NDArray[np.float32]] = {}
+    for done, path in enumerate(files, 1):
+        pixels = image_from_file(path)
+        row = rows.get(pixels_sha256(pixels))
+        if row is not None and row not in found:  # a copy of an image proves nothing more
+            found[row] = path
+            answers[row] = model.predict_pixels(pixels[None])[0][0]
+        progress(f"certify on {model.runtime}", done, len(files), f"{len(found)} known")
+    if not found:
+        raise InputError(
+            f"none of the {len(files)} images in {data} is known to {model.bundle.path}: its reference names the "
+            f"{len(rows)} validation and test images of its training by their pixels; give that data set"
+        )
+    from edgemed.metrics import auroc_change  # scikit-learn: not on every device
+
+    order = sorted(found)
+    labels, groups = table.label[order], table.group[order]
+    truth, answered = table.probabilities[order], np.stack([answers[row] for row in order])
+    comparison = compare(truth, answered, tie_margin=TIE_MARGINS[model.precision], labels=labels)
+    flips = tuple(found[order[index]] for index in comparison.flips)
+    what = f"{model.runtime} with {model.bundle.path}"
+    check(comparison, gates, what, names=[str(found[row]) for row in order])
+    interval = auroc_change(labels, truth, answered, groups)
+    change = None if interval is None else Change(**interval._asdict())
+    certificate = Certificate(
+        created=now(),
+        place=place_of(model.session, model.precision),
+        images=len(order),
+        max_prob_error=comparison.max_prob_error,
+        mean_prob_error=comparison.mean_prob_error,
+        flips=tuple(str(table.sha256[order[index]]) for index in comparison.flips),
+        auroc_change=change,
+        gates=Bounds(
+            max_flips=gates.max_flips,
+            max_prob_error=float(gates.max_prob_error),
+            max_auroc_drop=float(gates.max_auroc_drop),
+        ),
     )
+    record = (model.record or _record_of_onnx(model)).model_copy(
+        update={"state": "certified", "certificate": certificate}
+    )
+    put_record(model.bundle, record, signing_key)
+    return Finding(record, comparison, change, flips, len(files), len(files) - len(found), len(rows))
 
 
-def check(comparison: Comparison, gates: Gates, what: str = "the engine") -> None:
-    """Raise GateError, with every figure that is beyond its gate, unless the comparison keeps them all.
+def _record_of_onnx(model: Model) -> PlanRecord:
+    """The record of an ONNX file that this runtime executes as it is: no plan, any size of the bundle."""
+    place = place_of(model.session, model.precision)
+    limits = model.bundle.manifest.input
+    version = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in place.version.lower())
+    values: dict[str, Any] = {
+        "id": f"{place.runtime}-{version}-{place.precision}"[:80].rstrip(".-"),
+        "created": now(),
+        "onnx_sha256": model.bundle.manifest.files[MODEL_FILES[model.precision]].sha256,
+        "precision": place.precision,
+        "runtime": place.runtime,
+        "version": place.version,
+        "targets": (),
+        "os": place.os,
+        "architecture": place.architecture,
+        "batch": (1, 1, 1),
+        "image_side": (limits.min_side, limits.opt_side, limits.max_side),
+        "sha256": None,
+        "bytes": None,
+        "state": "built",
+    }
+    return PlanRecord.model_validate(values)
 
-    `what` names the candidate in the error. A change of AUROC that was not computed is not judged.
-    """
-    found = []
-    if len(comparison.flips) > gates.max_flips:
-        shown = ", ".join(str(index) for index in comparison.flips[:10])
-        more = ", ..." if len(comparison.flips) > 10 else ""
-        found.append(
-            f"{len(comparison.flips)} decision flips (images {shown}{more}), at most {gates.max_flips} allowed"
-        )
-    if not comparison.max_prob_error <= gates.max_prob_error:
-        found.append(
-            f"largest probability error {comparison.max_prob_error:.2e}, at most {gates.max_prob_error:g} allowed"
-        )
-    if comparison.auroc_drop is not None and not comparison.auroc_drop <= gates.max_auroc_drop:
-        found.append(f"AUROC lower by {comparison.auroc_drop:.4f}, at most {gates.max_auroc_drop:g} allowed")
-    if found:
-        raise GateError(f"{what} differs from its reference on {comparison.n} images: {'; '.join(found)}")
 
-
-def _auroc_drop(
-    labels: Sequence[int] | NDArray[np.int64], reference: NDArray[np.float64], candidate: NDArray[np.float64]
-) -> float | None:
-    from edgemed.metrics import classification_metrics  # scikit-learn: not on every device
-
-    classes = [str(k) for k in range(reference.shape[1])]
-    candidate = np.clip(candidate, 0, 1)  # what lies outside shows in the probability error
-    before, after = (classification_metrics(labels, table, classes)["auroc"] for table in (reference, candidate))
-    return None if before is None or after is None else float(before - after)
+def _files(data: Path) -> Iterator[Path]:
+    """The image files below a folder, or those that a CSV names."""
+    if data.is_dir():
+        found = sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not found:
+            raise InputError(f"{data} holds no images; give the folder or the CSV that the run was trained on")
+        yield from found
+        return
+    try:
+        with data.open(newline="", encoding="utf-8-sig") as handle:
+            rows = list(csv.DictReader(handle))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read {data}: {error}; give a folder of images or a CSV") from error
+    if not rows or "path" not in rows[0]:
+        raise InputError(f"{data} has no column 'path', or no rows")
+    for row in rows:
+        yield data.parent / (row["path"] or "")

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from edgemed import __version__, display
-from edgemed.commands import bench, build, predict, train
+from edgemed.commands import bench, build, certify, predict, train
 from edgemed.errors import EdgemedError, InputError
 
 TRAIN = ("torch", "torchvision", "timm", "onnx", "onnxscript", "matplotlib", "safetensors")
@@ -44,7 +44,8 @@ for command in (
     train.sample,
     train.train,
     build.build_engine,
-    build.inspect,
+    certify.certify,
+    certify.inspect,
     predict.predict,
     predict.evaluate,
     bench.bench,

@@ -19,6 +19,7 @@ from edgemed.errors import EdgemedError
 
 if TYPE_CHECKING:
     from edgemed.bundle import Bundle
+    from edgemed.certify import Finding
     from edgemed.infer import Model, Prediction
 
 _out = Console()
@@ -104,20 +105,45 @@ def predictions(found: Sequence[Prediction], model: Model) -> None:
     table = Table(title=escape(f"{model.bundle.path.name} on {model.runtime}, {model.precision}"), title_justify="left")
     table.add_column("image", overflow="fold")
     table.add_column("label")
+    decides = model.bundle.manifest.operating_point is not None
+    if decides:
+        table.add_column("decision")
     for name in model.labels:
         table.add_column(escape(name), justify="right")
     for item in found:
         shares = (f"{item.probabilities[name]:.3f}" for name in model.labels)
-        table.add_row(escape(str(item.path)), escape(item.label), *shares)
+        decision = (escape(item.decision),) if decides else ()
+        table.add_row(escape(str(item.path)), escape(item.label), *decision, *shares)
     _out.print(table)
 
 
-def inspection(bundle: Bundle, as_json: bool) -> None:
-    """The manifest's facts, the files, and the state of every plan."""
+def certificate(found: Finding) -> None:
+    """What a certification compared, and where."""
+    statement = found.record.certificate
+    assert statement is not None  # it was just made
+    place, change = statement.place, statement.auroc_change
+    table = Table(
+        title=escape(f"certified: {found.record.id}"), title_justify="left", show_header=False, box=SIMPLE_HEAD
+    )
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    table.add_row("place", escape(f"{place.runtime} {place.version}, {place.device} ({place.capability})"))
+    known = f"{statement.images} of the reference's {found.reference_images}"
+    table.add_row("images", f"{known}; {found.unmatched} of {found.files} files are unknown to it or copies")
+    table.add_row("probability error", f"largest {statement.max_prob_error:.1e}, mean {statement.mean_prob_error:.1e}")
+    table.add_row("changed labels", escape(", ".join(map(str, found.flips)) or "none"))
+    undefined = "undefined: images of one class"
+    text = f"{change.value:+.5f} [{change.low:+.5f}, {change.high:+.5f}]" if change else undefined
+    table.add_row("change of AUROC", text)
+    _out.print(table)
+
+
+def inspection(bundle: Bundle, tests: Sequence[dict[str, Any]] | None, as_json: bool) -> None:
+    """The manifest's facts, the files, the state of every plan, and, where they were run, the self-tests."""
     manifest = bundle.manifest
     plans = [plan.model_dump(mode="json") for plan in bundle.plans()]
     if as_json:
-        document({"manifest": manifest.model_dump(mode="json"), "plans": plans})
+        document({"manifest": manifest.model_dump(mode="json"), "plans": plans, "self_tests": tests})
         return
     operations = "FLOPs not measured" if manifest.flops is None else f"{manifest.flops / 1e9:.2f} GFLOP"
     table = Table(title=escape(str(bundle.path)), title_justify="left", show_header=False, box=SIMPLE_HEAD)
@@ -133,9 +159,19 @@ def inspection(bundle: Bundle, as_json: bool) -> None:
     for name, entry in sorted(manifest.files.items()):
         table.add_row(escape(name), f"{entry.bytes:,} bytes, {entry.sha256[:12]}")
     for plan in plans:
-        table.add_row(f"plans/{plan['id']}", f"{plan['runtime']} {plan['version']}: {_state(plan['state'])}")
+        table.add_row(f"plans/{plan['id']}", f"{plan['runtime']} {plan['version']}: {_state(plan)}")
+    for test in tests or ():
+        name = f"self-test {test['runtime']} {test['precision'] or ''}".strip()
+        if found := test.get("comparison"):
+            text = f"right on {found['n']} golden images (largest error {found['max_prob_error']:.1e}); {test['state']}"
+        else:
+            text = f"FAILED: {test['failure']}" if test["failure"] else f"not run: {test['not_run']}"
+        table.add_row(name, escape(text))
     _out.print(table)
 
 
-def _state(state: str) -> str:
-    return "built, not executed" if state == "built" else state
+def _state(plan: dict[str, Any]) -> str:
+    if certified := plan["certificate"]:
+        place = certified["place"]
+        return escape(f"certified on {certified['images']} images, {place['device']}, {certified['created'][:10]}")
+    return "built, not executed" if plan["state"] == "built" else str(plan["state"])

@@ -15,22 +15,25 @@ On the command line: `edgemed predict BUNDLE IMAGES... [--json]`.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.bundle import Bundle, open_bundle
+from edgemed.engines import open_engine, place_of
 from edgemed.errors import EdgemedError, InputError
+from edgemed.gates import TIE_MARGINS, Comparison, check, compare, default_gates
 from edgemed.images import PixelFormat, image_from_bytes, image_from_file, image_from_pixels
 from edgemed.manifest import MODEL_FILES
-from edgemed.runtimes import ORDER, Session, runtime_module
-
-_log = logging.getLogger(__name__)
+from edgemed.operating import decide
+from edgemed.records import PlanRecord
+from edgemed.runtimes import Session
+from edgemed.signature import read_key
 
 Image: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[np.uint8]"
 """A path, an encoded file's bytes, or pixels (H, W, 3) uint8 ((H, W, 4) RGBA, (H, W) GRAY8: say so with `format`)."""
@@ -48,6 +51,9 @@ class Prediction:
     members: dict[str, dict[str, float]]  # by member, by label
     runtime: str
     bundle_id: str
+    decision: str  # the label, unless the operating point says another, or "refer"
+    disagreement: float  # of the members, 0 to 1: see operating.py
+    prediction_set: tuple[str, ...] | None = None  # labels that hold the stated coverage; None without one
     path: str | None = None  # None for an image from memory
 
     def as_dict(self) -> dict[str, Any]:
@@ -55,6 +61,9 @@ class Prediction:
         return {
             "path": self.path,
             "label": self.label,
+            "decision": self.decision,
+            "disagreement": self.disagreement,
+            "prediction_set": None if self.prediction_set is None else list(self.prediction_set),
             "probabilities": dict(self.probabilities),
             "members": {name: dict(shares) for name, shares in self.members.items()},
             "runtime": self.runtime,
@@ -70,6 +79,7 @@ class Model:
     session: Session
     precision: str
     reason: str  # which runtime, and why not the ones before it
+    record: PlanRecord | None = None  # of the plan that runs; None where the ONNX file itself runs
 
     @property
     def runtime(self) -> str:
@@ -80,6 +90,41 @@ class Model:
     def labels(self) -> tuple[str, ...]:
         """The K labels, in the order of the probabilities."""
         return self.bundle.manifest.labels
+
+    @property
+    def state(self) -> str:
+        """What is proven of this engine in this place: "certified", "self-tested" or "built"."""
+        here = place_of(self.session, self.precision)
+        records = self.bundle.plans() if self.record is None else (self.record,)
+        onnx = self.bundle.manifest.files[MODEL_FILES[self.precision]].sha256
+        mine = [one for one in records if one.onnx_sha256 == onnx and (self.record or one.sha256 is None)]
+        return "certified" if any(one.certified_at(here) for one in mine) else "built"
+
+    def self_test(self) -> Comparison:
+        """Run the bundle's golden images and compare with PyTorch's outputs, ensemble and members alike.
+
+        Golden images alone make an engine self-tested, never certified. Raises GateError where an answer differs by
+        more than the precision's default gates.
+        """
+        golden = self.bundle.golden()
+        answers = [self.predict_pixels(item.image[None]) for item in golden]
+        gates, margin = default_gates(self.precision), TIE_MARGINS[self.precision]
+        what = f"{self.bundle.path} on {self.runtime}"
+        found = compare(
+            np.stack([item.probabilities for item in golden]),
+            np.concatenate([each for each, _ in answers]),
+            tie_margin=margin,
+        )
+        check(found, gates, what)
+        for index, name in enumerate(self.bundle.manifest.member_names):
+            member = compare(
+                np.stack([item.members[index] for item in golden]),
+                np.concatenate([members[:, index] for _, members in answers]),
+                tie_margin=margin,
+            )
+            # A member alone decides nothing, so only its probabilities are judged.
+            check(member, replace(gates, max_flips=member.n), f"{what}, member {name},")
+        return found
 
     @overload
     def __call__(self, image: Image, *, format: PixelFormat = "RGB", batch: int = 1) -> Prediction: ...
@@ -172,6 +217,7 @@ class Model:
         self, probabilities: NDArray[np.float32], members: NDArray[np.float32], path: str | None
     ) -> Prediction:
         manifest = self.bundle.manifest
+        decided = decide(manifest.operating_point, manifest.labels, probabilities, members)
         return Prediction(
             label=manifest.labels[int(probabilities.argmax())],
             probabilities=dict(zip(manifest.labels, probabilities.tolist(), strict=True)),
@@ -181,6 +227,9 @@ class Model:
             },
             runtime=self.runtime,
             bundle_id=manifest.bundle_id,
+            decision=decided.decision,
+            disagreement=decided.disagreement,
+            prediction_set=decided.prediction_set,
             path=path,
         )
 
@@ -191,41 +240,38 @@ def load(
     runtime: str = "auto",
     precision: str = "fp32",
     threads: int | None = None,
+    public_key: str | os.PathLike[str] | None = None,
+    plan_key: str | os.PathLike[str] | None = None,
+    uncertified: bool = False,
+    self_test: bool = False,
 ) -> Model:
     """A model that is ready to predict.
 
     bundle: the folder that `edgemed build-engine` wrote, or an opened one. runtime: "auto" takes the first of
-    tensorrt, tensorrt-rtx, openvino, onnxruntime that works here (`Model.reason` and the log say why); a name takes
-    that one or raises. precision: which graph, "fp32" or "fp16" (a CPU executes both in fp32). threads: CPU threads of
-    a request; None = all physical cores that this process may use.
+    tensorrt, tensorrt-rtx, openvino, onnxruntime that works here (`Model.reason` and the log say why); it passes over
+    TensorRT plans that are not certified on this very machine, unless `uncertified` is true. A name takes that one or
+    raises. precision: which graph, "fp32" or "fp16" (a CPU executes both in fp32). threads: CPU threads of a request;
+    None = all physical cores that this process may use. public_key: an Ed25519 key file (PEM) by which the manifest,
+    and each plan, must be signed; plan_key: another key for plans, such as the device's own. self_test: run the golden
+    images first (`Model.self_test`).
 
-    Raises InputError for a bundle, runtime or argument that cannot be used, with the reason and the next step.
+    Raises InputError for a bundle, key, runtime or argument that cannot be used, with the reason and the next step,
+    GateError where the self-test fails.
     """
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; give 1 or more, or None for all cores")
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    model = opened.read_model(precision)
-    key = opened.manifest.files[MODEL_FILES[precision]].sha256
-
-    passed_over: list[str] = []
-    for name in ORDER if runtime == "auto" else (runtime,):
-        module = runtime_module(name)
-        why_not = module if isinstance(module, str) else module.availability()
-        if why_not is None and not isinstance(module, str):
-            try:
-                session = module.open_session(model, precision=precision, threads=threads, cache_key=key)
-            except InputError as error:
-                if runtime != "auto":
-                    raise
-                _log.warning("%s cannot run this bundle: %s", name, error)
-                why_not = str(error)
-            else:
-                why = "the first that works here" if runtime == "auto" else "asked for by name"
-                reason = f"{name}: {why}" + (f" ({'; '.join(passed_over)})" if passed_over else "")
-                _log.info("runtime %s", reason)
-                return Model(opened, session, precision, reason)
-        passed_over.append(f"{name}: {why_not}")
-    raise InputError(f"no runtime for {opened.path}: {'; '.join(passed_over)}")
+    if isinstance(bundle, Bundle):
+        if public_key is not None or plan_key is not None:
+            raise InputError("a key is for a bundle that is not opened yet: pass it to `open_bundle`, or pass a path")
+        opened = bundle
+    else:
+        keys = [None if path is None else read_key(Path(path)) for path in (public_key, plan_key)]
+        opened = open_bundle(bundle, public_key=keys[0], plan_key=keys[1])
+    engine = open_engine(opened, runtime=runtime, precision=precision, threads=threads, uncertified=uncertified)
+    model = Model(opened, engine.session, precision, engine.reason, engine.record)
+    if self_test:
+        model.self_test()
+    return model
 
 
 def _neighbours(

@@ -122,6 +122,25 @@ def paired_difference(
     return group_bootstrap(difference, groups, resamples=resamples, seed=seed, level=level)
 
 
+def auroc_change(
+    labels: ArrayLike,
+    reference: ArrayLike,
+    candidate: ArrayLike,
+    groups: Sequence[Hashable] | NDArray[Any],
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> Interval | None:
+    """AUROC (macro one-vs-rest) of the candidate minus that of the reference, with a paired group-bootstrap interval.
+
+    Two models of the same images, (N, K) each. None where it is undefined: images of one class only.
+    """
+    classes = np.shape(reference)[-1]
+    before, after = (_statistics(*_checked(labels, table, classes))["auroc"] for table in (reference, candidate))
+    found = group_bootstrap(lambda rows: after(rows) - before(rows), groups, resamples=resamples, seed=seed)
+    return found if np.isfinite(found).all() else None
+
+
 def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> float:
     """Top-label expected calibration error in 0..1, over bins of equal mass.
 

@@ -8,7 +8,6 @@ A record without a plan file is the certificate of an ONNX file that a runtime e
 
 from __future__ import annotations
 
-import platform
 from datetime import datetime, timezone
 from typing import Annotated, Literal
 
@@ -84,8 +83,8 @@ class PlanRecord(Strict):
     runtime: RuntimeName
     version: Text
     targets: tuple[Text, ...]
-    os: Text = platform.system()
-    architecture: Text = platform.machine()
+    os: Text
+    architecture: Text
     batch: Range
     image_side: Range
     sha256: Sha256 | None

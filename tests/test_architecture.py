@@ -16,19 +16,19 @@ errors files stats
 kernels
 config metrics dicom images phantoms
 duplicates splits dataset recipes
-manifest records signature evidence bundle pack preflight
+manifest operating records signature evidence bundle pack preflight
 loader_torch loader_dali loader
 models preprocess masking mae
 evaluate ensemble run calibrate loop parallel pretrain finetune report_plots report examples stages train
 precision export
 runtimes
-infer certify plans card build conditions bench judge parity
+gates engines infer certify plans card build conditions bench judge parity
 display commands cli __main__
 """.split()
 
 RUNTIME_SIDE = """
-errors files stats dicom images phantoms manifest records signature evidence bundle pack preflight
-runtimes infer certify plans conditions bench parity display commands cli
+errors files stats dicom images phantoms manifest operating records signature evidence bundle pack preflight
+runtimes gates engines infer certify plans conditions bench parity display commands cli
 """.split()
 HEAVY = {"torch", "torchvision", "timm", "onnx", "onnxscript", "nvidia", "cv2", "sklearn", "matplotlib", "scipy"}
 

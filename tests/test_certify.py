@@ -1,120 +1,145 @@
-"""What counts as a flip, and what a gate lets through."""
+"""A certificate says what was compared, and where; a gate that fails leaves none; another place needs its own."""
 
 from __future__ import annotations
 
-import re
+import json
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_bundles as tiny
+from PIL import Image
 
-from edgemed.certify import TIE_MARGINS, Gates, check, compare, default_gates
+import edgemed
+from edgemed.bundle import open_bundle
+from edgemed.certify import certify
 from edgemed.errors import GateError, InputError
+from edgemed.evidence import reference_file
+from edgemed.gates import Gates
+from edgemed.images import pixels_sha256
 
-REFERENCE = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
-
-
-def test_equal_probabilities_pass_every_gate() -> None:
-    pytest.importorskip("sklearn")
-    found = compare(REFERENCE, REFERENCE, tie_margin=0, labels=[0, 1, 2])
-    assert (found.n, found.max_prob_error, found.mean_prob_error, found.flips) == (3, 0, 0, ())
-    assert found.auroc_drop == 0
-    check(found, Gates(max_flips=0, max_prob_error=0, max_auroc_drop=0))
+Edgemed = Callable[..., int]
 
 
-def test_errors_are_the_largest_and_the_mean_over_all_probabilities() -> None:
-    other = REFERENCE.copy()
-    other[0] += [-0.09, 0.09, 0]
-    other[2] += [0, 0.03, -0.03]
-    found = compare(REFERENCE, other, tie_margin=0)
-    assert found.max_prob_error == pytest.approx(0.09)
-    assert found.mean_prob_error == pytest.approx((0.09 + 0.09 + 0.03 + 0.03) / 9)
-    assert found.flips == ()
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize(("gap", "counts_at_fp16"), [(0.009, False), (0.011, True)])
-def test_at_fp16_a_flip_counts_only_where_the_reference_was_clear(gap: float, counts_at_fp16: bool) -> None:
-    reference = [[0.4 + gap, 0.4, 0.2 - gap]]
-    candidate = [[0.4, 0.4 + gap, 0.2 - gap]]
-    assert compare(reference, candidate, tie_margin=TIE_MARGINS["fp32"]).flips == (0,)
-    assert compare(reference, candidate, tie_margin=TIE_MARGINS["fp16"]).flips == ((0,) if counts_at_fp16 else ())
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Twelve images, the last two unknown to the reference, one of the others there twice."""
+    folder = tmp_path / "data"
+    for k in range(12):
+        path = folder / tiny.LABELS[k % 3] / f"{k:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tiny.image(k)).save(path)
+    Image.fromarray(tiny.image(0)).save(folder / "copy.png")
+    return folder
 
 
-def test_at_fp32_a_changed_label_counts_even_at_a_tie() -> None:
-    assert compare([[0.5, 0.5]], [[0.4999, 0.5001]], tie_margin=TIE_MARGINS["fp32"]).flips == (0,)
+def bundle(folder: Path, error: float = 0.0, drop: int = 0) -> Path:
+    """A bundle whose reference knows ten images; of image 3 PyTorch is said to have answered `error` more."""
+    pixels = [tiny.image(k) for k in range(10)]
+    truth = np.concatenate([tiny.expected(one[None])[0] for one in pixels])
+    truth[3, 0] += error
+    truth[3, 1] -= error
+    table = reference_file(
+        [pixels_sha256(one) for one in pixels],
+        [k % 3 for k in range(10)],
+        list(range(10)),
+        ["test"] * 10,
+        truth,
+    )
+    files = {**tiny.fields()["files"], "reference.npz": table}
+    return tiny.bundle(folder, files=files).path
 
 
-def test_flips_are_named_by_index() -> None:
-    candidate = REFERENCE[:, [1, 0, 2]]
-    assert compare(REFERENCE, candidate, tie_margin=0).flips == (0, 1)
+def test_the_certificate_states_the_comparison_and_its_place(
+    tmp_path: Path, images: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = bundle(tmp_path / "bundle", error=2e-4)
+    assert edgemed("certify", path, images, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["files"], told["unmatched"], told["reference_images"]) == (13, 3, 10)
+    (record,) = open_bundle(path).plans()
+    assert record.model_dump(mode="json") == told["record"]
+    assert record.state == "certified"
+    assert record.sha256 is None
+    statement = record.certificate
+    assert statement is not None
+    assert statement.images == 10
+    assert statement.max_prob_error == pytest.approx(2e-4, abs=5e-6)
+    assert statement.mean_prob_error == pytest.approx(4e-4 / 30, abs=2e-6)
+    assert statement.flips == ()
+    assert statement.place.runtime == "openvino"
+    assert statement.auroc_change is not None
+    assert statement.auroc_change.value == 0
+    assert edgemed("inspect", path) == 0
+    assert "certified on 10 images" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_what_is_not_a_number_never_passes(wrong: float) -> None:
-    other = REFERENCE.copy()
-    other[1, 1] = wrong
-    found = compare(REFERENCE, other, tie_margin=0, labels=[0, 1, 2])
-    assert found.max_prob_error == np.inf
-    with pytest.raises(GateError, match="probability error inf"):
-        check(found, Gates(max_flips=3, max_prob_error=1e9))
-    all_wrong = np.full_like(REFERENCE, np.nan)
-    with pytest.raises(GateError):
-        check(compare(REFERENCE, all_wrong, tie_margin=0), Gates())
+def test_a_certificate_holds_in_its_own_place_alone(tmp_path: Path, images: Path) -> None:
+    path = bundle(tmp_path / "bundle")
+    model = edgemed.load(path, runtime="openvino")
+    assert model.state == "built"
+    found = certify(model, images, Gates())
+    assert edgemed.load(path, runtime="openvino").state == "certified"
+    assert edgemed.load(path, runtime="onnxruntime").state == "built"
+    assert edgemed.load(path, runtime="openvino", precision="fp16").state == "built"
+    assert found.record.certificate is not None
+    place = found.record.certificate.place
+    for change in ({"capability": "x86_64:avx2"}, {"version": "1.0"}, {"device": "another CPU"}, {"os": "Windows"}):
+        assert found.record.certified_at(place)
+        assert not found.record.certified_at(place.model_copy(update=change))
 
 
-def test_a_fall_of_auroc_is_found_without_a_flip() -> None:
-    pytest.importorskip("sklearn")
-    labels = [0, 0, 1, 1]
-    reference = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
-    candidate = reference[[0, 2, 1, 3]]  # the middle two change places: AUROC 1 -> 0.75, every label stays 0
-    found = compare(reference, candidate, tie_margin=0, labels=labels)
-    assert found.flips == ()
-    assert found.auroc_drop == pytest.approx(0.25)
-    with pytest.raises(GateError, match=re.escape("AUROC lower by 0.2500, at most 0.2 allowed")):
-        check(found, Gates(max_prob_error=1, max_auroc_drop=0.2))
-    check(found, Gates(max_prob_error=1, max_auroc_drop=0.25))
-    better = compare(candidate, reference, tie_margin=0, labels=labels)
-    check(better, Gates(max_prob_error=1, max_auroc_drop=0))
-    assert compare(reference, candidate, tie_margin=0, labels=[0, 0, 0, 0]).auroc_drop is None  # undefined
+@pytest.mark.parametrize(
+    ("gate", "value", "error"), [("--max-prob-error", "1e-4", 2e-4), ("--max-prob-error", "1e-3", 2e-3)]
+)
+def test_a_gate_that_fails_writes_nothing_and_exits_with_3(
+    gate: str,
+    value: str,
+    error: float,
+    tmp_path: Path,
+    images: Path,
+    edgemed: Edgemed,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = bundle(tmp_path / "bundle", error=error)
+    assert edgemed("certify", path, images, gate, value) == 3
+    assert "largest probability error" in capsys.readouterr().err
+    assert open_bundle(path).plans() == ()
 
 
-def test_the_error_of_a_gate_lists_every_figure_that_is_beyond_it() -> None:
-    found = compare(REFERENCE, REFERENCE[:, [1, 0, 2]], tie_margin=0)
-    with pytest.raises(GateError) as raised:
-        check(found, Gates(), "model.fp32.onnx on openvino")
-    text = str(raised.value)
-    assert text.startswith("model.fp32.onnx on openvino differs from its reference on 3 images")
-    assert "2 decision flips (images 0, 1), at most 0 allowed" in text
-    assert "largest probability error 7.00e-01, at most 0.001 allowed" in text
-    assert raised.value.exit_code == 3
-    with pytest.raises(GateError, match="flips") as flips_only:
-        check(found, Gates(max_prob_error=1))
-    assert "probability error" not in str(flips_only.value)
+def test_a_flip_is_named_by_its_file_and_can_be_allowed(tmp_path: Path, images: Path) -> None:
+    row = tiny.expected(tiny.image(3)[None])[0][0]
+    path = bundle(tmp_path / "bundle", error=float(row[1] - row[0]) / 2 + 0.05)  # label 0 in place of label 1
+    assert row.argmax() == 1
+    model = edgemed.load(path)
+    with pytest.raises(GateError, match=r"1 decision flips \(images \S*03\.png\)"):
+        certify(model, images, Gates())
+    found = certify(model, images, Gates(max_flips=1, max_prob_error=1, max_auroc_drop=1))
+    assert [name.name for name in found.flips] == ["03.png"]
+    assert found.record.certificate is not None
+    assert found.record.certificate.flips == (pixels_sha256(tiny.image(3)),)
 
 
-def test_a_figure_on_its_gate_passes_and_one_beyond_does_not() -> None:
-    reference, candidate = np.array([[0.5, 0.25, 0.25]]), np.array([[0.625, 0.125, 0.25]])
-    found = compare(reference, candidate, tie_margin=0)
-    check(found, Gates(max_prob_error=0.125))
-    with pytest.raises(GateError):
-        check(found, Gates(max_prob_error=0.1249))
+def test_a_fall_of_the_auroc_is_a_gate_of_its_own(tmp_path: Path, images: Path) -> None:
+    row = tiny.expected(tiny.image(3)[None])[0][0]
+    path = bundle(tmp_path / "bundle", error=float(row[1] - row[0]) / 2 + 0.05)
+    with pytest.raises(GateError, match="AUROC lower by"):
+        certify(edgemed.load(path), images, Gates(max_flips=1, max_prob_error=1))
 
 
-def test_the_default_gates_are_those_of_the_design() -> None:
-    assert default_gates("fp32") == Gates(max_flips=0, max_prob_error=1e-3, max_auroc_drop=0.005)
-    assert default_gates("fp16") == Gates(max_flips=0, max_prob_error=5e-3, max_auroc_drop=0.005)
-    with pytest.raises(InputError, match="Did you mean 'fp16'"):
-        default_gates("f16")
-    with pytest.raises(InputError, match="--max-prob-error"):
-        Gates(max_prob_error=float("nan"))
-    with pytest.raises(InputError, match="--max-flips"):
-        Gates(max_flips=-1)
-
-
-def test_what_cannot_be_compared_is_refused() -> None:
-    for other in (REFERENCE[:2], REFERENCE[:, :2], REFERENCE[0]):
-        with pytest.raises(InputError, match="cannot compare"):
-            compare(REFERENCE, other, tie_margin=0)
-    with pytest.raises(InputError, match="cannot compare"):
-        compare(np.zeros((0, 3)), np.zeros((0, 3)), tie_margin=0)
-    with pytest.raises(InputError, match="reference itself"):
-        compare(REFERENCE * np.nan, REFERENCE, tie_margin=0)
+def test_images_that_the_reference_does_not_know_prove_nothing(tmp_path: Path) -> None:
+    path = bundle(tmp_path / "bundle")
+    folder = tmp_path / "other"
+    folder.mkdir()
+    Image.fromarray(tiny.image(99)).save(folder / "x.png")
+    with pytest.raises(InputError, match="none of the 1 images .* is known"):
+        certify(edgemed.load(path), folder, Gates())
+    (tmp_path / "data.csv").write_text("file,label\nother/x.png,benign\n")
+    with pytest.raises(InputError, match="no column 'path'"):
+        certify(edgemed.load(path), tmp_path / "data.csv", Gates())

@@ -16,3 +16,17 @@ Runtime = Annotated[str, typer.Option(help="openvino, onnxruntime, or auto: the 
 Precision = Annotated[str, typer.Option(help="Which graph of the bundle: fp32 or fp16.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 = all that this process may use.")]
 Bundle = Annotated[Path, typer.Argument(help="A bundle from `edgemed build-engine`.", show_default=False)]
+
+MaxFlips = Annotated[int, typer.Option(min=0, help="Gate: how many labels may change.")]
+MaxProbError = Annotated[
+    float | None,
+    typer.Option(min=0, help="Gate: largest error of a probability.", show_default="1e-3 for fp32, 5e-3 for fp16"),
+]
+MaxAurocDrop = Annotated[float, typer.Option(min=0, help="Gate: by how much the AUROC may fall.")]
+Sign = Annotated[
+    Path | None, typer.Option(help="Sign what is written with this Ed25519 key (PEM).", show_default=False)
+]
+Verify = Annotated[
+    Path | None,
+    typer.Option(help="Refuse what is not signed by this public key (PEM).", show_default=False),
+]

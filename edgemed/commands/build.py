@@ -1,4 +1,4 @@
-"""`edgemed build-engine`, `edgemed inspect`."""
+"""`edgemed build-engine`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgemed import display
-from edgemed.commands import Bundle, Json
+from edgemed.commands import Json
 from edgemed.errors import InputError
 
 
@@ -35,12 +35,3 @@ def _sides(text: str) -> tuple[int, int, int]:
     except ValueError as error:
         raise InputError(f"--image-size '{text}': give min,opt,max in pixels, like 32,512,4096") from error
     return low, typical, high
-
-
-def inspect(bundle: Bundle, json_: Json = False) -> None:
-    """Show what is in a bundle, after verifying every hash."""
-    from edgemed.bundle import open_bundle
-
-    opened = open_bundle(bundle)
-    opened.verify()
-    display.inspection(opened, json_)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgemed import display
-from edgemed.commands import Bundle, Json, Precision, Runtime, Threads
+from edgemed.commands import Bundle, Json, Precision, Runtime, Threads, Verify
 from edgemed.errors import InputError
 
 
@@ -18,12 +18,21 @@ def predict(
     runtime: Runtime = "auto",
     precision: Precision = "fp32",
     threads: Threads = 0,
+    verify: Verify = None,
+    self_test: Annotated[bool, typer.Option("--self-test", help="Run the golden images first.")] = False,
     json_: Json = False,
 ) -> None:
     """Classify images. A bad file is reported and the others go on; the exit code is then 2."""
     from edgemed.infer import load
 
-    model = load(bundle, runtime=runtime, precision=precision, threads=threads or None)
+    model = load(
+        bundle,
+        runtime=runtime,
+        precision=precision,
+        threads=threads or None,
+        public_key=verify,
+        self_test=self_test,
+    )
     found, bad = [], 0
     for path in images:
         try:

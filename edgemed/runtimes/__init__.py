@@ -1,10 +1,11 @@
-"""What executes a bundle's graph: one module per runtime, all with the same two functions.
+"""What executes a bundle's graph: one module per runtime.
 
     availability() -> str | None            None = works on this machine, else the reason why not, in one line
-    open_session(model, *, precision, threads, cache_key) -> Session
+    open_session(model, *, precision, threads, cache_key) -> Session       those that take the ONNX file
+    open_plan(plan, record) -> Session                                     TensorRT, which takes a plan built from it
 
-Why: `infer.load` goes through `ORDER` and takes the first that works; nothing above this folder knows which one runs.
-No torch. `edgemed predict BUNDLE IMAGE --runtime NAME` asks for one by name.
+Why: `engines.open_engine` goes through `ORDER` and takes the first that works; nothing above knows
+which one runs. No torch. `edgemed predict BUNDLE IMAGE --runtime NAME` asks for one by name.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -19,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.errors import InputError, did_you_mean
+from edgemed.preflight import Here
+from edgemed.records import PlanRecord
 
 ORDER = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
 """The order of preference of `--runtime auto`."""
 
 OUTPUTS = ("probabilities", "member_probabilities")
-_MODULES = {"openvino": "edgemed.runtimes.openvino", "onnxruntime": "edgemed.runtimes.onnxruntime"}
 
 
 class Session(Protocol):
@@ -37,6 +40,14 @@ class Session(Protocol):
     @property
     def version(self) -> str:
         """The runtime's own version."""
+
+    @property
+    def device(self) -> str:
+        """The GPU's or CPU's model."""
+
+    @property
+    def capability(self) -> str:
+        """The GPU's compute capability, like "sm86", or the CPU's features, like "x86_64:avx2,fma"."""
 
     @property
     def threads(self) -> int:
@@ -64,13 +75,30 @@ class RuntimeModule(Protocol):
         """
 
 
-def runtime_module(name: str) -> RuntimeModule | str:
-    """The module of a runtime, or, as text, the reason why this version has none. InputError for an unknown name."""
+class PlanModule(ABC):
+    """A runtime that executes plans instead of ONNX files: one flavour of TensorRT."""
+
+    @abstractmethod
+    def availability(self) -> str | None:
+        """None where the runtime and a GPU work on this machine, else why not and what to do, in one line."""
+
+    @abstractmethod
+    def here(self) -> Here:
+        """This machine, as `preflight.check_plan` compares it with a plan."""
+
+    @abstractmethod
+    def open_plan(self, plan: bytes, record: PlanRecord) -> Session:
+        """A session for a plan that passed `preflight.check_plan`. Raises InputError where the runtime refuses it."""
+
+
+def runtime_module(name: str) -> RuntimeModule | PlanModule:
+    """The module of a runtime. InputError for an unknown name."""
     if name not in ORDER:
         raise InputError(f"runtime '{name}' is unknown.{did_you_mean(name, (*ORDER, 'auto'))}")
-    if name not in _MODULES:
-        return "not available in this version of edgemed"
-    return cast(RuntimeModule, importlib.import_module(_MODULES[name]))
+    if name.startswith("tensorrt"):
+        tensorrt = importlib.import_module("edgemed.runtimes.tensorrt")
+        return cast(PlanModule, tensorrt.FLAVOURS[name])
+    return cast(RuntimeModule, importlib.import_module(f"edgemed.runtimes.{name}"))
 
 
 def usable_cores() -> int:

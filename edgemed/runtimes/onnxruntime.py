@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.errors import InputError
+from edgemed.preflight import cpu
 from edgemed.runtimes import OUTPUTS, Session, usable_cores
 
 
@@ -45,6 +46,7 @@ class _Session:
 
         self.version: str = onnxruntime.__version__
         self.threads = threads
+        self.device, self.capability = cpu()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

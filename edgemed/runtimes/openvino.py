@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from edgemed.errors import InputError
 from edgemed.files import write_atomic
+from edgemed.preflight import cpu
 from edgemed.runtimes import OUTPUTS, Session, cache_folder, usable_cores
 
 _log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class _Session:
         self.threads = threads
         self.from_cache: bool | None = None
         self._openvino = openvino
+        self.device, self.capability = cpu()
         self._core = openvino.Core()
         self._model = model
         self._cache_key = cache_key

@@ -8,6 +8,7 @@ No torch, so that a device can build from its own bundle. A plan built where no 
 from __future__ import annotations
 
 import logging
+import platform
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -85,6 +86,8 @@ def plan_from_onnx(
         runtime="tensorrt-rtx",
         version=trt.__version__,
         targets=tuple(targets),
+        os=platform.system(),
+        architecture=platform.machine(),
         batch=batch,
         image_side=image_size,
         sha256=sha256_of(plan),

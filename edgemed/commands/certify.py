@@ -1,0 +1,90 @@
+"""`edgemed certify`, `edgemed inspect`: what is proven of a bundle's engines."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgemed import display
+from edgemed.commands import Bundle, Json, MaxAurocDrop, MaxFlips, MaxProbError, Precision, Runtime, Sign, Verify
+from edgemed.errors import EdgemedError
+
+
+def certify(
+    bundle: Bundle,
+    data: Annotated[Path, typer.Argument(help="The images of the training's data set.", show_default=False)],
+    runtime: Runtime = "auto",
+    precision: Precision = "fp32",
+    max_flips: MaxFlips = 0,
+    max_prob_error: MaxProbError = None,
+    max_auroc_drop: MaxAurocDrop = 0.005,
+    sign: Sign = None,
+    verify: Verify = None,
+    json_: Json = False,
+) -> None:
+    """Prove, on your own images, that an engine is as right on this machine as the model it came from."""
+    from edgemed.certify import certify as run_certify
+    from edgemed.gates import default_gates
+    from edgemed.infer import load
+    from edgemed.signature import read_key
+
+    gates = replace(default_gates(precision), max_flips=max_flips, max_auroc_drop=max_auroc_drop)
+    if max_prob_error is not None:
+        gates = replace(gates, max_prob_error=max_prob_error)
+    key = None if sign is None else read_key(sign)
+    model = load(bundle, runtime=runtime, precision=precision, uncertified=True, public_key=verify)
+    with display.progress() as progress:
+        found = run_certify(model, data, gates, signing_key=key, progress=progress)
+    if json_:
+        flips = [str(path) for path in found.flips]
+        counts = {"files": found.files, "unmatched": found.unmatched, "reference_images": found.reference_images}
+        display.document({"record": found.record.model_dump(mode="json"), "flips": flips, **counts})
+    else:
+        display.certificate(found)
+
+
+def inspect(
+    bundle: Bundle,
+    verify: Verify = None,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Run the golden images on every runtime that works here.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Show what is in a bundle, after verifying every hash (and every signature, with --verify)."""
+    from edgemed.bundle import open_bundle
+    from edgemed.signature import read_key
+
+    opened = open_bundle(bundle, public_key=None if verify is None else read_key(verify))
+    opened.verify()
+    tests = _self_tests(opened) if self_test else None
+    display.inspection(opened, tests, json_)
+    if tests and any(test["failure"] for test in tests):
+        raise typer.Exit(3)
+
+
+def _self_tests(opened: Any) -> list[dict[str, Any]]:
+    """The golden images on each runtime and precision that works here: the largest error, or the failure."""
+    from edgemed.infer import load
+    from edgemed.manifest import MODEL_FILES
+    from edgemed.runtimes import ORDER, runtime_module
+
+    tests: list[dict[str, Any]] = []
+    for name in ORDER:
+        if (why_not := runtime_module(name).availability()) is not None:
+            tests.append({"runtime": name, "precision": None, "not_run": why_not, "failure": None})
+            continue
+        for precision, file in MODEL_FILES.items():
+            if file not in opened.manifest.files:
+                continue
+            test: dict[str, Any] = {"runtime": name, "precision": precision, "not_run": None, "failure": None}
+            try:
+                model = load(opened, runtime=name, precision=precision)
+                test |= {"comparison": asdict(model.self_test()), "state": model.state}
+            except EdgemedError as error:
+                test["failure"] = str(error)
+            tests.append(test)
+    return tests

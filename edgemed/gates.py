@@ -1,0 +1,118 @@
+"""How far a candidate's probabilities are from the reference's, and the gates that decide whether that is close enough.
+
+Why: "the engine works" has to mean the same everywhere: `build-engine` against PyTorch, `bench` on the golden images.
+A flip is a changed label. At fp16 it counts only where the reference's two highest probabilities differ by more than
+1e-2: below that, the reference itself had no clear answer. `edgemed build-engine RUN --out BUNDLE` applies the gates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from edgemed.errors import GateError, InputError, did_you_mean
+
+TIE_MARGINS = {"fp32": 0.0, "fp16": 1e-2}
+"""By precision: a flip counts where the reference's two highest probabilities differ by more (0: everywhere)."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A candidate against the reference on the same n images."""
+
+    n: int
+    max_prob_error: float  # largest absolute difference of a probability; infinite where one is not a number
+    mean_prob_error: float
+    flips: tuple[int, ...]  # indices of the images whose label changed
+    auroc_drop: float | None  # reference minus candidate, macro one-vs-rest; None = not computed, or undefined
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The bounds that a comparison has to keep. The defaults are those of fp32; `default_gates` knows fp16's."""
+
+    max_flips: int = 0
+    max_prob_error: float = 1e-3
+    max_auroc_drop: float = 0.005
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value >= 0:
+                raise InputError(f"--{name.replace('_', '-')} is {value}; give 0 or more")
+
+
+def default_gates(precision: str) -> Gates:
+    """The default gates of "fp32" or "fp16"."""
+    errors = {"fp32": 1e-3, "fp16": 5e-3}
+    if precision not in errors:
+        raise InputError(f"precision '{precision}' is unknown.{did_you_mean(precision, errors)}")
+    return Gates(max_prob_error=errors[precision])
+
+
+def compare(
+    reference: ArrayLike,
+    candidate: ArrayLike,
+    *,
+    tie_margin: float,
+    labels: Sequence[int] | NDArray[np.int64] | None = None,
+) -> Comparison:
+    """Compare probabilities (N, K) of the same N images.
+
+    tie_margin: see `TIE_MARGINS`. labels: (N,) the true classes, to compute the change of AUROC too (needs
+    scikit-learn). Raises InputError where shapes differ, there is no image, or the reference is not finite.
+    """
+    truth = np.asarray(reference, dtype=np.float64)
+    other = np.asarray(candidate, dtype=np.float64)
+    if truth.ndim != 2 or truth.shape != other.shape or not truth.size or truth.shape[1] < 2:
+        raise InputError(f"cannot compare probabilities {other.shape} with a reference {truth.shape}: both are (N, K)")
+    if not np.isfinite(truth).all():
+        raise InputError("the reference itself holds a probability that is not a finite number; train the run again")
+    # What is not a number is infinitely wrong: a NaN would pass every bound, since it compares false.
+    error = np.where(np.isfinite(other), np.abs(truth - other), np.inf)
+    highest = np.sort(truth, axis=1)
+    clear = (highest[:, -1] - highest[:, -2] > tie_margin) | (tie_margin <= 0)
+    flips = np.flatnonzero((truth.argmax(axis=1) != other.argmax(axis=1)) & clear)
+    return Comparison(
+        n=len(truth),
+        max_prob_error=float(error.max()),
+        mean_prob_error=float(error.mean()),
+        flips=tuple(int(index) for index in flips),
+        auroc_drop=None if labels is None or np.isinf(error).any() else _auroc_drop(labels, truth, other),
+    )
+
+
+def check(comparison: Comparison, gates: Gates, what: str = "the engine", names: Sequence[str] | None = None) -> None:
+    """Raise GateError, with every figure that is beyond its gate, unless the comparison keeps them all.
+
+    `what` names the candidate in the error, `names` the images (else they are named by index). A change of AUROC that
+    was not computed is not judged.
+    """
+    found = []
+    if len(comparison.flips) > gates.max_flips:
+        shown = ", ".join(names[index] if names else str(index) for index in comparison.flips[:10])
+        more = ", ..." if len(comparison.flips) > 10 else ""
+        found.append(
+            f"{len(comparison.flips)} decision flips (images {shown}{more}), at most {gates.max_flips} allowed"
+        )
+    if not comparison.max_prob_error <= gates.max_prob_error:
+        found.append(
+            f"largest probability error {comparison.max_prob_error:.2e}, at most {gates.max_prob_error:g} allowed"
+        )
+    if comparison.auroc_drop is not None and not comparison.auroc_drop <= gates.max_auroc_drop:
+        found.append(f"AUROC lower by {comparison.auroc_drop:.4f}, at most {gates.max_auroc_drop:g} allowed")
+    if found:
+        raise GateError(f"{what} differs from its reference on {comparison.n} images: {'; '.join(found)}")
+
+
+def _auroc_drop(
+    labels: Sequence[int] | NDArray[np.int64], reference: NDArray[np.float64], candidate: NDArray[np.float64]
+) -> float | None:
+    from edgemed.metrics import classification_metrics  # scikit-learn: not on every device
+
+    classes = [str(k) for k in range(reference.shape[1])]
+    candidate = np.clip(candidate, 0, 1)  # what lies outside shows in the probability error
+    before, after = (classification_metrics(labels, table, classes)["auroc"] for table in (reference, candidate))
+    return None if before is None or after is None else float(before - after)

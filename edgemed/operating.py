@@ -1,0 +1,59 @@
+"""From probabilities to a decision: a label, or "refer". Applied by `edgemed predict` and by the C library alike.
+
+Why its own module: the rule is part of what was validated, so it stands once, in plain arithmetic: float32
+probabilities against the manifest's float64 thresholds, compared in float64. Numpy only.
+
+Disagreement of an image: mean over members m of 1/2 sum_k |p_mk - p_k|, the total variation distance of each member to
+the mean, in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from edgemed.manifest import OperatingPoint
+
+REFER = "refer"
+"""The decision that leaves an image to a human. A data set with a class of this name cannot have one."""
+
+
+class Decision(NamedTuple):
+    """What to do with one image. prediction_set: labels that hold the stated coverage, or None without one."""
+
+    decision: str
+    disagreement: float
+    prediction_set: tuple[str, ...] | None
+
+
+def disagreement(probabilities: ArrayLike, members: ArrayLike) -> NDArray[np.float64]:
+    """Total variation distance of the members (N, M, K) to their mean (N, K), averaged over members: (N,) in [0, 1]."""
+    mean, each = np.asarray(probabilities, np.float64), np.asarray(members, np.float64)
+    return np.asarray(np.abs(each - mean[:, None]).sum(axis=2).mean(axis=1) / 2)
+
+
+def decide(
+    point: OperatingPoint | None, labels: Sequence[str], probabilities: ArrayLike, members: ArrayLike
+) -> Decision:
+    """The decision for one image: probabilities (K,) in the order of `labels`, members (M, K).
+
+    Without an operating point it is the most probable label, the first one at a tie.
+    """
+    shares = np.asarray(probabilities, np.float64)
+    apart = float(disagreement(shares[None], np.asarray(members)[None])[0])
+    label = labels[int(shares.argmax())]
+    if point is None:
+        return Decision(label, apart, None)
+    if point.positive is not None and point.threshold is not None:
+        index = list(labels).index(point.positive)
+        others = np.where(np.arange(len(shares)) == index, -1.0, shares)
+        label = point.positive if shares[index] >= point.threshold else labels[int(others.argmax())]
+    if point.max_disagreement is not None and apart > point.max_disagreement:
+        label = REFER
+    if point.min_probability is None:
+        return Decision(label, apart, None)
+    kept = tuple(name for name, share in zip(labels, shares, strict=True) if share >= point.min_probability)
+    return Decision(label, apart, kept)

@@ -1,0 +1,120 @@
+"""What counts as a flip, and what a gate lets through."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from edgemed.errors import GateError, InputError
+from edgemed.gates import TIE_MARGINS, Gates, check, compare, default_gates
+
+REFERENCE = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
+
+
+def test_equal_probabilities_pass_every_gate() -> None:
+    pytest.importorskip("sklearn")
+    found = compare(REFERENCE, REFERENCE, tie_margin=0, labels=[0, 1, 2])
+    assert (found.n, found.max_prob_error, found.mean_prob_error, found.flips) == (3, 0, 0, ())
+    assert found.auroc_drop == 0
+    check(found, Gates(max_flips=0, max_prob_error=0, max_auroc_drop=0))
+
+
+def test_errors_are_the_largest_and_the_mean_over_all_probabilities() -> None:
+    other = REFERENCE.copy()
+    other[0] += [-0.09, 0.09, 0]
+    other[2] += [0, 0.03, -0.03]
+    found = compare(REFERENCE, other, tie_margin=0)
+    assert found.max_prob_error == pytest.approx(0.09)
+    assert found.mean_prob_error == pytest.approx((0.09 + 0.09 + 0.03 + 0.03) / 9)
+    assert found.flips == ()
+
+
+@pytest.mark.parametrize(("gap", "counts_at_fp16"), [(0.009, False), (0.011, True)])
+def test_at_fp16_a_flip_counts_only_where_the_reference_was_clear(gap: float, counts_at_fp16: bool) -> None:
+    reference = [[0.4 + gap, 0.4, 0.2 - gap]]
+    candidate = [[0.4, 0.4 + gap, 0.2 - gap]]
+    assert compare(reference, candidate, tie_margin=TIE_MARGINS["fp32"]).flips == (0,)
+    assert compare(reference, candidate, tie_margin=TIE_MARGINS["fp16"]).flips == ((0,) if counts_at_fp16 else ())
+
+
+def test_at_fp32_a_changed_label_counts_even_at_a_tie() -> None:
+    assert compare([[0.5, 0.5]], [[0.4999, 0.5001]], tie_margin=TIE_MARGINS["fp32"]).flips == (0,)
+
+
+def test_flips_are_named_by_index() -> None:
+    candidate = REFERENCE[:, [1, 0, 2]]
+    assert compare(REFERENCE, candidate, tie_margin=0).flips == (0, 1)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_what_is_not_a_number_never_passes(wrong: float) -> None:
+    other = REFERENCE.copy()
+    other[1, 1] = wrong
+    found = compare(REFERENCE, other, tie_margin=0, labels=[0, 1, 2])
+    assert found.max_prob_error == np.inf
+    with pytest.raises(GateError, match="probability error inf"):
+        check(found, Gates(max_flips=3, max_prob_error=1e9))
+    all_wrong = np.full_like(REFERENCE, np.nan)
+    with pytest.raises(GateError):
+        check(compare(REFERENCE, all_wrong, tie_margin=0), Gates())
+
+
+def test_a_fall_of_auroc_is_found_without_a_flip() -> None:
+    pytest.importorskip("sklearn")
+    labels = [0, 0, 1, 1]
+    reference = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
+    candidate = reference[[0, 2, 1, 3]]  # the middle two change places: AUROC 1 -> 0.75, every label stays 0
+    found = compare(reference, candidate, tie_margin=0, labels=labels)
+    assert found.flips == ()
+    assert found.auroc_drop == pytest.approx(0.25)
+    with pytest.raises(GateError, match=re.escape("AUROC lower by 0.2500, at most 0.2 allowed")):
+        check(found, Gates(max_prob_error=1, max_auroc_drop=0.2))
+    check(found, Gates(max_prob_error=1, max_auroc_drop=0.25))
+    better = compare(candidate, reference, tie_margin=0, labels=labels)
+    check(better, Gates(max_prob_error=1, max_auroc_drop=0))
+    assert compare(reference, candidate, tie_margin=0, labels=[0, 0, 0, 0]).auroc_drop is None  # undefined
+
+
+def test_the_error_of_a_gate_lists_every_figure_that_is_beyond_it() -> None:
+    found = compare(REFERENCE, REFERENCE[:, [1, 0, 2]], tie_margin=0)
+    with pytest.raises(GateError) as raised:
+        check(found, Gates(), "model.fp32.onnx on openvino")
+    text = str(raised.value)
+    assert text.startswith("model.fp32.onnx on openvino differs from its reference on 3 images")
+    assert "2 decision flips (images 0, 1), at most 0 allowed" in text
+    assert "largest probability error 7.00e-01, at most 0.001 allowed" in text
+    assert raised.value.exit_code == 3
+    with pytest.raises(GateError, match="flips") as flips_only:
+        check(found, Gates(max_prob_error=1))
+    assert "probability error" not in str(flips_only.value)
+
+
+def test_a_figure_on_its_gate_passes_and_one_beyond_does_not() -> None:
+    reference, candidate = np.array([[0.5, 0.25, 0.25]]), np.array([[0.625, 0.125, 0.25]])
+    found = compare(reference, candidate, tie_margin=0)
+    check(found, Gates(max_prob_error=0.125))
+    with pytest.raises(GateError):
+        check(found, Gates(max_prob_error=0.1249))
+
+
+def test_the_default_gates_are_those_of_the_design() -> None:
+    assert default_gates("fp32") == Gates(max_flips=0, max_prob_error=1e-3, max_auroc_drop=0.005)
+    assert default_gates("fp16") == Gates(max_flips=0, max_prob_error=5e-3, max_auroc_drop=0.005)
+    with pytest.raises(InputError, match="Did you mean 'fp16'"):
+        default_gates("f16")
+    with pytest.raises(InputError, match="--max-prob-error"):
+        Gates(max_prob_error=float("nan"))
+    with pytest.raises(InputError, match="--max-flips"):
+        Gates(max_flips=-1)
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    for other in (REFERENCE[:2], REFERENCE[:, :2], REFERENCE[0]):
+        with pytest.raises(InputError, match="cannot compare"):
+            compare(REFERENCE, other, tie_margin=0)
+    with pytest.raises(InputError, match="cannot compare"):
+        compare(np.zeros((0, 3)), np.zeros((0, 3)), tie_margin=0)
+    with pytest.raises(InputError, match="reference itself"):
+        compare(REFERENCE * np.nan, REFERENCE, tie_margin=0)

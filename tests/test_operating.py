@@ -1,0 +1,62 @@
+"""A decision follows the operating point to the letter; the C library is tested against the same rule."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgemed.manifest import OperatingPoint
+from edgemed.operating import REFER, decide, disagreement
+
+LABELS = ("benign", "malignant", "normal")
+
+
+def test_without_an_operating_point_the_most_probable_label_decides() -> None:
+    found = decide(None, LABELS, [0.4, 0.4, 0.2], [[0.4, 0.4, 0.2]])
+    assert found == ("benign", 0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ([0.7, 0.3, 0.0], "malignant"),  # at the threshold, though less probable
+        ([0.7, 0.299, 0.001], "benign"),
+        ([0.1, 0.2999, 0.6001], "normal"),  # below it, the best of the others
+        ([0.3, 0.29, 0.41], "normal"),
+    ],
+)
+def test_a_threshold_moves_the_decision_for_its_label_alone(shares: list[float], expected: str) -> None:
+    point = OperatingPoint(images=50, positive="malignant", threshold=0.3, target="sensitivity", target_value=0.95)
+    assert decide(point, LABELS, shares, [shares]).decision == expected
+
+
+def test_below_the_threshold_the_positive_label_is_not_chosen_even_where_it_is_the_most_probable() -> None:
+    point = OperatingPoint(images=50, positive="malignant", threshold=0.9, target="specificity", target_value=0.9)
+    assert decide(point, LABELS, [0.1, 0.8, 0.1], [[0.1, 0.8, 0.1]]).decision == "benign"
+
+
+def test_disagreement_is_the_mean_total_variation_distance_to_the_mean() -> None:
+    members = np.array([[[1.0, 0.0], [0.0, 1.0]], [[0.6, 0.4], [0.6, 0.4]], [[0.9, 0.1], [0.5, 0.5]]])
+    assert np.allclose(disagreement(members.mean(axis=1), members), [0.5, 0.0, 0.2])
+
+
+def test_members_that_disagree_refer_the_image() -> None:
+    members = [[0.9, 0.1, 0.0], [0.5, 0.5, 0.0]]  # 0.2 from their mean
+    shares = [0.7, 0.3, 0.0]
+    assert decide(OperatingPoint(images=9, max_disagreement=0.19), LABELS, shares, members).decision == REFER
+    assert decide(OperatingPoint(images=9, max_disagreement=0.21), LABELS, shares, members).decision == "benign"
+
+
+def test_the_prediction_set_holds_every_label_that_is_probable_enough() -> None:
+    point = OperatingPoint(images=99, coverage=0.9, min_probability=0.25)
+    assert decide(point, LABELS, [0.5, 0.25, 0.25], [[0.5, 0.25, 0.25]]).prediction_set == LABELS
+    assert decide(point, LABELS, [0.76, 0.24, 0.0], [[0.76, 0.24, 0.0]]).prediction_set == ("benign",)
+
+
+def test_a_threshold_is_compared_in_float64() -> None:
+    point = OperatingPoint(images=9, positive="malignant", threshold=0.1, target="sensitivity", target_value=0.9)
+    just_above = np.float32(0.1)  # 0.100000001490116
+    shares = np.array([0.9, just_above, 0.0], np.float32)
+    assert decide(point, LABELS, shares, shares[None]).decision == "malignant"
+    point = point.model_copy(update={"threshold": 0.10000001})
+    assert decide(point, LABELS, shares, shares[None]).decision == "benign"
