@@ -20,7 +20,7 @@ $(BIN)/python:
 	@touch $@
 
 .venv/all: pyproject.toml .venv/demo
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,lite0,rtx,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,lite0,rtx,sign,dev]'
 	@touch $@
 
 .PHONY: install

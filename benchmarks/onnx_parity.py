@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgemed.gates import TIE_MARGINS, compare
 from edgemed.ensemble import predict_callable
+from edgemed.gates import TIE_MARGINS, compare
 from edgemed.images import image_from_file
 from edgemed.infer import load
 from edgemed.run import load_run
@@ -52,7 +52,7 @@ def main() -> None:
     command = [sys.executable, "-m", "edgemed"]
     subprocess.run([*command, "train", str(data), "--out", str(run), *shlex.split(FLAGS)], check=True)
     shutil.rmtree(bundle, ignore_errors=True)
-    subprocess.run([*command, "build-engine", str(run), "--out", str(bundle), "--rtx", "no"], check=True)
+    subprocess.run([*command, "build-engine", str(run), "--out", str(bundle), "--runtime", "none"], check=True)
     trained = load_run(run)
     parts = [trained.dataset.subset(split) for split in ("test", "validation")]
     files = [part.file(row) for part in parts for row in part.rows]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx
 import torch
@@ -28,13 +28,18 @@ PRECISIONS = ("fp32", "fp16")
 
 
 def onnx_from_ensemble(
-    ensemble: Ensemble, precision: str = "fp32", *, image_size: tuple[int, int, int] = (32, 512, 4096)
+    ensemble: Ensemble,
+    precision: str = "fp32",
+    *,
+    image_size: tuple[int, int, int] = (32, 512, 4096),
+    keep: Sequence[str] = (),
 ) -> bytes:
     """The ONNX file of an ensemble in evaluation mode, on the CPU.
 
     Input `image`: uint8 (N, H, W, 3) RGB; outputs `probabilities` (N, K) and `member_probabilities` (N, M, K), float32.
     N is dynamic. `image_size` is min, opt, max of H and W in pixels: dynamic, unless all three are equal. At "fp16"
-    the networks are float16 but for what `precision.half_ensemble` keeps. The same ensemble gives the same bytes.
+    the networks are float16 but for what `precision.half_ensemble` keeps, and the layers named in `keep`. The same
+    ensemble gives the same bytes.
 
     Raises:
         GateError: the graph is not what it must be.
@@ -47,7 +52,7 @@ def onnx_from_ensemble(
         raise InputError(f"--image-size {low},{typical},{high} must be min,opt,max with 1 <= min <= opt <= max")
     if ensemble.training:
         raise ValueError("an ensemble is exported in evaluation mode: call eval() first")
-    network = half_ensemble(ensemble) if precision == "fp16" else ensemble
+    network = half_ensemble(ensemble, keep) if precision == "fp16" else ensemble
     dynamic: dict[int, object] = {0: torch.export.Dim("n", min=1, max=MAX_BATCH)}
     if low < high:
         dynamic |= {1: torch.export.Dim("h", min=low, max=high), 2: torch.export.Dim("w", min=low, max=high)}

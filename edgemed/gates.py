@@ -44,12 +44,14 @@ class Gates:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; give 0 or more")
 
 
-def default_gates(precision: str) -> Gates:
-    """The default gates of "fp32" or "fp16"."""
+def default_gates(
+    precision: str, *, max_flips: int = 0, max_prob_error: float | None = None, max_auroc_drop: float = 0.005
+) -> Gates:
+    """The gates of "fp32" or "fp16": the defaults, or what is given. None: 1e-3 at fp32, 5e-3 at fp16."""
     errors = {"fp32": 1e-3, "fp16": 5e-3}
     if precision not in errors:
         raise InputError(f"precision '{precision}' is unknown.{did_you_mean(precision, errors)}")
-    return Gates(max_prob_error=errors[precision])
+    return Gates(max_flips, errors[precision] if max_prob_error is None else max_prob_error, max_auroc_drop)
 
 
 def compare(

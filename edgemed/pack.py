@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from edgemed import __version__, signature
@@ -44,16 +44,17 @@ def write_bundle(
     weight_bytes: int,
     files: Mapping[str, bytes | Path],
     operating_point: OperatingPoint | None = None,
-    plans: Sequence[tuple[PlanRecord, bytes | None]] = (),
     signing_key: bytes | None = None,
     overwrite: bool = False,
+    complete: Callable[[Bundle], object] = lambda bundle: None,
 ) -> Bundle:
     """Write a bundle to `out` and open it: the fields of `Manifest`, and `files` by their names in the bundle.
 
     Needs at least "model.fp32.onnx" and the golden files (`evidence.golden_files`). Parent folders are made. All is
     written into a hidden folder beside `out`, which is then renamed, so `out` is never half a bundle. An `out` that
     exists is refused unless it is empty, or a bundle and `overwrite` is true: then it is replaced, its plans with it.
-    signing_key: an Ed25519 private key in PEM that signs the manifest and the plans' records.
+    signing_key: an Ed25519 private key in PEM that signs the manifest. complete: adds plans to the staged bundle; what
+    it raises leaves nothing behind.
 
     Raises InputError for such an `out`, for wrong fields or file names, and where the disk refuses.
     """
@@ -86,8 +87,7 @@ def write_bundle(
         for name, data in contents.items():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             (staging / name).write_bytes(data)
-        for record, plan in plans:
-            add_plan(Bundle(staging, manifest), record, plan, signing_key)
+        complete(Bundle(staging, manifest))
         _put_in_place(staging, target)
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror}; free space or choose another --out") from error

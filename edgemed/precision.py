@@ -10,7 +10,7 @@ validation images before it writes anything:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -58,26 +58,30 @@ class _HalfMember(nn.Module):
         return logits
 
 
-def half_ensemble(ensemble: Ensemble) -> Ensemble:
+def half_ensemble(ensemble: Ensemble, keep: Sequence[str] = ()) -> Ensemble:
     """A copy with float16 members. Float32 stay: the front end, `FLOAT32_LAYERS` with their weights, softmax, mean.
+
+    keep: further layers that stay float32 in every member, by timm's names, like "stages.3.blocks.1".
 
     Batch norm is folded into the convolutions first, in float32, so that its products are rounded once.
 
     Raises:
         GateError: a weight does not fit into float16.
     """
-    members = [_HalfMember(_half(_without_batch_norm(member, ensemble.front.size))) for member in ensemble.members]
+    folded = [_without_batch_norm(member, ensemble.front.size) for member in ensemble.members]
+    members = [_HalfMember(_half(network, keep)) for network in folded]
     half = Ensemble(copy.deepcopy(ensemble.front), members, ensemble.temperatures.tolist())
     return half.eval()
 
 
-def _half(network: nn.Module) -> nn.Module:
+def _half(network: nn.Module, keep: Sequence[str]) -> nn.Module:
     """`network` with its weights rounded to float16 in place, but for the layers that stay float32."""
     kept: set[int] = set()
+    float32 = {*FLOAT32_NAMES, *keep}
     for name, layer in list(network.named_modules()):
-        if any(name.startswith(f"{outer}.") for outer in FLOAT32_NAMES):
+        if any(name.startswith(f"{outer}.") for outer in float32):
             continue  # inside of a layer that stays float32 as a whole
-        if isinstance(layer, FLOAT32_LAYERS) or name in FLOAT32_NAMES:
+        if isinstance(layer, FLOAT32_LAYERS) or name in float32:
             kept |= {id(value) for value in chain(layer.parameters(), layer.buffers())}
             network.set_submodule(name, Float32(layer))
     for name, value in chain(network.named_parameters(), network.named_buffers()):
@@ -163,6 +167,46 @@ def rounded_outputs(half: Ensemble, images: Iterable[NDArray[np.uint8]]) -> Roun
     return Rounded(probabilities, members, largest)
 
 
+@dataclass(frozen=True)
+class SafeHalf:
+    """What `safe_half` found: what the float16 members give, rounded, and the layers that had to stay float32."""
+
+    rounded: Rounded
+    kept: tuple[str, ...]
+
+
+def safe_half(ensemble: Ensemble, images: Callable[[], Iterable[NDArray[np.uint8]]]) -> SafeHalf:
+    """Find the layers that must stay float32 so that no float16 value is above `LARGEST_SAFE`, on these images.
+
+    images: called for each try, gives uint8 (H, W, 3) RGB. A layer with a value that is too large stays float32; where
+    its output still is (it leaves the layer as float16), the layer around it does.
+
+    Raises:
+        GateError: a whole network would have to stay float32, or a weight does not fit into float16.
+    """
+    kept: set[str] = set()
+    while True:
+        rounded = rounded_outputs(half_ensemble(ensemble, sorted(kept)), images())
+        if not rounded.unsafe:
+            return SafeHalf(rounded, tuple(sorted(kept)))
+        before = frozenset(kept)
+        beyond = [operator for operator, size in rounded.unsafe.items() if not np.isfinite(size)]
+        for operator, size in rounded.unsafe.items():
+            if operator in beyond[1:]:
+                continue  # in the order of execution, the others may only have inherited the first one's infinity
+            layer = operator.partition(": ")[0].partition(".network")[2].removeprefix(".")
+            while layer in before or layer in FLOAT32_NAMES:  # float32 inside already, and too large outside
+                layer = layer.rpartition(".")[0]
+            if not layer:
+                raise GateError(
+                    f"fp16 would overflow: {operator} reaches {size:g}, {LARGEST_SAFE:g} is safe, and no layer around "
+                    "it can stay float32 alone; use the fp32 graph"
+                )
+            kept.add(layer)
+        # What lies inside of a layer that stays float32 as a whole needs no entry of its own.
+        kept = {one for one in kept if not any(one.startswith(f"{outer}.") for outer in kept)}
+
+
 def _leave(inside: list[str]) -> None:
     inside.pop()
 
@@ -185,7 +229,10 @@ class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(value, Tensor) and value.dtype == torch.float16 and value.numel():
                 name = f"{self.inside[-1] if self.inside else ''}: {func}"
                 size = float(value.abs().amax())  # NaN stays NaN
-                if not size <= self.largest.get(name, 0.0):
+                known = self.largest.get(name, 0.0)
+                if not np.isfinite(size) and np.isfinite(known):
+                    self.largest.pop(name, None)  # to the end: the order of overflows tells which was the first
+                if not size <= known:
                     self.largest[name] = size
         return result
 

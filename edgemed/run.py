@@ -99,11 +99,25 @@ def trained_member(run: Path, name: str, backbone: str, classes: int) -> torch.n
         InputError: its file is missing or damaged.
     """
     file = run / "members" / name / "model.safetensors"
+    return network_from_file(file, backbone, classes, "delete it and run the same `edgemed train` again")
+
+
+def network_from_file(file: Path, backbone: str, classes: int, step: str) -> torch.nn.Module:
+    """A network of timm's in evaluation mode with the weights of a safetensors file, classifier included.
+
+    Raises:
+        InputError: the file is missing, damaged or of another network; it ends with `step`, the way out.
+    """
     model = create_backbone(backbone, classes)
     try:
         model.load_state_dict(load_file(file))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"{file} is missing or damaged; delete it and run the same `edgemed train` again") from error
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: no such file; {step}") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file} is damaged ({error}); {step}") from error
+    except RuntimeError as error:  # torch lists every tensor; the first line with one says enough
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise InputError(f"{file} is not a {backbone} of {classes} classes ({reason}); {step}") from error
     return model.eval()
 
 

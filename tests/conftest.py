@@ -76,5 +76,5 @@ def tiny_run(phantoms: Path, weights: Path, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_run: Path) -> Path:
     bundle = tiny_run.parent / "bundle"
-    assert run_main("build-engine", tiny_run, "--out", bundle, "--rtx", "no") == 0
+    assert run_main("build-engine", tiny_run, "--out", bundle, "--runtime", "none") == 0
     return bundle

@@ -22,7 +22,7 @@ models preprocess masking mae
 evaluate ensemble run calibrate loop parallel pretrain finetune report_plots report examples stages train
 precision export
 runtimes
-gates engines infer certify plans card build conditions bench judge parity
+gates engines infer certify plans sources card prove build conditions bench judge parity
 display commands cli __main__
 """.split()
 

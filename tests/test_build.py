@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +12,10 @@ import onnx
 import pytest
 import timm
 import torch
-from onnx import TensorProto, helper
 from torch import nn
 
 import edgemed
-from edgemed import build
+from edgemed import build, prove, sources
 from edgemed.bundle import Bundle
 from edgemed.dataset import Dataset, Row
 from edgemed.ensemble import Ensemble, predict_callable
@@ -27,9 +23,10 @@ from edgemed.errors import GateError, InputError
 from edgemed.evaluate import evaluation, predict_files
 from edgemed.images import image_from_file, pixels_sha256
 from edgemed.phantoms import CLASSES, write_dataset
+from edgemed.plans import PlanOptions
 from edgemed.preprocess import FrontEnd
 from edgemed.run import MEMBERS, Run, predictions_csv
-from edgemed.runtimes.tensorrt_builder import plan_from_onnx
+from edgemed.sources import source_from_run
 
 SIZE, SIDES = 32, (32, 96, 512)
 PATIENT = "Doe_Jane_1971"  # a group's name, as a user might choose it
@@ -85,15 +82,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     run = _run(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        patch.setattr(build, "load_run", lambda path: run)
-        yield Made(run, build.build_bundle(run.path, folder / "bundle", image_size=SIDES))
+        patch.setattr(sources, "load_run", lambda path: run)
+        source = source_from_run(run.path)
+        yield Made(run, build.build_bundle(source, folder / "bundle", image_size=SIDES, plans=PlanOptions()))
 
 
 @pytest.fixture
 def quick(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports take seconds: further builds take the graphs of the first."""
     monkeypatch.setattr(
-        build, "onnx_from_ensemble", lambda ensemble, precision, image_size: made.bundle.read_model(precision)
+        build, "onnx_from_ensemble", lambda ensemble, precision, image_size, keep: made.bundle.read_model(precision)
     )
 
 
@@ -150,7 +148,7 @@ def test_the_model_card_states_the_runs_own_facts(made: Made) -> None:
     assert "Not a medical device" in card
     assert f"| ensemble | {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]" in card
     assert all(f"| {name} | 2 | 2 | 2 |" in card for name in CLASSES)
-    assert all(f"the {p} graph in {runtime}" in card for p in ("fp32", "fp16") for runtime in build.RUNTIMES)
+    assert all(f"the {p} graph in {runtime}" in card for p in ("fp32", "fp16") for runtime in prove.RUNTIMES)
     assert "each operator rounded" in card
 
 
@@ -183,14 +181,14 @@ def _another_networks_graph(ensemble: Ensemble, precision: str, image_size: Any,
 def test_a_graph_that_differs_from_pytorch_is_never_written(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
-    def export(ensemble: Ensemble, precision: str, image_size: Any) -> bytes:
+    def export(ensemble: Ensemble, precision: str, image_size: Any, keep: Any) -> bytes:
         if precision == wrong:
             return _another_networks_graph(ensemble, precision, image_size, made.bundle)
         return made.bundle.read_model(precision)
 
     monkeypatch.setattr(build, "onnx_from_ensemble", export)
     with pytest.raises(GateError, match=f"the {wrong} graph in openvino"):
-        build.build_bundle(made.run.path, tmp_path / "deep" / "bundle", image_size=SIDES, rtx="no")
+        build.build_bundle(source_from_run(made.run.path), tmp_path / "deep" / "bundle", image_size=SIDES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -199,7 +197,7 @@ def test_an_activation_beyond_the_safe_range_stops_the_build(
 ) -> None:
     monkeypatch.setattr("edgemed.precision.LARGEST_SAFE", 0.5)
     with pytest.raises(GateError, match=r"fp16 would overflow: members\.[01]\S*: aten\.\S+ reaches"):
-        build.build_bundle(made.run.path, tmp_path / "bundle", image_size=SIDES, rtx="no")
+        build.build_bundle(source_from_run(made.run.path), tmp_path / "bundle", image_size=SIDES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -212,7 +210,7 @@ def test_predictions_that_no_longer_hold_are_refused(made: Made, quick: None, tm
     try:
         file.write_text("\n".join([head, ",".join(row), *lines[2:]]) + "\n")
         with pytest.raises(InputError, match="images or weights were changed"):
-            build.build_bundle(made.run.path, tmp_path / "bundle", image_size=SIDES, rtx="no")
+            build.build_bundle(source_from_run(made.run.path), tmp_path / "bundle", image_size=SIDES)
     finally:
         file.write_text(before)
     assert list(tmp_path.iterdir()) == []
@@ -220,68 +218,15 @@ def test_predictions_that_no_longer_hold_are_refused(made: Made, quick: None, tm
 
 def test_an_image_outside_the_range_names_the_flag(made: Made, quick: None, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--image-size"):
-        build.build_bundle(made.run.path, tmp_path / "bundle", image_size=(32, 40, 48), rtx="no")
+        build.build_bundle(source_from_run(made.run.path), tmp_path / "bundle", image_size=(32, 40, 48))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_holds_something_else_is_refused_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    monkeypatch.setattr(build, "load_run", lambda path: pytest.fail("work was begun"))
+    monkeypatch.setattr(build, "Judge", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(InputError, match="something else"):
-        build.build_bundle(tmp_path / "run", tmp_path)
+        build.build_bundle(source_from_run(made.run.path), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-# TensorRT-RTX
-
-
-def test_plans_of_both_precisions_are_built_and_recorded_without_a_gpu(made: Made) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    records = {record.precision: record for record in made.bundle.plans()}
-    assert sorted(records) == ["fp16", "fp32"]
-    for precision, record in records.items():
-        plan = made.bundle.read_plan(record)
-        assert plan[:4] == b"vtrt"
-        assert record.state == "built" and record.targets == ("sm80", "sm86", "sm89", "sm120")
-        assert record.onnx_sha256 == made.bundle.manifest.files[f"model.{precision}.onnx"].sha256
-        assert record.image_side == SIDES
-        document = json.loads((made.bundle.path / "plans" / f"{record.id}.json").read_text())
-        assert document["version"] == importlib.import_module("tensorrt_rtx").__version__
-    weights = made.bundle.manifest.weight_bytes // 4  # each two bytes shorter; the rest of a small plan is kernels
-    assert records["fp32"].bytes - records["fp16"].bytes > weights
-
-
-@pytest.mark.parametrize(
-    ("target", "reason"),
-    [
-        ("sm87", "Jetson Orin.*classic TensorRT"),
-        ("sm75", "no float32 matrix products"),
-        ("sm999", "unknown.*sm75, sm80"),
-        ("current", "unknown"),
-    ],
-)
-def test_a_target_that_rtx_cannot_serve_is_refused_with_the_reason(target: str, reason: str) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    with pytest.raises(InputError, match=reason):
-        plan_from_onnx(b"", precision="fp16", targets=("sm86", target), image_size=SIDES)
-
-
-def test_a_parser_error_names_the_node() -> None:
-    pytest.importorskip("tensorrt_rtx")
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", "h", "w", 3])
-    nodes = [
-        helper.make_node("Cast", ["image"], ["x"], "widen", to=TensorProto.FLOAT),
-        helper.make_node("Unique", ["x"], ["y"], "the_culprit"),
-    ]
-    graph = helper.make_graph(nodes, "g", [image], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["k"])])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
-    with pytest.raises(InputError, match="Unique 'the_culprit'"):
-        plan_from_onnx(model.SerializeToString(), precision="fp32", targets=("sm86",), image_size=SIDES)
-
-
-def test_without_tensorrt_rtx_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    with pytest.raises(InputError, match=r"edgemed\[rtx\]"):
-        plan_from_onnx(b"", precision="fp32", image_size=SIDES)

@@ -30,6 +30,8 @@ def record(plan: bytes | None, **changes: object) -> PlanRecord:
         "runtime": "tensorrt-rtx",
         "version": "1.7.1",
         "targets": ("sm80", "sm86"),
+        "os": "Linux",
+        "architecture": "x86_64",
         "batch": (1, 1, 8),
         "image_side": (16, 48, 512),
         "sha256": None if plan is None else sha256_of(plan),
@@ -236,7 +238,7 @@ def test_plans_are_added_later_and_leave_the_manifest_alone(tmp_path: Path) -> N
 
 def test_a_changed_plan_or_record_is_refused(tmp_path: Path) -> None:
     plan = b"machine code"
-    opened = tiny.bundle(tmp_path / "bundle", plans=[(record(plan), plan)])
+    opened = tiny.bundle(tmp_path / "bundle", complete=lambda staged: add_plan(staged, record(plan), plan))
     path = opened.path / "plans" / "rtx-fp32.plan"
     path.write_bytes(b"machine bode")
     with pytest.raises(InputError, match="sha256 differs"):

@@ -30,9 +30,7 @@ def built(folder: Path, runtime: str, side: int | None = None, batch: int = 1) -
     bundle = tiny.bundle(folder)
     sides = (16, 48, 512) if side is None else (side, side, side)
     targets = [FLAVOURS[runtime].here().capability]
-    add_plans(
-        bundle, runtime=runtime, targets=targets, precisions=["fp32"], batch=(1, 1, batch), image_size=sides
-    )
+    add_plans(bundle, runtime=runtime, targets=targets, precisions=["fp32"], batch=(1, 1, batch), image_size=sides)
     return open_bundle(bundle.path)
 
 

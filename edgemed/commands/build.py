@@ -1,37 +1,163 @@
-"""`edgemed build-engine`."""
+"""`edgemed build-engine`: a run or checkpoints become a bundle; a bundle gets plans for this device, without torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgemed import display
-from edgemed.commands import Json
-from edgemed.errors import InputError
+from edgemed.commands import Json, MaxAurocDrop, MaxFlips, MaxProbError, Progress, Sign, Verify
+from edgemed.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from edgemed.sources import Source
+
+PRECISIONS = {"both": ("fp32", "fp16"), "fp32": ("fp32",), "fp16": ("fp16",)}
+CHECKPOINTS = "Checkpoints instead of a run"
+PLANS = "TensorRT plans"
 
 
 def build_engine(
-    run: Annotated[Path, typer.Argument(help="A finished run of `edgemed train`.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The bundle to write.", show_default=False)],
-    image_size: Annotated[str, typer.Option(help="Range of image sides: min,opt,max in pixels.")] = "32,512,4096",
-    rtx: Annotated[str, typer.Option(help="TensorRT-RTX plan: auto (where it is installed), yes, no.")] = "auto",
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN|BUNDLE]",
+            help="A finished run of `edgemed train`; or a bundle, to add plans for this device.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The bundle to write.", show_default=False)] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Image sides: min,opt,max in pixels, or one number. Of a bundle's plans: within its own.",
+            show_default="32,512,4096",
+        ),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="both, fp32, fp16 (plans of a bundle only).")] = "both",
+    member: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A safetensors file under timm's names; repeat it for each member.",
+            rich_help_panel=CHECKPOINTS,
+            show_default=False,
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Their network, by timm's name.", rich_help_panel=CHECKPOINTS, show_default=False)
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Their classes in order: a,b,c.", rich_help_panel=CHECKPOINTS, show_default=False)
+    ] = None,
+    size: Annotated[
+        int, typer.Option(min=32, help="Side in pixels that they were trained at.", rich_help_panel=CHECKPOINTS)
+    ] = 224,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            help="Labelled images to prove the engine on: a folder per class, or a CSV.",
+            rich_help_panel=CHECKPOINTS,
+            show_default=False,
+        ),
+    ] = None,
+    runtime: Annotated[
+        str, typer.Option(help="auto, tensorrt, tensorrt-rtx, or none.", rich_help_panel=PLANS)
+    ] = "auto",
+    targets: Annotated[
+        str | None,
+        typer.Option(help="GPUs of a TensorRT-RTX plan.", rich_help_panel=PLANS, show_default="sm80,sm86,sm89,sm120"),
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes: min,opt,max, or one number.", rich_help_panel=PLANS)] = "1",
+    max_flips: MaxFlips = 0,
+    max_prob_error: MaxProbError = None,
+    max_auroc_drop: MaxAurocDrop = 0.005,
+    sign: Sign = None,
+    verify: Verify = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a bundle that is already at --out.")] = False,
     json_: Json = False,
 ) -> None:
-    """Fuse the ensemble into one engine, prove it against PyTorch, write the bundle."""
-    from edgemed.build import build_bundle
+    """Fuse the ensemble into one engine, prove it against PyTorch, write the bundle. Of a bundle: add plans to it."""
+    from edgemed.bundle import open_bundle
+    from edgemed.gates import default_gates
+    from edgemed.manifest import MANIFEST_NAME
+    from edgemed.plans import PlanOptions, add_plans
+    from edgemed.signature import read_key
 
+    if precision not in PRECISIONS:
+        raise InputError(f"--precision '{precision}' is unknown.{did_you_mean(precision, PRECISIONS)}")
+    precisions = PRECISIONS[precision]
+    key = None if sign is None else read_key(sign)
+    sides = None if image_size is None else _range("--image-size", image_size)
+    wanted = tuple(targets.split(",")) if targets else None
+    limits = _range("--batch", batch)
     with display.progress() as progress:
-        bundle = build_bundle(run, out, image_size=_sides(image_size), rtx=rtx, overwrite=overwrite, progress=progress)
+        if source is not None and (source / MANIFEST_NAME).is_file():
+            if out is not None or member:
+                raise InputError(f"{source} is a bundle: plans are put into it; give neither --out nor --member")
+            opened = open_bundle(source, public_key=None if verify is None else read_key(verify))
+            options = PlanOptions(runtime, wanted, limits, sides)
+            add_plans(opened, options, precisions=precisions, signing_key=key, progress=progress)
+            bundle = opened
+        else:
+            if out is None:
+                raise InputError("build-engine writes a bundle: give --out BUNDLE")
+            if "fp32" not in precisions:
+                raise InputError("--precision fp16: a bundle always holds the fp32 graph, its reference; take both")
+            from edgemed.build import build_bundle
+
+            made = _source(source, member or [], backbone, labels, size, check, progress)
+            gates = {
+                name: default_gates(
+                    name, max_flips=max_flips, max_prob_error=max_prob_error, max_auroc_drop=max_auroc_drop
+                )
+                for name in precisions
+            }
+            bundle = build_bundle(
+                made,
+                out,
+                image_size=sides or (32, 512, 4096),
+                precisions=precisions,
+                plans=PlanOptions(runtime, wanted, limits),
+                gates=gates,
+                signing_key=key,
+                overwrite=overwrite,
+                progress=progress,
+            )
     bundle.verify()
-    display.inspection(bundle, json_)
+    display.inspection(bundle, None, json_)
 
 
-def _sides(text: str) -> tuple[int, int, int]:
+def _source(
+    run: Path | None,
+    members: list[Path],
+    backbone: str | None,
+    labels: str | None,
+    size: int,
+    check: Path | None,
+    progress: Progress,
+) -> Source:
+    from edgemed.sources import source_from_members, source_from_run
+
+    if run is not None:
+        if members:
+            raise InputError(f"give either the run {run} or --member, not both")
+        return source_from_run(run)
+    given = {"--member": members, "--backbone": backbone, "--labels": labels, "--check": check}
+    if missing := [flag for flag, value in given.items() if not value]:
+        raise InputError(f"without a run, build-engine needs checkpoints: {', '.join(missing)} missing")
+    assert backbone and labels and check
+    names = [name.strip() for name in labels.split(",")]
+    return source_from_members(members, backbone=backbone, labels=names, size=size, check=check, progress=progress)
+
+
+def _range(flag: str, text: str) -> tuple[int, int, int]:
     try:
-        low, typical, high = (int(part) for part in text.split(","))
+        numbers = [int(part) for part in text.split(",")]
+        low, typical, high = numbers * 3 if len(numbers) == 1 else numbers
     except ValueError as error:
-        raise InputError(f"--image-size '{text}': give min,opt,max in pixels, like 32,512,4096") from error
+        raise InputError(f"{flag} '{text}': give min,opt,max, like 32,512,4096, or one number") from error
+    if not 1 <= low <= typical <= high:
+        raise InputError(f"{flag} '{text}': min,opt,max must be 1 or more, in this order")
     return low, typical, high

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,9 +31,7 @@ def certify(
     from edgemed.infer import load
     from edgemed.signature import read_key
 
-    gates = replace(default_gates(precision), max_flips=max_flips, max_auroc_drop=max_auroc_drop)
-    if max_prob_error is not None:
-        gates = replace(gates, max_prob_error=max_prob_error)
+    gates = default_gates(precision, max_flips=max_flips, max_prob_error=max_prob_error, max_auroc_drop=max_auroc_drop)
     key = None if sign is None else read_key(sign)
     model = load(bundle, runtime=runtime, precision=precision, uncertified=True, public_key=verify)
     with display.progress() as progress:

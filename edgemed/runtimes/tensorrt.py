@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import logging
 import threading
 import weakref
 from dataclasses import dataclass
@@ -24,14 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.errors import InputError
-from edgemed.files import write_atomic
-from edgemed.manifest import sha256_of
 from edgemed.preflight import Here
 from edgemed.records import PlanRecord
-from edgemed.runtimes import OUTPUTS, PlanModule, Session, cache_folder
+from edgemed.runtimes import OUTPUTS, PlanModule, Session
+from edgemed.runtimes.tensorrt_cache import KernelCache
 from edgemed.runtimes.tensorrt_limits import CudaError, Shape, check_shape, checked, is_fixed, output_shapes
 
-_log = logging.getLogger(__name__)
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
 
 
@@ -70,6 +67,10 @@ class Flavour(PlanModule):
         """See `runtimes.PlanModule`. cuda_graph: whether a plan of one shape is captured into a CUDA graph."""
         return _Session(self, self._tensorrt(), self._cuda(), plan, record, cuda_graph)
 
+    def free_memory(self) -> int:
+        """Bytes of the GPU's memory that are free now."""
+        return int(checked(self._cuda().cudaMemGetInfo(), "cudaMemGetInfo")[0])
+
     def _tensorrt(self) -> Any:
         return importlib.import_module(self.package)
 
@@ -82,9 +83,9 @@ FLAVOURS = {
     "tensorrt": Flavour(
         "tensorrt",
         "tensorrt",
-        "on a Jetson use JetPack's, in a venv with --system-site-packages; on x86-64 pip install tensorrt-cu13",
+        "on a Jetson use JetPack's, in a venv with --system-site-packages; on x86-64 pip install 'edgemed[tensorrt]'",
     ),
-    "tensorrt-rtx": Flavour("tensorrt-rtx", "tensorrt_rtx", "pip install tensorrt-rtx-cu13 cuda-bindings"),
+    "tensorrt-rtx": Flavour("tensorrt-rtx", "tensorrt_rtx", "pip install 'edgemed[rtx]'"),
 }
 
 
@@ -113,7 +114,7 @@ class _Session:
         if missing:
             raise InputError(f"plan {record.id} has no tensor '{min(missing)}'; it is not a plan of this edgemed")
         self._declared = {name: tuple(self._engine.get_tensor_shape(name)) for name in OUTPUTS}
-        self._cache = _KernelCache(self._engine, record, self.version, self.device)
+        self._cache = KernelCache(self._engine, record, self.version, self.device)
         self.from_cache = self._cache.loaded
         self._local = threading.local()
 
@@ -150,7 +151,7 @@ class _Lane:
     """What one thread needs to run requests: a context, a stream, pinned and device buffers, a CUDA graph."""
 
     def __init__(
-        self, cuda: Any, context: Any, record: PlanRecord, declared: dict[str, Shape], cache: _KernelCache
+        self, cuda: Any, context: Any, record: PlanRecord, declared: dict[str, Shape], cache: KernelCache
     ) -> None:
         self._cuda, self._context, self._record, self._declared, self._cache = cuda, context, record, declared, cache
         self._stream = checked(cuda.cudaStreamCreateWithFlags(_NON_BLOCKING), "cudaStreamCreate")
@@ -237,49 +238,6 @@ class _Lane:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         raw = (ctypes.c_uint8 * size).from_address(self._buffers[name][0])
         return np.frombuffer(raw, dtype=dtype).reshape(shape)
-
-
-class _KernelCache:
-    """TensorRT-RTX compiles kernels when a plan first runs: they are kept across processes. Classic plans need none."""
-
-    def __init__(self, engine: Any, record: PlanRecord, version: str, device: str) -> None:
-        self.loaded: bool | None = None
-        self._config: Any = None
-        self._unsaved = False
-        if not hasattr(engine, "create_runtime_config"):
-            return
-        config = engine.create_runtime_config()
-        if not hasattr(config, "create_runtime_cache"):
-            return
-        self._config, self._kernels, self.loaded = config, config.create_runtime_cache(), False
-        try:
-            self._file = cache_folder("tensorrt-rtx", str(record.sha256), version, device) / "kernels.bin"
-            note = self._file.with_suffix(".sha256")
-            if self._file.is_file() and note.is_file():
-                data = self._file.read_bytes()
-                # Kernels are code: what was damaged or cut short is compiled anew.
-                self.loaded = note.read_text(encoding="ascii") == sha256_of(data)
-                self.loaded = self.loaded and bool(self._kernels.deserialize(data))
-            self._unsaved = not self.loaded
-        except OSError as error:
-            _log.warning("TensorRT-RTX's kernel cache is not used: %s", error)
-        config.set_runtime_cache(self._kernels)
-
-    def context(self, engine: Any) -> Any:
-        """A new execution context, or None where TensorRT cannot make one."""
-        return engine.create_execution_context(*(() if self._config is None else (self._config,)))
-
-    def keep(self) -> None:
-        """Write the kernels down, once, after the first request."""
-        if not self._unsaved:
-            return
-        self._unsaved = False
-        try:
-            data = bytes(self._kernels.serialize())
-            write_atomic(self._file, data)
-            write_atomic(self._file.with_suffix(".sha256"), sha256_of(data))
-        except InputError as error:
-            _log.warning("TensorRT-RTX's kernel cache is not kept: %s", error)
 
 
 def _release(cuda: Any, stream: Any, buffers: dict[str, tuple[int, int, int]]) -> None:

@@ -1,23 +1,31 @@
-"""TensorRT-RTX plans from a bundle's ONNX graphs: for several generations of GPU at once, on a machine without one.
+"""TensorRT plans from a bundle's ONNX graphs: classic TensorRT 10 and 11, and TensorRT-RTX, through one piece of code.
 
-No torch, so that a device can build from its own bundle. A plan built where no GPU can run it is "built, not executed".
+No torch, so that a device builds from its own bundle. The two flavours share their names; what only one of them has is
+probed for. Precision lives in the graph (strong typing), never in the builder's flags.
 
-    edgemed build-engine RUN --out BUNDLE --rtx yes
+TensorRT-RTX builds for several generations of GPU at once, on a machine without one. Classic TensorRT tunes on the GPU
+that it builds for, so it needs one, and its plan serves that one. Tried here: TensorRT-RTX 1.7; classic TensorRT's path
+is tested on a stand-in.
+
+    edgemed build-engine BUNDLE --runtime tensorrt-rtx --targets sm86,sm89
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import platform
 import time
-from collections.abc import Sequence
-from datetime import datetime, timezone
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 from edgemed.errors import InputError
+from edgemed.files import write_atomic
 from edgemed.manifest import sha256_of
-from edgemed.records import PlanRecord
+from edgemed.records import PlanRecord, now
+from edgemed.runtimes import cache_folder
+from edgemed.runtimes.tensorrt import FLAVOURS
 
 TARGETS = ("sm80", "sm86", "sm89", "sm120")
 ELSEWHERE = {
@@ -27,65 +35,80 @@ ELSEWHERE = {
     "sm110": "Jetson Thor",
 }
 """GPUs that classic TensorRT serves and TensorRT-RTX does not."""
-BATCH = (1, 1, 1)  # a context reserves memory for the largest batch of the largest images
-MAGIC = b"vtrt"  # the first bytes of a TensorRT-RTX plan; those of a classic one are b"ftrt"
+WORKSPACE_SHARE = 0.5  # of the GPU's free memory: the rest is for the application beside it
+Range = tuple[int, int, int]
+Progress = Callable[[str, int, int, str], None]
 _log = logging.getLogger("edgemed")
 
 
 def plan_from_onnx(
     graph: bytes,
     *,
+    runtime: str,
     precision: str,
-    targets: Sequence[str] = TARGETS,
-    image_size: tuple[int, int, int],
-    batch: tuple[int, int, int] = BATCH,
+    targets: Sequence[str] | None = None,
+    image_size: Range,
+    batch: Range = (1, 1, 1),
+    progress: Progress = lambda stage, done, total, detail: None,
 ) -> tuple[PlanRecord, bytes]:
     """The serialised engine of an ONNX file made by `edgemed build-engine`, and the record that describes it.
 
-    precision: what the graph is, "fp32" or "fp16"; it is not changed here. targets: like "sm86". image_size, batch:
-    min, opt, max of H and W in pixels, and of N. float32 products are float32: TF32 is off.
+    runtime: "tensorrt" or "tensorrt-rtx". precision: what the graph is, "fp32" or "fp16"; it is not changed here.
+    targets: like "sm86"; None = `TARGETS` for TensorRT-RTX, this machine's GPU for classic TensorRT. image_size, batch:
+    min, opt, max of H and W in pixels, and of N: a context reserves memory for the largest. float32 is float32: TF32
+    is off.
 
     Raises:
-        InputError: TensorRT-RTX is not installed, cannot serve a target, or refuses the graph: every reason is named.
+        InputError: TensorRT is not installed, cannot serve a target, or refuses the graph: every reason is named.
+        KeyboardInterrupt: after Ctrl-C, at the builder's next step.
     """
+    flavour = FLAVOURS[runtime]
     try:
-        import tensorrt_rtx as trt
+        trt = importlib.import_module(flavour.package)
     except ImportError as error:
-        raise InputError(
-            f"TensorRT-RTX does not load ({error}); pip install 'edgemed[rtx]', or use --rtx no"
-        ) from error
-    capabilities = [_capability(trt, target, precision) for target in targets]
+        raise InputError(f"{flavour.package} does not load ({error}); {flavour.install}; or --runtime none") from error
+    wanted = _targets(trt, runtime, targets)
     began = time.monotonic()
-    log = _logger()
+    log = _logger(flavour.package)
     log.problems.clear()
     builder = trt.Builder(log)
-    network = builder.create_network(0)
+    network = builder.create_network(_strongly_typed(trt))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(graph):
         errors = (parser.get_error(k) for k in range(parser.num_errors))
         found = "; ".join(f"{e.node_operator()} '{e.node_name()}': {e.desc()}" for e in errors)
-        raise InputError(f"TensorRT-RTX {trt.__version__} cannot read the {precision} graph: {found}")
+        raise InputError(f"{runtime} {trt.__version__} cannot read the {precision} graph: {found}")
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     profile = builder.create_optimization_profile()
-    shapes = [(n, side, side, 3) for n, side in zip(batch, image_size, strict=True)]
-    profile.set_shape("image", *shapes)
+    profile.set_shape("image", *((n, side, side, 3) for n, side in zip(batch, image_size, strict=True)))
     config.add_optimization_profile(profile)
-    config.num_compute_capabilities = len(capabilities)
-    for k, capability in enumerate(capabilities):
-        config.set_compute_capability(capability, k)
+    monitor = _monitor(flavour.package)(f"{runtime} {precision} plan", progress)
+    config.progress_monitor = monitor
+    timings: _Timings | None = None
+    if runtime == "tensorrt-rtx":
+        config.num_compute_capabilities = len(wanted)
+        for k, target in enumerate(wanted):
+            config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), k)
+    else:
+        timings = _Timings(config, str(trt.__version__), wanted[0])
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(flavour.free_memory() * WORKSPACE_SHARE))
     built = builder.build_serialized_network(network, config)
+    if monitor.stopped:
+        raise KeyboardInterrupt
     if built is None:
-        raise InputError(f"TensorRT-RTX {trt.__version__} cannot build the {precision} plan: {'; '.join(log.problems)}")
+        raise InputError(f"{runtime} {trt.__version__} cannot build the {precision} plan: {'; '.join(log.problems)}")
+    if timings is not None:
+        timings.keep()
     plan = bytes(built)
     record = PlanRecord(
-        id="-".join(("rtx", trt.__version__, precision, *targets)),
-        created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        id=_id(runtime, str(trt.__version__), precision, wanted, batch, image_size),
+        created=now(),
         onnx_sha256=sha256_of(graph),
         precision="fp16" if precision == "fp16" else "fp32",
-        runtime="tensorrt-rtx",
-        version=trt.__version__,
-        targets=tuple(targets),
+        runtime="tensorrt-rtx" if runtime == "tensorrt-rtx" else "tensorrt",
+        version=str(trt.__version__),
+        targets=tuple(wanted),
         os=platform.system(),
         architecture=platform.machine(),
         batch=batch,
@@ -94,42 +117,117 @@ def plan_from_onnx(
         bytes=len(plan),
         state="built",
     )
-    _log.info(
-        "TensorRT-RTX plan %s: %.0f MB in %.1f s; built, not executed",
-        record.id,
-        len(plan) / 1e6,
-        time.monotonic() - began,
-    )
+    _log.info("plan %s: %.1f MB in %.1f s", record.id, len(plan) / 1e6, time.monotonic() - began)
     return record, plan
 
 
-def _capability(trt: Any, target: str, precision: str) -> Any:
-    """TensorRT-RTX's name for a target; InputError says why it has none."""
+def _id(runtime: str, version: str, precision: str, targets: Sequence[str], batch: Range, image_size: Range) -> str:
+    """Such as rtx-1.7.1.116-fp16-sm86-sm89-b1-s32.512.4096: what sets a plan apart from those beside it."""
+    parts = ("trt" if runtime == "tensorrt" else "rtx", version, precision, *targets)
+    return "-".join((*parts, f"b{_text(batch)}", f"s{_text(image_size)}"))
+
+
+def _text(limits: Range) -> str:
+    return str(limits[0]) if limits[0] == limits[2] else ".".join(map(str, limits))
+
+
+def _targets(trt: Any, runtime: str, targets: Sequence[str] | None) -> list[str]:
+    """The targets to build for; InputError says why one cannot be served, and by what it can."""
+    if runtime == "tensorrt":
+        if (why_not := FLAVOURS[runtime].availability()) is not None:
+            raise InputError(f"classic TensorRT builds on the GPU that it builds for: {why_not}")
+        capability = FLAVOURS[runtime].here().capability
+        for target in targets or ():
+            if target != capability:
+                raise InputError(
+                    f"classic TensorRT builds for the GPU of this machine, {capability}, not for {target}; run "
+                    "`edgemed build-engine BUNDLE` on a machine that has one"
+                )
+        return [capability]
     known = sorted(
-        (name for name in dir(trt.ComputeCapability) if name.startswith("SM")), key=lambda name: int(name[2:])
+        (name.lower() for name in dir(trt.ComputeCapability) if name.startswith("SM")), key=lambda name: int(name[2:])
     )
-    if target in ELSEWHERE and target.upper() not in known:
-        raise InputError(
-            f"target {target} ({ELSEWHERE[target]}) is not served by TensorRT-RTX; use classic TensorRT on the device"
-        )
-    if target.upper() not in known or target != target.lower():
-        raise InputError(
-            f"target '{target}' is unknown to TensorRT-RTX {trt.__version__}; it has {', '.join(known).lower()}"
-        )
-    if target == "sm75":
-        # The resize is two float32 products at every precision, and Turing's kernels have none.
-        raise InputError("target sm75 (Turing) has no float32 matrix products in TensorRT-RTX, which the resize needs")
-    return getattr(trt.ComputeCapability, target.upper())
+    for target in targets or ():
+        if target in ELSEWHERE and target not in known:
+            raise InputError(
+                f"target {target} ({ELSEWHERE[target]}) is not served by TensorRT-RTX; use classic TensorRT there: "
+                "`edgemed build-engine BUNDLE --runtime tensorrt` on the device"
+            )
+        if target not in known:
+            raise InputError(
+                f"target '{target}' is unknown to TensorRT-RTX {trt.__version__}; it has {', '.join(known)}"
+            )
+        if target == "sm75":
+            # The resize is two float32 products at every precision, and Turing's kernels have none.
+            raise InputError(
+                "target sm75 (Turing) has no float32 matrix products in TensorRT-RTX, which the resize needs; run the "
+                "ONNX file there, or classic TensorRT"
+            )
+    return list(dict.fromkeys(targets)) if targets else list(TARGETS)
+
+
+def _strongly_typed(trt: Any) -> int:
+    """The flag of TensorRT 10; from 11 on, and in RTX, every network is strongly typed."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+class _Timings:
+    """Classic TensorRT's timing cache: a second build of the same layers on the same GPU takes seconds, not minutes."""
+
+    def __init__(self, config: Any, version: str, capability: str) -> None:
+        self._config = config
+        data = b""
+        try:
+            self._file = cache_folder("tensorrt", "timings", version, capability) / "timings.bin"
+            data = self._file.read_bytes() if self._file.is_file() else b""
+        except OSError as error:
+            _log.warning("TensorRT's timing cache is not used: %s", error)
+        config.set_timing_cache(config.create_timing_cache(data), False)
+
+    def keep(self) -> None:
+        """Write the timings down for the next build."""
+        try:
+            write_atomic(self._file, bytes(self._config.get_timing_cache().serialize()))
+        except (AttributeError, InputError) as error:
+            _log.warning("TensorRT's timing cache is not kept: %s", error)
 
 
 @cache
-def _logger() -> Any:
-    """TensorRT keeps the first logger of a process: one that hands on to Python's and remembers the errors."""
-    import tensorrt_rtx as trt
+def _monitor(package: str) -> Any:
+    """The class that hands TensorRT's progress on, and stops the build after Ctrl-C."""
+    trt = importlib.import_module(package)
 
+    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined,misc]
+        def __init__(self, stage: str, progress: Progress) -> None:
+            super().__init__()
+            self.stopped = False
+            self._stage, self._progress = stage, progress
+            self._phases: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._phases[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            try:
+                self._progress(self._stage, step + 1, self._phases.get(phase_name, 0), phase_name)
+            except KeyboardInterrupt:  # must not pass through TensorRT
+                self.stopped = True
+            return not self.stopped
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._phases.pop(phase_name, None)
+
+    return Monitor
+
+
+@cache
+def _logger(package: str) -> Any:
+    """TensorRT keeps the first logger of a process: one that hands on to Python's and remembers the errors."""
+    trt = importlib.import_module(package)
     severity = trt.ILogger.Severity
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
             super().__init__()
             self.problems: list[str] = []
@@ -138,6 +236,6 @@ def _logger() -> Any:
             line = " ".join(message.split())
             if level in (severity.ERROR, severity.INTERNAL_ERROR):
                 self.problems.append(line)
-            _log.log(logging.WARNING if level == severity.WARNING else logging.DEBUG, "TensorRT-RTX: %s", line)
+            _log.log(logging.WARNING if level == severity.WARNING else logging.DEBUG, "%s: %s", package, line)
 
     return Logger()

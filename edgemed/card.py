@@ -1,0 +1,120 @@
+"""The model card of a bundle: what the engine is for, was made from, is worth, and what is not known of it.
+
+Markdown, without names of patients or files. `edgemed build-engine RUN --out BUNDLE` writes it as `model_card.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from edgemed import __version__
+from edgemed.dataset import SPLITS
+from edgemed.gates import Comparison
+from edgemed.sources import Source
+
+Sides = tuple[int, int, int]  # min, opt, max, in pixels
+
+
+def model_card(
+    source: Source,
+    checks: Sequence[tuple[str, Comparison]],
+    kept: Sequence[str],
+    image_size: Sides,
+    flops: int,
+    weight_bytes: int,
+) -> str:
+    """checks: engines that were compared with PyTorch, and how it went; kept: layers of the fp16 graph left at fp32."""
+    metrics, ensemble = source.metrics, source.metrics["ensemble"]
+    low, typical, high = image_size
+    splits = [*(split for split in SPLITS if split in source.counts), *(source.counts.keys() - set(SPLITS))]
+    return CARD.format(
+        source=source,
+        names=", ".join(source.labels),
+        splits=" | ".join(splits),
+        rule="---|" * len(splits),
+        counts=_table((name, *(source.counts[split][name] for split in splits)) for name in source.labels),
+        members=f"{len(source.member_names)} ({', '.join(source.member_names)})",
+        temperatures=", ".join(f"{value:.3f}" for value in source.temperatures),
+        size=f"{low} to {high}",
+        cost=f"{flops / 1e9:.2f} GFLOP for one image of {typical} x {typical}; {weight_bytes / 1e6:.1f} MB at fp32",
+        version=__version__,
+        metrics=metrics,
+        quality=_table(
+            (name, *(_interval(values[key]) for key in MEASURES), f"{values['ece']:.3f}")
+            for name, values in (*metrics["members"].items(), ("ensemble", ensemble))
+        ),
+        classes=_table(
+            (name, _number(ensemble["sensitivity"][name]), _number(ensemble["specificity"][name]))
+            for name in source.labels
+        ),
+        checks=_table((what, found.n, f"{found.max_prob_error:.1e}", len(found.flips)) for what, found in checks),
+        kept=f"These layers would overflow in fp16 and stay fp32: {', '.join(kept)}." if kept else "",
+    )
+
+
+MEASURES = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
+CARD = """# Model card: {source.backbone} ensemble
+
+**Not a medical device.** For research. No authority has reviewed it, and it must not decide about a patient.
+
+## Intended use
+
+Classifies one image into: {names}. It gives a probability for each class and always chooses one, also for a picture
+of something else. Meant for images from the same source and of the same kind as its training data.
+
+## Data
+
+{source.data}
+
+| class | {splits} |
+|---|{rule}
+{counts}
+
+## Model
+
+Members: {members}. Each is {source.backbone} at {source.size} x {source.size} pixels; their probabilities, calibrated
+with the temperatures {temperatures}, are averaged. Images of {size} pixels a side are resized in the graph: bilinear,
+antialiased, aspect squashed. {cost}; a multiply-add counts as two operations.
+{source.made_from}, built with edgemed {version}.
+
+## Quality
+
+{metrics[n]} images in {metrics[groups]} groups, {source.quality_of}; in brackets 95 % group-bootstrap intervals.
+
+| | accuracy | balanced accuracy | macro F1 | AUROC | calibration error |
+|---|---|---|---|---|---|
+{quality}
+
+| class (ensemble) | sensitivity | specificity |
+|---|---|---|
+{classes}
+
+## The engine against PyTorch
+
+On the source's images at their own sizes. A CPU executes the fp16 graph in fp32; the last row rounds every operator.
+{kept}
+
+| engine | images | largest probability error | changed labels |
+|---|---|---|---|
+{checks}
+
+## Limits
+
+- Quality on images of other devices, hospitals or patients than the training data's is not known.
+- Differences between groups of patients were not measured: the data do not name such groups.
+- Latency and power were not measured here; `edgemed bench` measures them on the device.
+- A TensorRT plan in the state `built` was not executed.
+"""
+
+
+def _table(rows: Iterable[Sequence[object]]) -> str:
+    cells = ([str(cell).replace("|", "\\|") for cell in row] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def _interval(value: Mapping[str, float | None]) -> str:
+    return f"{_number(value['value'])} [{_number(value['low'])}, {_number(value['high'])}]"
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"

@@ -1,0 +1,108 @@
+"""The proof that exported graphs are as right as the ensemble that they came from, before anything is written.
+
+Each graph runs in every CPU runtime that works here, on images of the source at their own sizes; fp16 also runs with
+every operator rounded, since CPUs execute fp16 graphs in fp32. Images are decoded as they are needed, never held.
+`edgemed build-engine RUN --out BUNDLE`
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemed.ensemble import predict_callable
+from edgemed.errors import InputError
+from edgemed.evaluate import decoded, predict_files
+from edgemed.gates import TIE_MARGINS, Comparison, Gates, check, compare, default_gates
+from edgemed.manifest import sha256_of
+from edgemed.precision import Rounded
+from edgemed.runtimes import PlanModule, runtime_module
+from edgemed.sources import Proof, Source
+
+Progress = Callable[[str, int, int, str], None]
+Check = tuple[str, Comparison]  # what was compared with PyTorch on real images, and how it went
+RUNTIMES = ("openvino", "onnxruntime")  # each graph has to pass in every one of them that works here
+_log = logging.getLogger("edgemed")
+
+
+class Judge:
+    """PyTorch's answers on chosen images of a source, and the gates that every candidate has to pass on them."""
+
+    def __init__(
+        self, source: Source, limit: int, sides: tuple[int, int, int], gates: Mapping[str, Gates], progress: Progress
+    ) -> None:
+        """limit: at most so many of the source's validation images, evenly spaced. InputError: see `_require`."""
+        of_split = [k for k, proof in enumerate(source.proofs) if proof.split == "validation"]
+        spaced = np.linspace(0, len(of_split) - 1, min(limit, len(of_split))).round().astype(int)
+        chosen = [of_split[k] for k in spaced]
+        self.proofs = [source.proofs[k] for k in chosen]
+        self.checks: list[Check] = []
+        self._gates, self._progress = gates, progress
+        for proof, image in zip(self.proofs, self.images(), strict=True):
+            if not (sides[0] <= min(image.shape[:2]) and max(image.shape[:2]) <= sides[2]):
+                height, width, _ = image.shape
+                raise InputError(
+                    f"{proof.file} has {width} x {height} pixels, outside of --image-size; widen it"
+                )
+        self._truth, self._members = predict_files(
+            predict_callable(source.ensemble), self.files, lambda done, total: progress("PyTorch", done, total, "")
+        )
+        if not np.abs(self._members - source.noted[chosen]).max() <= default_gates("fp32").max_prob_error:
+            raise InputError(
+                f"{source.name}: PyTorch no longer gives what predictions.csv says; images or weights were changed"
+            )
+
+    @property
+    def files(self) -> list[Path]:
+        """The chosen images' files."""
+        return [proof.file for proof in self.proofs]
+
+    def images(self, count: int | None = None) -> Iterator[NDArray[np.uint8]]:
+        """The first `count` chosen images (all: None), uint8 (H, W, 3) RGB, decoded one after the other."""
+        return decoded(self.files[:count])
+
+    def graph(self, graph: bytes, precision: str) -> None:
+        """Run an ONNX file in every CPU runtime. GateError names the runtime, the figures and the files that flip."""
+        for name in RUNTIMES:
+            module = runtime_module(name)
+            if isinstance(module, PlanModule) or module.availability() is not None:
+                continue
+            session = module.open_session(graph, precision=precision, threads=None, cache_key=sha256_of(graph))
+            results = []
+            for image in self.images():
+                results.append(session.run(image[None]))
+                self._progress(f"{precision} in {name}", len(results), len(self.proofs), "")
+            mean, members = (np.concatenate([result[key] for result in results]) for key in results[0])
+            self._judge(f"the {precision} graph in {name} {session.version}", precision, mean, members)
+
+    def rounded(self, rounded: Rounded) -> None:
+        """Judge what the first images gave when every fp16 operator was rounded. GateError likewise."""
+        what = "the fp16 network, each operator rounded,"
+        self._judge(what, "fp16", rounded.probabilities, rounded.members)
+
+    def _judge(
+        self, what: str, precision: str, probabilities: NDArray[np.float32], members: NDArray[np.float32]
+    ) -> None:
+        count, gates = len(probabilities), self._gates[precision]
+        names = [str(file) for file in self.files[:count]]
+        truth, of_members = self._truth[:count], self._members[:count]
+        classes, number = truth.shape[1], of_members.shape[1]
+        each = compare(of_members.reshape(-1, classes), members.reshape(-1, classes), tie_margin=0)
+        # A member counts 1/M in the mean, and so does its error.
+        loose = Gates(max_flips=each.n, max_prob_error=number * gates.max_prob_error)
+        check(each, loose, f"a member in {what}", [name for name in names for _ in range(number)])
+        labels = _all_classes(self.proofs[:count], classes)
+        found = compare(truth, probabilities, tie_margin=TIE_MARGINS[precision], labels=labels)
+        check(found, gates, what, names)
+        self.checks.append((what, found))
+        _log.info("%s against PyTorch: largest error %.1e on %d images", what, found.max_prob_error, found.n)
+
+
+def _all_classes(proofs: Sequence[Proof], classes: int) -> list[int] | None:
+    """The labels, for the AUROC; None where a class is missing, since it is not defined then."""
+    labels = [proof.label for proof in proofs]
+    return labels if len(set(labels)) == classes else None

@@ -1,0 +1,60 @@
+"""TensorRT-RTX compiles its kernels on the device when a plan first runs: here they are kept across processes.
+
+In the user's cache folder, by plan, version and GPU: the second `edgemed.load` of a bundle is the fast one.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from edgemed.errors import InputError
+from edgemed.files import write_atomic
+from edgemed.manifest import sha256_of
+from edgemed.records import PlanRecord
+from edgemed.runtimes import cache_folder
+
+_log = logging.getLogger("edgemed")
+
+
+class KernelCache:
+    """The kernels of one plan. `loaded`: whether they came from the cache; None: classic TensorRT, which needs none."""
+
+    def __init__(self, engine: Any, record: PlanRecord, version: str, device: str) -> None:
+        self.loaded: bool | None = None
+        self._config: Any = None
+        self._unsaved = False
+        if not hasattr(engine, "create_runtime_config"):
+            return
+        config = engine.create_runtime_config()
+        if not hasattr(config, "create_runtime_cache"):
+            return
+        self._config, self._kernels, self.loaded = config, config.create_runtime_cache(), False
+        try:
+            self._file = cache_folder("tensorrt-rtx", str(record.sha256), version, device) / "kernels.bin"
+            note = self._file.with_suffix(".sha256")
+            if self._file.is_file() and note.is_file():
+                data = self._file.read_bytes()
+                # Kernels are code: what was damaged or cut short is compiled anew.
+                self.loaded = note.read_text(encoding="ascii") == sha256_of(data)
+                self.loaded = self.loaded and bool(self._kernels.deserialize(data))
+            self._unsaved = not self.loaded
+        except OSError as error:
+            _log.warning("TensorRT-RTX's kernel cache is not used: %s", error)
+        config.set_runtime_cache(self._kernels)
+
+    def context(self, engine: Any) -> Any:
+        """A new execution context, or None where TensorRT cannot make one."""
+        return engine.create_execution_context(*(() if self._config is None else (self._config,)))
+
+    def keep(self) -> None:
+        """Write the kernels down, once, after the first request."""
+        if not self._unsaved:
+            return
+        self._unsaved = False
+        try:
+            data = bytes(self._kernels.serialize())
+            write_atomic(self._file, data)
+            write_atomic(self._file.with_suffix(".sha256"), sha256_of(data))
+        except InputError as error:
+            _log.warning("TensorRT-RTX's kernel cache is not kept: %s", error)

@@ -1,0 +1,163 @@
+"""What an engine is built from: an ensemble, and labelled images on which the engine has to equal it.
+
+    edgemed build-engine RUN --out BUNDLE
+    edgemed build-engine --member a.safetensors --member b.safetensors --backbone convnext_tiny --labels cat,dog \\
+        --check IMAGES --out BUNDLE
+
+A run brings its validation and test images, with the probabilities that training's evaluation wrote down. Checkpoints
+of the user's own need `--check IMAGES`: an engine that was never compared with its model is not written.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemed.dataset import Dataset, join_near_duplicates, scan
+from edgemed.ensemble import Ensemble, predict_callable
+from edgemed.errors import InputError
+from edgemed.evaluate import evaluation, predict_files
+from edgemed.manifest import OperatingPoint, sha256_of
+from edgemed.models import check_backbone, normalisation
+from edgemed.preprocess import FrontEnd
+from edgemed.run import load_run, network_from_file, read_predictions
+
+Progress = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """An image that the engine is compared on. `group` is a number: names of patients do not travel."""
+
+    file: Path
+    label: int
+    group: int
+    split: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """An ensemble (evaluation mode, CPU), what is known of it, and the images that prove an engine of it."""
+
+    name: str  # for errors: the run's path, or the checkpoints
+    ensemble: Ensemble
+    backbone: str
+    labels: tuple[str, ...]
+    size: int
+    member_names: tuple[str, ...]
+    temperatures: tuple[float, ...]
+    operating_point: OperatingPoint | None
+    proofs: tuple[Proof, ...]
+    noted: NDArray[np.float32]  # (N, M, K): the members' probabilities of `proofs`, as noted by the evaluation
+    metrics: dict[str, Any]  # of the split that `quality_of` names
+    quality_of: str
+    made_from: str  # a sentence for the model card
+    data: str  # likewise: how many images, of what origin
+    counts: dict[str, Counter[str]]  # by split: images of each label
+
+
+def source_from_run(path: Path) -> Source:
+    """A finished run of `edgemed train`. InputError: see `run.load_run`."""
+    run = load_run(path)
+    groups = {name: number for number, name in enumerate(sorted(set(run.dataset.groups)))}
+    proofs: list[Proof] = []
+    tables = []
+    for split in ("validation", "test"):
+        rows, members = read_predictions(path / "predictions.csv", run.classes, split)
+        labels = (run.classes.index(row.label) for row in rows)
+        proofs += [
+            Proof(run.dataset.file(row), label, groups[row.group], split)
+            for row, label in zip(rows, labels, strict=True)
+        ]
+        tables.append(members)
+    known = run.info["dataset"]
+    return Source(
+        name=str(path),
+        ensemble=run.ensemble,
+        backbone=run.backbone,
+        labels=run.classes,
+        size=run.size,
+        member_names=run.member_names,
+        temperatures=run.temperatures,
+        operating_point=None,
+        proofs=tuple(proofs),
+        noted=np.concatenate(tables),
+        metrics=run.metrics,
+        quality_of=f"split: {run.metrics['split']}",
+        made_from=f"Trained with edgemed {run.info['edgemed']} from seed {run.info['config']['seed']}",
+        data=f"{known['n']} labelled images in {known['groups']} groups (a patient, a lesion, or near-duplicates; a "
+        f"group\nnever crosses a split). Fingerprint {known['fingerprint'][:16]}.",
+        counts=_counts(run.dataset),
+    )
+
+
+def source_from_members(
+    members: Sequence[Path],
+    *,
+    backbone: str,
+    labels: Sequence[str],
+    size: int,
+    check: Path,
+    progress: Progress = lambda stage, done, total, detail: None,
+) -> Source:
+    """Checkpoints of the user's own: safetensors under timm's names, each with a classifier of `labels`' length.
+
+    check: labelled images (folder per class or CSV) with these labels. Temperatures are 1: nothing is fitted on them.
+
+    Raises InputError for a backbone, a checkpoint or images that do not fit.
+    """
+    check_backbone(backbone)
+    names = tuple(path.stem for path in members)
+    if len(set(names)) < len(names):
+        raise InputError(f"--member: two files are named '{Counter(names).most_common(1)[0][0]}'; rename one")
+    if len(set(labels)) < len(labels) or len(labels) < 2:
+        raise InputError(f"--labels {','.join(labels)}: give two or more different labels, in the checkpoints' order")
+    networks = [network_from_file(path, backbone, len(labels), "see --backbone and --labels") for path in members]
+    ensemble = Ensemble(FrontEnd(size, *normalisation(backbone)), networks, [1.0] * len(networks)).eval()
+    given = scan(check)
+    if unknown := sorted(set(given.classes) - set(labels)):
+        raise InputError(
+            f"--check {check} has the label '{unknown[0]}', not among --labels {','.join(labels)}"
+        )
+    dataset, _ = join_near_duplicates(given)
+    _, noted = predict_files(
+        predict_callable(ensemble), dataset.files, lambda done, total: progress("PyTorch", done, total, "")
+    )
+    groups = {name: number for number, name in enumerate(sorted(set(dataset.groups)))}
+    proofs = tuple(
+        Proof(file, labels.index(row.label), groups[row.group], "validation")
+        for file, row in zip(dataset.files, dataset.rows, strict=True)
+    )
+    truth = [proof.label for proof in proofs]
+    metrics = evaluation(truth, noted.mean(axis=1), noted, names, [proof.group for proof in proofs], labels)
+    digests = ", ".join(f"{path.name} (sha256 {sha256_of(path.read_bytes())[:16]})" for path in members)
+    return Source(
+        name=", ".join(map(str, members)),
+        ensemble=ensemble,
+        backbone=backbone,
+        labels=tuple(labels),
+        size=size,
+        member_names=names,
+        temperatures=(1.0,) * len(networks),
+        operating_point=None,
+        proofs=proofs,
+        noted=noted,
+        metrics=metrics,
+        quality_of="the images given to --check; whether training saw them is not known here",
+        made_from=f"Made from the checkpoints {digests}, whose training edgemed has not seen,",
+        data=f"The training data are not known here. Checked on {len(proofs)} images in {len(groups)} groups.",
+        counts={"check": Counter(row.label for row in dataset.rows)},
+    )
+
+
+def _counts(dataset: Dataset) -> dict[str, Counter[str]]:
+    counts: dict[str, Counter[str]] = {}
+    for row in dataset.rows:
+        counts.setdefault(row.split, Counter())[row.label] += 1
+    return counts

@@ -1,0 +1,190 @@
+"""A stand-in for CUDA and TensorRT: "device" and pinned memory are real host buffers, and it computes the tiny graph.
+
+A copy in the wrong direction, a missing upload or a buffer that is too small gives a wrong answer here too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from enum import IntEnum
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import tiny_bundles as tiny
+from test_damaged import HERE
+
+
+class Status(IntEnum):
+    cudaSuccess = 0
+    cudaErrorMemoryAllocation = 2
+    cudaErrorInsufficientDriver = 35
+
+
+class Cuda:
+    """Enough of `cuda.bindings.runtime`: work is queued on a stream and done at its synchronisation."""
+
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="h2d", cudaMemcpyDeviceToHost="d2h")
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread")
+    cudaDeviceAttr = SimpleNamespace(cudaDevAttrComputeCapabilityMajor=8, cudaDevAttrComputeCapabilityMinor=6)
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.memory: dict[int, Any] = {}
+        self.work: dict[int, list[Any]] = {}
+        self.capturing: dict[int, list[Any]] = {}
+        self.streams = 0
+        self.full = False
+
+    def cudaDeviceGetAttribute(self, name: int, device: int) -> tuple[Status, int]:
+        return Status.cudaSuccess, name
+
+    def cudaGetDeviceProperties(self, device: int) -> tuple[Status, Any]:
+        return Status.cudaSuccess, SimpleNamespace(name=b"Stand-in 3090\0\0")
+
+    def _allocate(self, size: int) -> tuple[Status, int]:
+        if self.full:
+            return Status.cudaErrorMemoryAllocation, 0
+        buffer = (ctypes.c_uint8 * size)()
+        address = ctypes.addressof(buffer)
+        self.memory[address] = buffer
+        return Status.cudaSuccess, address
+
+    def cudaHostAlloc(self, size: int, flags: int) -> tuple[Status, int]:
+        return self._allocate(size)
+
+    def cudaMalloc(self, size: int) -> tuple[Status, int]:
+        return self._allocate(size)
+
+    def cudaFree(self, address: int) -> tuple[Status]:
+        del self.memory[address]
+        return (Status.cudaSuccess,)
+
+    cudaFreeHost = cudaFree
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Status, int]:
+        self.streams += 1
+        self.work[self.streams] = []
+        return Status.cudaSuccess, self.streams
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[Status]:
+        return (Status.cudaSuccess,)
+
+    def push(self, stream: int, name: str, action: Any) -> None:
+        self.calls.append(name)
+        self.capturing.get(stream, self.work[stream]).append(action)
+
+    def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: str, stream: int) -> tuple[Status]:
+        assert size <= min(len(self.memory[to]), len(self.memory[source]))
+        self.push(stream, kind, lambda: ctypes.memmove(to, source, size))
+        return (Status.cudaSuccess,)
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[Status]:
+        self.calls.append("sync")
+        for action in self.work[stream]:
+            action()
+        self.work[stream].clear()
+        return (Status.cudaSuccess,)
+
+    def cudaStreamBeginCapture(self, stream: int, mode: str) -> tuple[Status]:
+        self.calls.append("capture")
+        self.capturing[stream] = []
+        return (Status.cudaSuccess,)
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[Status, Any]:
+        return Status.cudaSuccess, self.capturing.pop(stream)
+
+    def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[Status, Any]:
+        return Status.cudaSuccess, list(graph)
+
+    def cudaGraphDestroy(self, graph: Any) -> tuple[Status]:
+        return (Status.cudaSuccess,)
+
+    def cudaGraphLaunch(self, graph: Any, stream: int) -> tuple[Status]:
+        self.calls.append("launch")
+        self.work[stream] += graph
+        return (Status.cudaSuccess,)
+
+    def cudaEventCreate(self) -> tuple[Status, list[int]]:
+        return Status.cudaSuccess, [0]
+
+    def cudaEventRecord(self, event: list[int], stream: int) -> tuple[Status]:
+        event[0] = len(self.calls)
+        return (Status.cudaSuccess,)
+
+    def cudaEventElapsedTime(self, first: list[int], second: list[int]) -> tuple[Status, float]:
+        return Status.cudaSuccess, float(second[0] - first[0])
+
+    def cudaEventDestroy(self, event: list[int]) -> tuple[Status]:
+        return (Status.cudaSuccess,)
+
+
+class Context:
+    """An execution context that computes the tiny graph from device memory."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self.cuda = cuda
+        self.shape: tuple[int, ...] = ()
+        self.addresses: dict[str, int] = {}
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shape = shape
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        shape, addresses = self.shape, dict(self.addresses)
+
+        def compute() -> None:
+            size = int(np.prod(shape))
+            raw = (ctypes.c_uint8 * size).from_address(addresses["image"])
+            mean, members = tiny.expected(np.frombuffer(raw, np.uint8).reshape(shape))
+            for name, value in (("probabilities", mean), ("member_probabilities", members)):
+                data = np.float32(value).tobytes()
+                ctypes.memmove(addresses[name], data, len(data))
+
+        self.cuda.push(stream, "execute", compute)
+        return True
+
+
+class Logger:
+    WARNING = 1
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+
+
+class Kernels:
+    """TensorRT-RTX's runtime cache: filled by running, taken back from bytes."""
+
+    def __init__(self) -> None:
+        self.given: bytes | None = None
+
+    def serialize(self) -> bytes:
+        return b"compiled kernels"
+
+    def deserialize(self, data: bytes) -> bool:
+        self.given = data
+        return True
+
+
+def modules(cuda: Cuda, refuses: bool = False, kernels: Kernels | None = None) -> Any:
+    """A stand-in for the module tensorrt_rtx; with `kernels`, one that compiles on the device."""
+    names = {"image": (-1, -1, -1, 3), "probabilities": (-1, 3), "member_probabilities": (-1, 2, 3)}
+    engine = SimpleNamespace(
+        num_io_tensors=3,
+        get_tensor_name=lambda k: list(names)[k],
+        get_tensor_shape=names.__getitem__,
+        create_execution_context=lambda *config: Context(cuda),
+    )
+    if kernels is not None:
+        config = SimpleNamespace(create_runtime_cache=lambda: kernels, set_runtime_cache=lambda cache: None)
+        engine.create_runtime_config = lambda: config
+    return SimpleNamespace(
+        __version__=HERE.version,
+        Logger=Logger,
+        Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda plan: None if refuses else engine),
+    )
