@@ -9,6 +9,7 @@ import ctypes
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -199,3 +200,17 @@ def test_a_machine_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ctypes, "CDLL", no_driver)
     assert FLAVOURS["tensorrt-rtx"].availability() == "no NVIDIA driver (libcuda.so.1) is installed"
     assert "not installed" in str(FLAVOURS["tensorrt"].availability())
+
+
+def test_a_gpu_that_rtx_does_not_serve_is_named(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    monkeypatch.setattr("importlib.import_module", lambda name: None)
+    monkeypatch.setattr(Flavour, "_cuda", staticmethod(lambda: cuda))
+    cuda.cudaGetDeviceCount = lambda: (Status.cudaSuccess, 1)  # type: ignore[attr-defined]
+    served = SimpleNamespace(ComputeCapability=SimpleNamespace(SM89=1, SM120=2, SM86=3))
+    monkeypatch.setattr(Flavour, "_tensorrt", lambda self: served)
+    assert FLAVOURS["tensorrt-rtx"].availability() is None  # the stand-in is an sm86
+    del served.ComputeCapability.SM86
+    reason = FLAVOURS["tensorrt-rtx"].availability()
+    assert reason is not None and "this GPU (sm86)" in reason and "(sm89, sm120)" in reason

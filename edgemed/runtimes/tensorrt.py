@@ -27,7 +27,15 @@ from edgemed.preflight import Here
 from edgemed.records import PlanRecord
 from edgemed.runtimes import OUTPUTS, PlanModule, Session
 from edgemed.runtimes.tensorrt_cache import KernelCache
-from edgemed.runtimes.tensorrt_limits import CudaError, Shape, check_shape, checked, is_fixed, output_shapes
+from edgemed.runtimes.tensorrt_limits import (
+    CudaError,
+    Shape,
+    check_shape,
+    checked,
+    is_fixed,
+    output_shapes,
+    served_capabilities,
+)
 
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
 
@@ -57,7 +65,13 @@ class Flavour(PlanModule):
             count = checked(self._cuda().cudaGetDeviceCount(), "cudaGetDeviceCount")
         except CudaError as error:
             return str(error)
-        return None if count else "no NVIDIA GPU is visible"
+        if not count:
+            return "no NVIDIA GPU is visible"
+        served, capability = served_capabilities(self._tensorrt()), _capability(self._cuda())
+        if served is not None and capability not in served:
+            # Seen on an H100: a plan builds, and is then refused when it is opened.
+            return f"this GPU ({capability}) is not served by TensorRT-RTX ({', '.join(served)}); use classic TensorRT"
+        return None
 
     def here(self) -> Here:
         """See `runtimes.PlanModule`."""

@@ -26,6 +26,7 @@ from edgemed.manifest import sha256_of
 from edgemed.records import PlanRecord, now
 from edgemed.runtimes import cache_folder
 from edgemed.runtimes.tensorrt import FLAVOURS
+from edgemed.runtimes.tensorrt_limits import served_capabilities
 
 TARGETS = ("sm80", "sm86", "sm89", "sm120")
 ELSEWHERE = {
@@ -144,9 +145,7 @@ def _targets(trt: Any, runtime: str, targets: Sequence[str] | None) -> list[str]
                     "`edgemed build-engine BUNDLE` on a machine that has one"
                 )
         return [capability]
-    known = sorted(
-        (name.lower() for name in dir(trt.ComputeCapability) if name.startswith("SM")), key=lambda name: int(name[2:])
-    )
+    known = served_capabilities(trt) or []
     for target in targets or ():
         if target in ELSEWHERE and target not in known:
             raise InputError(

@@ -26,6 +26,14 @@ HELP = {
 """By CUDA's name of an error: what it means here, and what to do."""
 
 
+def served_capabilities(tensorrt: Any) -> list[str] | None:
+    """What this TensorRT-RTX has code for, like "sm86", oldest first; None for classic TensorRT."""
+    known = getattr(tensorrt, "ComputeCapability", None)
+    if known is None:
+        return None
+    return sorted((name.lower() for name in dir(known) if name.startswith("SM")), key=lambda name: int(name[2:]))
+
+
 class CudaError(EdgemedError):
     """A call of CUDA failed."""
 

@@ -1,0 +1,117 @@
+"""Engines from checkpoints that users already have: `build-engine --member A --member B`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import edgemed as package
+from edgemed.bundle import open_bundle
+from edgemed.ensemble import predict_callable
+from edgemed.errors import InputError
+from edgemed.images import image_from_file
+from edgemed.models import create_backbone
+from edgemed.sources import source_from_members
+
+BACKBONE, SIZE = "convnext_atto", 64
+LABELS = ("none", "irregular", "oval")  # another order than the folders'
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("members")
+    torch.manual_seed(1)
+    files = [folder / "first.safetensors", folder / "second.safetensors"]
+    for file in files:
+        network = create_backbone(BACKBONE, len(LABELS))
+        torch.nn.init.normal_(network.head.fc.weight, std=1.0)  # timm's own are tiny: all probabilities alike
+        save_file(network.state_dict(), file)
+    return files
+
+
+def flags(members: list[Path], data: Path) -> list[str]:
+    given = [part for member in members for part in ("--member", str(member))]
+    return [*given, "--backbone", BACKBONE, "--labels", ",".join(LABELS), "--size", str(SIZE), "--check", str(data)]
+
+
+def test_checkpoints_become_an_engine_that_equals_them(
+    members: list[Path], phantoms: Path, tmp_path: Path, edgemed: Callable[..., int]
+) -> None:
+    out = tmp_path / "bundle"
+    built = edgemed("build-engine", *flags(members, phantoms), "--out", out, "--runtime", "none", "--precision", "fp32")
+    assert built == 0
+    source = source_from_members(members, backbone=BACKBONE, labels=LABELS, size=SIZE, check=phantoms)
+    model = package.load(out, runtime="openvino")
+    for file in sorted(phantoms.rglob("*.png"))[::7]:
+        want, each = predict_callable(source.ensemble)(image_from_file(file))
+        found = model(file)
+        np.testing.assert_allclose([found.probabilities[name] for name in LABELS], want, atol=1e-4)
+        for k, name in enumerate(("first", "second")):
+            np.testing.assert_allclose([found.members[name][label] for label in LABELS], each[k], atol=1e-4)
+    bundle = open_bundle(out)
+    assert set(bundle.manifest.files) & {"model.fp32.onnx", "model.fp16.onnx"} == {"model.fp32.onnx"}
+    assert bundle.manifest.temperatures == (1.0, 1.0)
+    card = bundle.read("model_card.md").decode()
+    assert "whose training edgemed has not seen" in card and "whether training saw them is not known" in card
+    assert len(bundle.reference().label) == len(list(phantoms.rglob("*.png")))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"labels": ("none", "oval")}, "is not a convnext_atto of 2 classes"),
+        ({"labels": ("none", "oval", "round")}, "has the label 'irregular', not among --labels none,oval,round"),
+        ({"labels": ("none", "oval", "oval")}, "two or more different labels"),
+        ({"backbone": "convnext_ato"}, "unknown to timm.*convnext_atto"),
+        ({"backbone": "convnext_femto"}, "is not a convnext_femto"),
+    ],
+)
+def test_what_does_not_fit_the_checkpoints_is_named(
+    members: list[Path], phantoms: Path, change: dict[str, object], complaint: str
+) -> None:
+    given = {"backbone": BACKBONE, "labels": LABELS, "size": SIZE, "check": phantoms} | change
+    with pytest.raises(InputError, match=complaint):
+        source_from_members(members, **given)  # type: ignore[arg-type]
+
+
+def test_two_members_of_one_name_are_refused(members: list[Path], phantoms: Path) -> None:
+    with pytest.raises(InputError, match="two files are named 'first'"):
+        source_from_members([members[0]] * 2, backbone=BACKBONE, labels=LABELS, size=SIZE, check=phantoms)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, phantoms: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"\x80\x04pickled, perhaps")
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
+        source_from_members([file], backbone=BACKBONE, labels=LABELS, size=SIZE, check=phantoms)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--out", "OUT"], "needs checkpoints: --member, --backbone, --labels, --check missing"),
+        (["--member", "a.safetensors", "--out", "OUT"], "--backbone, --labels, --check missing"),
+        (["RUN"], "give --out BUNDLE"),
+        (["RUN", "--out", "OUT", "--precision", "fp16"], "always holds the fp32 graph"),
+        (["RUN", "--out", "OUT", "--precision", "fp8"], "--precision 'fp8' is unknown.*fp16"),
+        (["RUN", "--out", "OUT", "--batch", "8,1,1"], "min,opt,max must be 1 or more, in this order"),
+        (["RUN", "--out", "OUT", "--image-size", "big"], "--image-size 'big'"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(
+    tmp_path: Path,
+    edgemed: Callable[..., int],
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    complaint: str,
+) -> None:
+    given = [str(tmp_path / "bundle") if part == "OUT" else part for part in arguments]
+    assert edgemed("build-engine", *given) == 2
+    assert re.search(complaint, " ".join(capfd.readouterr().err.split()))
+    assert not (tmp_path / "bundle").exists()
