@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgemed.bundle import Bundle
@@ -24,7 +25,7 @@ from edgemed.evaluate import decoded
 from edgemed.evidence import golden_files, reference_file
 from edgemed.export import PRECISIONS, onnx_from_ensemble
 from edgemed.gates import Gates, default_gates
-from edgemed.images import pixels_sha256
+from edgemed.images import SUFFIXES, image_from_file, pixels_sha256
 from edgemed.manifest import MODEL_FILES, ImageInput
 from edgemed.pack import check_target, write_bundle
 from edgemed.phantoms import CLASSES, MIN_SIDE, phantom
@@ -46,6 +47,7 @@ def build_bundle(
     precisions: Sequence[str] = PRECISIONS,
     plans: PlanOptions | None = None,
     gates: Mapping[str, Gates] | None = None,
+    golden: Path | None = None,
     signing_key: bytes | None = None,
     overwrite: bool = False,
     check_images: int = 200,
@@ -57,7 +59,8 @@ def build_bundle(
     image_size: the range of H and W, see `export.onnx_from_ensemble`. precisions: of the graphs and plans, "fp32" among
     them. plans: None for none. gates: by precision; None = the defaults. check_images: at most so many validation
     images, evenly spaced, decide whether the graphs are right; rounded_images: so many of them also run with every fp16
-    operator rounded. signing_key: Ed25519 (PEM), for the manifest and the plans.
+    operator rounded. golden: a folder of images for the self-test, which travel in the bundle; None = phantoms.
+    signing_key: Ed25519 (PEM), for the manifest and the plans.
 
     Raises:
         GateError: a graph or its results are not right; nothing is written.
@@ -86,7 +89,9 @@ def build_bundle(
     weight_bytes = 4 * sum(value.numel() for value in source.ensemble.members.parameters())
     flops = flops_of(source.ensemble, typical)
     files = {MODEL_FILES[precision]: graph for precision, graph in graphs.items()}
-    files |= _golden(source.ensemble, image_size)
+    images = _phantoms(image_size) if golden is None else _images_of(golden, image_size)
+    outputs = [predict_callable(source.ensemble)(image) for image in images]
+    files |= golden_files(images, np.stack([one for one, _ in outputs]), np.stack([each for _, each in outputs]))
     files["reference.npz"] = _reference(source, progress)
     files["model_card.md"] = model_card(source, judge.checks, kept, image_size, flops, weight_bytes).encode()
     return write_bundle(
@@ -121,16 +126,26 @@ def flops_of(ensemble: Ensemble, side: int) -> int:
     return int(counter.get_total_flops())
 
 
-def _golden(ensemble: Ensemble, image_size: Sides) -> dict[str, bytes]:
-    """Phantoms of every class in two shapes within the range of sizes, with PyTorch's outputs."""
+def _phantoms(image_size: Sides) -> list[NDArray[np.uint8]]:
+    """Phantoms of every class in two shapes within the range of sizes."""
     low, _, high = image_size
     if high < MIN_SIDE:
         raise InputError(f"--image-size {image_size}: the largest side must be at least {MIN_SIDE}")
     fitted = {side: min(max(side, low, MIN_SIDE), high) for side in (160, 480, 640)}
     shapes = ((fitted[160], fitted[160]), (fitted[480], fitted[640]))
-    images = [phantom(kind, seed, *shape) for seed, shape in enumerate(shapes) for kind in CLASSES]
-    outputs = [predict_callable(ensemble)(image) for image in images]
-    return golden_files(images, np.stack([one for one, _ in outputs]), np.stack([each for _, each in outputs]))
+    return [phantom(kind, seed, *shape) for seed, shape in enumerate(shapes) for kind in CLASSES]
+
+
+def _images_of(folder: Path, image_size: Sides) -> list[NDArray[np.uint8]]:
+    """The images of a folder, without its subfolders. InputError where there is none, or one of another size."""
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise InputError(f"--golden {folder} holds no image; give a folder with a few, such as one of each class")
+    images = [image_from_file(file) for file in files]
+    for file, image in zip(files, images, strict=True):
+        if not image_size[0] <= min(image.shape[:2]) <= max(image.shape[:2]) <= image_size[2]:
+            raise InputError(f"--golden: {file} has sides outside of --image-size; leave it out, or widen the range")
+    return images
 
 
 def _reference(source: Source, progress: Progress) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,18 @@ def test_golden_images_cover_every_class_and_carry_pytorchs_outputs(made: Made) 
         probabilities, members = predict_callable(made.run.ensemble)(item.image)
         np.testing.assert_allclose(item.probabilities, probabilities, atol=1e-6)
         np.testing.assert_allclose(item.members, members, atol=1e-6)
+
+
+def test_golden_images_of_ones_own_travel_with_pytorchs_outputs(made: Made, quick: None, tmp_path: Path) -> None:
+    chosen = tmp_path / "chosen"
+    chosen.mkdir()
+    shutil.copy(made.run.dataset.files[0], chosen / "one.png")
+    with pytest.raises(InputError, match="holds no image"):
+        build.build_bundle(source_from_run(made.run.path), tmp_path / "b", image_size=SIDES, golden=made.run.path)
+    bundle = build.build_bundle(source_from_run(made.run.path), tmp_path / "b", image_size=SIDES, golden=chosen)
+    (item,) = bundle.golden()
+    assert np.array_equal(item.image, image_from_file(chosen / "one.png"))
+    np.testing.assert_allclose(item.probabilities, predict_callable(made.run.ensemble)(item.image)[0], atol=1e-6)
 
 
 def test_the_reference_names_images_by_their_pixels(made: Made) -> None:

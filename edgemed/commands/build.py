@@ -62,6 +62,12 @@ def build_engine(
             show_default=False,
         ),
     ] = None,
+    golden: Annotated[
+        Path | None,
+        typer.Option(
+            help="Images for the self-test; they travel in the bundle.", show_default="phantoms, made by code"
+        ),
+    ] = None,
     runtime: Annotated[
         str, typer.Option(help="auto, tensorrt, tensorrt-rtx, or none.", rich_help_panel=PLANS)
     ] = "auto",
@@ -121,6 +127,7 @@ def build_engine(
                 precisions=precisions,
                 plans=PlanOptions(runtime, wanted, limits),
                 gates=gates,
+                golden=golden,
                 signing_key=key,
                 overwrite=overwrite,
                 progress=progress,
