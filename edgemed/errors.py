@@ -33,6 +33,17 @@ class UnstableError(EdgemedError):
     exit_code = 4
 
 
+def refusal(name: str, what: str, step: str) -> InputError:
+    """What is wrong with the file `name`, and what to do about it, in one line."""
+    return InputError(f"{name if name.isprintable() else ascii(name)}: {what}; {step}.")
+
+
+def one_line(error: object) -> str:
+    """The text of another library's error, up to 200 characters of it, fit for one line."""
+    text = " ".join(str(error).split())
+    return (text if text.isprintable() else ascii(text))[:200] or type(error).__name__
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """A suggestion for a mistyped name: `" Did you mean 'resnet18'?"`, or the list of choices when nothing is close."""
     known = sorted(choices)

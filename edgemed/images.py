@@ -3,7 +3,8 @@
 Training, evaluation and every runtime take their pixels from here, so that the network sees the same numbers
 everywhere. Try it: `python -c "from edgemed.images import image_from_file; print(image_from_file('scan.png').shape)"`.
 
-What a file holds decides, not its suffix: PNG, JPEG, BMP and TIFF are read. The rules:
+What a file holds decides, not its suffix: PNG, JPEG, BMP, TIFF and DICOM are read. `dicom.py` has the rules for DICOM,
+where `scan.dcm#3` is the third frame of a file. The rules for the others:
 
 - 1 bit: 0 and 255. Grey: the value three times. Palette: its colours. 2 and 4 bit: stretched to 0..255.
 - 16 bit (12 bit in a TIFF): the 8 highest bits (`value >> 8`, 12 bit: `>> 4`), the same for every image. Nothing is
@@ -37,9 +38,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from edgemed.errors import InputError, did_you_mean
+from edgemed import dicom
+from edgemed.errors import InputError, did_you_mean, one_line, refusal
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}) | dicom.SUFFIXES
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 268 MB as RGB. Its warning comes above it, and so does our refusal
@@ -66,11 +68,19 @@ _DECODER_ERRORS = (
 
 def image_from_file(path: str | Path) -> Rgb:
     """The pixels of an image file as (H, W, 3) uint8 RGB, by the rules of this module. `InputError` when refused."""
-    return image_from_bytes(_bytes_of(Path(path)), str(path))
+    file, frame = dicom.frame_of(path)
+    return image_from_bytes(_bytes_of(file), str(path), frame)
 
 
-def image_from_bytes(data: bytes, name: str) -> Rgb:
-    """The pixels of an encoded image as (H, W, 3) uint8 RGB. `name` is what an `InputError` calls it."""
+def image_from_bytes(data: bytes, name: str, frame: int | None = None) -> Rgb:
+    """The pixels of an encoded image as (H, W, 3) uint8 RGB. `name` is what an `InputError` calls it.
+
+    frame: which one of a DICOM file with several, counted from 1.
+    """
+    if dicom.is_dicom(data):
+        return dicom.rgb_from_dicom(data, name, frame, MAX_PIXELS)
+    if frame is not None:
+        raise refusal(name, "names a frame, but the file is not DICOM", "leave the number out")
     with _opened(data, name) as image:
         try:
             damage = _png_damage(data) if image.format == "PNG" else _gap(image)
@@ -78,8 +88,8 @@ def image_from_bytes(data: bytes, name: str) -> Rgb:
                 image.load()
                 return _upright(_rgb(image), _orientation(image))
         except _DECODER_ERRORS as error:
-            damage = _one_line(error)
-    raise _refusal(name, f"cannot be decoded: {damage}", "export it again, or take it out")
+            damage = one_line(error)
+    raise refusal(name, f"cannot be decoded: {damage}", "export it again, or take it out")
 
 
 def image_from_pixels(array: NDArray[Any], format: PixelFormat = "RGB") -> Rgb:
@@ -134,44 +144,44 @@ def _bytes_of(path: Path) -> bytes:
     try:
         if not path.is_file():
             what = "is a folder, not an image" if path.is_dir() else "does not exist, or is not a regular file"
-            raise _refusal(str(path), what, "check the path")
+            raise refusal(str(path), what, "check the path")
         if (size := path.stat().st_size) > MAX_BYTES:
-            raise _refusal(str(path), f"has {size} bytes, more than {MAX_BYTES}", "crop or scale it down first")
+            raise refusal(str(path), f"has {size} bytes, more than {MAX_BYTES}", "crop or scale it down first")
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        what = f"cannot be read: {_one_line(error)}"
-        raise _refusal(str(path), what, "check the path and its permissions") from error
+        what = f"cannot be read: {one_line(error)}"
+        raise refusal(str(path), what, "check the path and its permissions") from error
 
 
 def _opened(data: bytes, name: str) -> ImageFile.ImageFile:
     """The image with its header read and nothing decoded yet, once everything that the header can rule out is."""
     if not data:
-        raise _refusal(name, "is empty (0 bytes)", "copy it again from its source")
+        raise refusal(name, "is empty (0 bytes)", "copy it again from its source")
     if len(data) > MAX_BYTES:
-        raise _refusal(name, f"has {len(data)} bytes, more than {MAX_BYTES}", "crop or scale it down first")
+        raise refusal(name, f"has {len(data)} bytes, more than {MAX_BYTES}", "crop or scale it down first")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         pages = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _refusal(name, f"has more than {MAX_PIXELS} pixels", "crop or scale it down first") from error
+        raise refusal(name, f"has more than {MAX_PIXELS} pixels", "crop or scale it down first") from error
     except UnidentifiedImageError as error:
         if data.startswith(_SIGNATURES):
-            raise _refusal(name, "has a damaged or truncated header", "export it again, or take it out") from error
-        what = f"is not a PNG, JPEG, BMP or TIFF image (it begins with {data[:8]!r})"
-        raise _refusal(name, what, "export it as one of these, or take it out") from error
+            raise refusal(name, "has a damaged or truncated header", "export it again, or take it out") from error
+        what = f"is not a PNG, JPEG, BMP, TIFF or DICOM image (it begins with {data[:8]!r})"
+        raise refusal(name, what, "export it as one of these, or take it out") from error
     except _DECODER_ERRORS as error:
-        raise _refusal(name, f"has a damaged header: {_one_line(error)}", "export it again, or take it out") from error
+        raise refusal(name, f"has a damaged header: {one_line(error)}", "export it again, or take it out") from error
     width, height = image.size
     if width * height > MAX_PIXELS:
         what = f"has {width} x {height} pixels, more than {MAX_PIXELS}"
-        raise _refusal(name, what, "crop or scale it down first")
+        raise refusal(name, what, "crop or scale it down first")
     if width < 1 or height < 1:
-        raise _refusal(name, f"has {width} x {height} pixels", "export it again, or take it out")
+        raise refusal(name, f"has {width} x {height} pixels", "export it again, or take it out")
     if pages > 1:
-        raise _refusal(name, f"holds {pages} pages or frames", "export the one that matters as an image of its own")
+        raise refusal(name, f"holds {pages} pages or frames", "export the one that matters as an image of its own")
     if image.mode not in _MODES | _MODES_16:
         what = f"holds {image.mode} pixels (32-bit integer, floating point or LAB), for which no range is defined"
-        raise _refusal(name, what, "export it as 8 or 16 bit")
+        raise refusal(name, what, "export it as 8 or 16 bit")
     return image
 
 
@@ -244,7 +254,7 @@ def _png_damage(data: bytes) -> str | None:
         if end + 4 > len(data):
             return "the file is truncated"
         if zlib.crc32(data[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            return f"the checksum of its {_one_line(kind.decode('latin-1'))!r} chunk is wrong"
+            return f"the checksum of its {one_line(kind.decode('latin-1'))!r} chunk is wrong"
         if kind == b"IHDR":
             header = data[position + 8 : end]
         elif kind == b"IDAT":
@@ -260,12 +270,3 @@ def _png_damage(data: bytes) -> str | None:
     while got < wanted and (part := stream.decompress(pending, 1 << 20)):
         got, pending = got + len(part), stream.unconsumed_tail
     return None if got >= wanted else "its rows of pixels end early"
-
-
-def _refusal(name: str, what: str, step: str) -> InputError:
-    return InputError(f"{name if name.isprintable() else ascii(name)}: {what}; {step}.")
-
-
-def _one_line(error: object) -> str:
-    text = " ".join(str(error).split())
-    return (text if text.isprintable() else ascii(text))[:200] or type(error).__name__

@@ -1,7 +1,7 @@
 """Cuts labelled images into parts that share no group and have each class in the wanted proportions.
 
 Why: scikit-learn's StratifiedGroupKFold makes equal folds only, and may leave a rare class out of one. Used through
-`dataset.split_dataset` and `dataset.fold_datasets`.
+`dataset.split_dataset`, `dataset.fold_datasets` and `calibrate.with_calibration`.
 """
 
 from __future__ import annotations
@@ -57,3 +57,32 @@ def assigned_parts(
         cost = ((2 * (filled - wanted) * add + add**2) / wanted).sum(axis=1)
         put(int(group), int(np.argmin(cost)))
     return {str(name): int(part[k]) for k, name in enumerate(names)}
+
+
+def held_out_groups(
+    labels: Sequence[int], groups: Sequence[str], classes: Sequence[str], share: float, *, seed: int
+) -> set[str]:
+    """Groups that hold about `share` (0 to 1) of the images of each class, by the rules of `assigned_parts`.
+
+    A class of one group, or of so few that its share is less than half of one, keeps all of them: what it would lose is
+    more than what a single group could tell. Empty when that holds for every class.
+    """
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    has = np.zeros((len(names), len(classes)), bool)  # which classes each group holds
+    has[index, np.asarray(labels)] = True
+    free = np.full(len(names), True)
+    least = max(2, 0.5 / share)
+    while (small := (has[free].sum(axis=0) < least) & has[free].any(axis=0)).any():
+        free &= ~has[:, small].any(axis=1)
+    if not free.any():
+        return set()
+    known = np.flatnonzero(has[free].any(axis=0)).tolist()
+    rows = [k for k in range(len(labels)) if free[index[k]]]
+    parts = assigned_parts(
+        [known.index(labels[k]) for k in rows],
+        [groups[k] for k in rows],
+        [classes[k] for k in known],
+        (1 - share, share),
+        seed=seed,
+    )
+    return {group for group, part in parts.items() if part == 1}

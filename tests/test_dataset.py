@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -142,16 +143,48 @@ def test_every_damaged_image_is_counted_and_the_first_is_named(folder: Path) -> 
         scan(folder)
 
 
-def test_the_fingerprint_follows_content_and_labels_but_not_the_place_or_the_split(folder: Path) -> None:
+def test_the_fingerprint_follows_content_and_labels_but_not_the_place(folder: Path) -> None:
     dataset = scan(folder)
     first = dataset.fingerprint()
     moved = folder.rename(folder.parent / "moved")
     assert scan(moved).fingerprint() == first
-    assert split_dataset(scan(moved)).fingerprint() == first
     relabelled = replace(dataset, root=moved, rows=(replace(dataset.rows[0], label="malignant"), *dataset.rows[1:]))
     assert relabelled.fingerprint() != first
     _save(moved / "benign" / "0.png", 55)
     assert scan(moved).fingerprint() != first
+
+
+def test_a_split_of_the_owners_is_part_of_the_fingerprint(folder: Path) -> None:
+    names = [f"{label}/{k}.png,{label}" for label in ("benign", "malignant") for k in range(4)]
+    split = [f"{name},{SPLITS[k % 3]}" for k, name in enumerate(names)]
+    without = scan(_csv(folder, "path,label", *names)).fingerprint()
+    first = scan(_csv(folder, "path,label,split", *split)).fingerprint()
+    assert first != without == scan(_csv(folder, "path,label,split", *(f"{name}," for name in names))).fingerprint()
+    split[0], split[1] = split[0].replace("train", "validation"), split[1].replace("validation", "train")
+    assert scan(_csv(folder, "path,label,split", *split)).fingerprint() != first
+
+
+def test_a_class_is_named_without_the_outer_spaces_of_its_folder_and_resumes_all_the_same(folder: Path) -> None:
+    (folder / "benign").rename(folder / " benign ")
+    (folder / " benign " / "0.png").rename(folder / " benign " / "0 .png")
+    dataset = split_dataset(scan(folder))
+    assert dataset.classes == ("benign", "malignant") and dataset.rows[0].path == " benign /0 .png"
+    write_split_csv(dataset, folder / "split.csv")
+    back = read_split_csv(folder / "split.csv", folder)
+    assert back.rows == dataset.rows and all(file.is_file() for file in back.files)
+    assert (
+        scan(_csv(folder, "path,label", " benign /0 .png,a", " malignant/0.png ,b")).rows[0].path == " benign /0 .png"
+    )
+    (folder / "benign").mkdir()
+    with pytest.raises(InputError, match="two folders for the class 'benign', which differ in outer spaces"):
+        scan(folder)
+
+
+@pytest.mark.parametrize("name", ["two\u200bwords", os.fsdecode(b"caf\xe9")])
+def test_a_class_that_no_file_of_a_bundle_could_name_is_refused(folder: Path, name: str) -> None:
+    (folder / "benign").rename(folder / name)
+    with pytest.raises(InputError, match="control characters, or is not UTF-8"):
+        scan(folder)
 
 
 def test_split_csv_brings_back_the_same_rows(folder: Path) -> None:

@@ -136,8 +136,8 @@ FLIPPED[len(WHOLE) // 2] ^= 1
 
 REFUSED = {
     "empty": (b"", "empty"),
-    "text": (b"path,label\na.png,b\n", "is not a PNG, JPEG, BMP or TIFF"),
-    "gif": (encoded(Image.fromarray(GREY), "GIF"), "is not a PNG, JPEG, BMP or TIFF"),
+    "text": (b"path,label\na.png,b\n", "is not a PNG, JPEG, BMP, TIFF or DICOM"),
+    "gif": (encoded(Image.fromarray(GREY), "GIF"), "is not a PNG, JPEG, BMP, TIFF or DICOM"),
     "png cut in its pixels": (WHOLE[: len(WHOLE) // 2], "truncated"),
     "png without its end": (WHOLE[:-12], "truncated"),
     "png with a flipped bit": (bytes(FLIPPED), "checksum"),

@@ -21,6 +21,7 @@ from edgemed.dataset import (
     split_dataset,
 )
 from edgemed.errors import InputError
+from edgemed.splits import held_out_groups
 
 
 def _rows(counts: dict[str, dict[str, int]]) -> Dataset:
@@ -109,3 +110,26 @@ def test_folds_test_every_image_once_and_keep_a_validation_part_of_the_rest() ->
 def test_a_split_that_is_none_is_refused_with_the_names() -> None:
     with pytest.raises(InputError, match="validation"):
         _rows({"a": {"1": 1}}).subset("valid")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_what_is_held_out_is_the_wanted_share_of_every_class_that_can_spare_a_group(data: st.DataObject) -> None:
+    counts = data.draw(st.lists(st.integers(1, 60), min_size=2, max_size=5))
+    share = data.draw(st.sampled_from([0.1, 0.15, 0.3, 0.5]))
+    groups = [f"{k}-{i}" for k, count in enumerate(counts) for i in range(count)]
+    labels = [k for k, count in enumerate(counts) for _ in range(count)]
+    classes = [f"c{k}" for k in range(len(counts))]
+    held = held_out_groups(labels, groups, classes, share, seed=data.draw(st.integers(0, 3)))
+    for k, count in enumerate(counts):
+        taken = sum(group.startswith(f"{k}-") for group in held)
+        assert taken == 0 if count < max(2, 0.5 / share) else 1 <= taken < count
+        assert abs(taken - count * share) <= 1
+
+
+def test_a_group_that_a_small_class_needs_is_not_held_out() -> None:
+    groups = [f"a{k}" for k in range(20)] + ["a0", "a1"]  # two patients have an image of the rare class too
+    held = held_out_groups([0] * 20 + [1] * 2, groups, ["a", "rare"], 0.2, seed=0)
+    assert held
+    assert not held & {"a0", "a1"}
+    assert held_out_groups([0, 1], ["p", "q"], ["a", "b"], 0.2, seed=0) == set()

@@ -1,0 +1,134 @@
+"""How many altered copies of real images the duplicate join finds, and how many other images it takes for one.
+
+    python benchmarks/near_duplicates.py DATA [DATA ...]     # each a folder per class; some minutes a set
+
+For each alteration, copies of 150 images of the set are put among all its images, and `duplicate_pairs` runs as in
+training. A pair that touches a copy is right where it joins it to its original, or to an image that is joined to that
+without any copies. Recall: copies with a right pair. Precision: right pairs among those that touch a copy. Exits with 1
+where an alteration of the bar (rescaled, cropped, re-encoded, marked, all at once) has a recall below 0.95.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance
+
+from edgemed.dataset import scan
+from edgemed.duplicates import Thumbnail, duplicate_pairs, merged_groups, thumbnail
+from edgemed.images import image_from_file
+
+COPIES = 150
+BAR = 0.95
+RESULT = Path(__file__).parent / "results" / "near-duplicates.json"
+
+Alteration = Callable[[Image.Image, np.random.Generator], Image.Image]
+
+
+def rescaled(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    scale = rng.uniform(0.5, 2)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=int(rng.integers(30, 96)))
+    return Image.open(buffer)
+
+
+def cropped(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Up to 5 % of the height and of the width are lost, from any sides."""
+    parts = [rng.uniform(0, 0.05) * np.array([share, 1 - share]) for share in rng.uniform(0, 1, 2)]
+    (left, right), (top, bottom) = parts
+    return image.crop((round(left * image.width), round(top * image.height),
+                       round((1 - right) * image.width), round((1 - bottom) * image.height)))  # fmt: skip
+
+
+def marked(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Two calipers, the line between them, and a caption."""
+    image = image.convert("RGB")
+    draw = ImageDraw.Draw(image)
+    ends = rng.uniform(0.2, 0.8, (2, 2)) * image.size
+    for x, y in ends:
+        draw.line((x - 4, y, x + 4, y), fill="yellow")
+        draw.line((x, y - 4, x, y + 4), fill="yellow")
+    draw.line([tuple(end) for end in ends], fill="yellow")
+    draw.text((5, image.height - 14), "R 10-11H", fill="white")
+    return image
+
+
+def brightened(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return ImageEnhance.Brightness(image).enhance(rng.uniform(1.1, 1.3))
+
+
+def darkened(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return ImageEnhance.Brightness(image).enhance(rng.uniform(0.7, 0.9))
+
+
+def altogether(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return encoded(marked(rescaled(cropped(image, rng), rng), rng), rng)
+
+
+ALTERATIONS: dict[str, Alteration] = {
+    "rescaled by 0.5 to 2": rescaled,
+    "re-encoded, JPEG quality 30 to 95": encoded,
+    "cropped by up to 5 %": cropped,
+    "calipers and text": marked,
+    "cropped, rescaled, marked, re-encoded": altogether,
+    "brighter by 10 to 30 %": brightened,
+    "darker by 10 to 30 %": darkened,
+}
+OF_THE_BAR = list(ALTERATIONS)[:5]
+
+
+def measured(
+    originals: list[Thumbnail], groups: list[str], chosen: list[int], copies: list[Thumbnail]
+) -> dict[str, object]:
+    """Recall and precision of one alteration; `groups`: of the originals, by the join without copies."""
+    origin = [*range(len(originals)), *chosen]
+    pairs = [(i, j) for i, j, _ in duplicate_pairs([*originals, *copies]) if j >= len(originals)]
+    wrong = [(i, j) for i, j in pairs if groups[origin[i]] != groups[origin[j]]]
+    found = {j for pair in pairs if pair not in wrong for j in pair if j >= len(originals)}
+    return {
+        "copies": len(copies),
+        "recall": round(len(found) / len(copies), 4),
+        "pairs": len(pairs),
+        "wrong_pairs": len(wrong),
+        "precision": round(1 - len(wrong) / max(len(pairs), 1), 4),
+    }
+
+
+def main() -> None:
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    document: dict[str, object] = {"benchmark": "near-duplicates", "bar": {"recall": BAR, "of": OF_THE_BAR}, "sets": {}}
+    missed = []
+    for data in map(Path, sys.argv[1:]):
+        dataset = scan(data)
+        originals = [dataset.thumbnails[row.path] for row in dataset.rows]
+        own = [(i, j) for i, j, _ in duplicate_pairs(originals)]
+        groups = merged_groups([str(k) for k in range(len(originals))], own)
+        chosen = np.random.default_rng(0).permutation(len(originals))[:COPIES].tolist()
+        images = [Image.fromarray(image_from_file(dataset.files[k])) for k in chosen]
+        results: dict[str, object] = {"images": len(originals), "pairs_of_its_own": len(own)}
+        for number, (name, altered) in enumerate(ALTERATIONS.items()):
+            rng = np.random.default_rng(number)
+            copies = [thumbnail(np.asarray(altered(image, rng).convert("RGB"))) for image in images]
+            results[name] = result = measured(originals, groups, chosen, copies)
+            print(f"{data.name}: {name}: {result}", file=sys.stderr)
+            if name in OF_THE_BAR and float(str(result["recall"])) < BAR:
+                missed.append(f"{data.name}: {name}")
+        document["sets"][data.name] = results  # type: ignore[index]
+    document["missed"] = missed
+    RESULT.write_text(json.dumps(document, indent=2) + "\n")
+    print(json.dumps(document))
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""The paper's data sets as their publishers hand them out, turned into a CSV that `edgemed train` takes.
+
+    edgemed data prepare busi|isic2018|kvasir|covid SRC OUT.csv
+
+Why: each set has its trap (masks beside images, several images of one lesion, a test split of its own), and a figure on
+it means little when one of them was overlooked. SRC is what was downloaded, unpacked; it is only read. OUT.csv points
+to the images where they lie, by paths relative to itself: nothing is copied, renamed or linked. Counts are compared
+with the publisher's: a class without images is an error, another count a warning, since part of a set is fair to use.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from edgemed.errors import InputError, did_you_mean
+from edgemed.files import write_atomic
+from edgemed.images import SUFFIXES
+from edgemed.splits import held_out_groups
+
+VALIDATION_SHARE = 0.15  # of the training lesions, where a set has a test split and no validation split
+_DEPTH = 3  # how far below SRC the class folders may lie
+
+
+@dataclass(frozen=True)
+class Source:
+    """Who published a set, under which terms, and how many images each class (or part) has."""
+
+    title: str
+    licence: str
+    citation: str
+    counts: Mapping[str, int]
+    folders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # class -> its folders, in any case
+    note: str = ""  # what to know before a figure on this set is believed
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image: its file, class, group ("" = alone) and split ("" = left to training)."""
+
+    file: Path
+    label: str
+    group: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was written, and what its user should know."""
+
+    csv: Path
+    counts: Mapping[str, int]  # images per class, or per part and class
+    source: Source
+    warnings: tuple[str, ...]
+
+
+BUSI = Source(
+    title="BUSI, breast ultrasound",
+    licence="no licence file by its owners is known; MedMNIST states CC BY 4.0: attribute, ask before commercial use",
+    citation="Al-Dhabyani et al., Dataset of breast ultrasound images, Data in Brief 28:104863 (2020)",
+    counts={"benign": 437, "malignant": 210, "normal": 133},
+    folders={name: (name,) for name in ("benign", "malignant", "normal")},
+    note="it has no patient ids and many copies, some under another label: training joins what it finds into groups",
+)
+_KVASIR_CLASSES = (
+    "dyed-lifted-polyps", "dyed-resection-margins", "esophagitis", "normal-cecum",
+    "normal-pylorus", "normal-z-line", "polyps", "ulcerative-colitis",
+)  # fmt: skip
+KVASIR = Source(
+    title="Kvasir v2, endoscopy",
+    licence="research and education only; anything else needs the owners' written consent (Simula)",
+    citation="Pogorelov et al., KVASIR: a multi-class image dataset, ACM MMSys 2017, doi 10.1145/3083187.3083212",
+    counts=dict.fromkeys(_KVASIR_CLASSES, 1000),
+    folders={name: (name,) for name in _KVASIR_CLASSES},
+    note="it has no patient ids, and frames of one video: what training does not see as near-duplicates may leak",
+)
+ISIC_CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
+ISIC_TRAINING = dict(zip(ISIC_CLASSES, (1113, 6705, 514, 327, 1099, 115, 142), strict=True))
+ISIC2018 = Source(
+    title="ISIC 2018 task 3 (HAM10000), dermoscopy",
+    licence="CC BY-NC 4.0: not for commercial use",
+    citation="Codella et al., arXiv:1902.03368; Tschandl et al., The HAM10000 dataset, Sci Data 5:180161 (2018)",
+    counts={f"train {name}": count for name, count in ISIC_TRAINING.items()} | {"validation": 193, "test": 1512},
+)
+_EXTENSIVE = "Extensive COVID-19 X-ray and CT chest images"
+_EXTENSIVE_TERMS = (
+    "CC BY 4.0",
+    "El-Shafai and Abd El-Samie, Mendeley Data, doi 10.17632/8h65ywd2jr.3 (2020)",
+)
+_AUGMENTED = "it holds mirrored and turned copies, and does not say of what: they leak, and flatter any figure"
+_PAIR = {"covid": ("COVID",), "non-covid": ("non-COVID",)}
+COVID = (
+    Source(
+        _EXTENSIVE, *_EXTENSIVE_TERMS, {"covid": 9471, "non-covid": 8128},
+        {"covid": ("CT/COVID", "X-ray/COVID"), "non-covid": ("CT/non-COVID", "X-ray/non-COVID")},
+        f"{_AUGMENTED}; CT and X-ray are mixed, and CT is mostly covid: SRC may be one of its two folders",
+    ),
+    Source(f"{_EXTENSIVE}: CT", *_EXTENSIVE_TERMS, {"covid": 5427, "non-covid": 2628}, _PAIR, _AUGMENTED),
+    Source(f"{_EXTENSIVE}: X-ray", *_EXTENSIVE_TERMS, {"covid": 4044, "non-covid": 5500}, _PAIR, _AUGMENTED),
+    Source(
+        "SARS-CoV-2 CT-scan", "CC BY-NC-SA 4.0: not for commercial use",
+        "Soares et al., SARS-CoV-2 CT-scan dataset, medRxiv 2020.04.24.20078584",
+        {"covid": 1252, "non-covid": 1229}, _PAIR,
+        "it has slices of the same patients without their ids: they leak, and flatter any figure",
+    ),
+    Source(
+        "COVID-CT", "as the articles that the figures come from: research only",
+        "Yang et al., COVID-CT-Dataset, arXiv:2003.13865",
+        {"covid": 349, "non-covid": 397}, {"covid": ("CT_COVID",), "non-covid": ("CT_NonCOVID",)},
+        "it has several slices of one patient, cut from printed figures",
+    ),
+    Source(
+        "COVID-19 Radiography Database", "as its sources: attribute, not for commercial use",
+        "Chowdhury et al., IEEE Access 8:132665 (2020); Rahman et al., Comput Biol Med 132:104319 (2021)",
+        {"covid": 3616, "normal": 10192, "lung opacity": 6012, "viral pneumonia": 1345},
+        {"covid": ("COVID/images",), "normal": ("Normal/images",), "lung opacity": ("Lung_Opacity/images",),
+         "viral pneumonia": ("Viral Pneumonia/images",)},
+        "each class comes from other hospitals, and a network may tell those apart in place of diseases",
+    ),
+)  # fmt: skip
+
+
+def prepare(name: str, source: Path, out: Path) -> Prepared:
+    """Write the CSV `path,label[,group][,split]` of one of `RECIPES` over the images below `source`.
+
+    `InputError`: an unknown name, a layout that is not the publisher's, a class without images, an `out` that is no
+    .csv or holds something else. Nothing is written then.
+    """
+    if name not in RECIPES:
+        raise InputError(f"there is no recipe for {name!r}.{did_you_mean(name, RECIPES)}")
+    if out.suffix.lower() != ".csv":
+        raise InputError(f"{out}: give the CSV to write, such as {out / f'{name}.csv'}; images stay where they are.")
+    if not source.is_dir():
+        raise InputError(f"{source}: is no folder; unpack what you downloaded, and give the folder that it makes.")
+    try:
+        items, terms, warnings = RECIPES[name](source)
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions.") from error
+    counts = Counter(f"{item.split} {item.label}".strip() for item in items)
+    found = counts | Counter(item.split for item in items if item.split)
+    off = [f"{key} {found[key]} of {count}" for key, count in terms.counts.items() if found[key] != count]
+    if off:
+        warnings.append(f"the counts are not the publisher's: {', '.join(off)}; part of the set, or another version?")
+    if terms.note:
+        warnings.append(f"{terms.note}.")
+    columns = ["path", "label", *(column for column in ("group", "split") if any(getattr(i, column) for i in items))]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for item in items:
+        path = Path(os.path.relpath(item.file, out.parent)).as_posix()
+        writer.writerow([path, *(getattr(item, column) for column in columns[1:])])
+    if out.exists() and out.read_bytes() != text.getvalue().encode():
+        raise InputError(f"{out}: exists and holds something else; delete it, or choose another name.")
+    write_atomic(out, text.getvalue())
+    return Prepared(out, counts, terms, tuple(warnings))
+
+
+Found = tuple[list[Item], Source, list[str]]
+
+
+def _folders_of(*sources: Source, skip: str = "(?!)") -> Callable[[Path], Found]:
+    """A recipe for one folder per class: of several sources that fit, the nearest to SRC, then in its counts."""
+
+    def recipe(root: Path) -> Found:
+        for base in _bases(root):
+            fitting = [(source, places) for source in sources if (places := _places(base, source)) is not None]
+            if fitting:
+                break
+        else:
+            wanted = " or ".join(f"{', '.join(sum(s.folders.values(), ()))} ({s.title})" for s in sources)
+            raise InputError(f"{root}: does not hold the folders {wanted}; give the folder that holds them.")
+        made = []
+        for source, places in fitting:
+            items = [Item(f, label) for label, of in places.items() for place in of for f in _images(place, skip)]
+            counts = Counter(item.label for item in items)
+            made.append((sum(abs(counts[key] - count) for key, count in source.counts.items()), items, source))
+        _, items, source = min(made, key=lambda one: one[0])
+        if empty := [label for label in source.folders if label not in {item.label for item in items}]:
+            raise InputError(f"{base}: holds no image of {', '.join(empty)}; unpack it again.")
+        return items, source, []
+
+    return recipe
+
+
+def _bases(root: Path) -> Iterator[Path]:
+    """The folders in which class folders may lie: SRC itself, then what is below, level by level."""
+    level = [root]
+    for _ in range(_DEPTH):
+        yield from level
+        level = [entry for base in level for entry in sorted(base.iterdir()) if entry.is_dir()]
+
+
+def _places(base: Path, source: Source) -> dict[str, list[Path]] | None:
+    """The folders of every class below `base`, or None where one is missing."""
+    found = {label: [_below(base, name) for name in names] for label, names in source.folders.items()}
+    places = {label: [place for place in of if place is not None] for label, of in found.items()}
+    return places if places == found else None
+
+
+def _below(base: Path, name: str) -> Path | None:
+    """The folder `name`, such as "CT/COVID", below `base`, whatever the case of its letters."""
+    first, _, rest = name.partition("/")
+    for entry in sorted(base.iterdir()):
+        if entry.name.casefold() == first.casefold() and entry.is_dir():
+            return _below(entry, rest) if rest else entry
+    return None
+
+
+def _images(folder: Path, skip: str) -> list[Path]:
+    files = (entry for entry in sorted(folder.iterdir()) if entry.suffix.lower() in SUFFIXES and entry.is_file())
+    return [file for file in files if file.name[0] != "." and not re.search(skip, file.stem)]
+
+
+def _isic2018(root: Path) -> Found:
+    """Lesions are groups. The official split is kept; without its test part the training part is left unsplit."""
+    groupings = _table(root, "ISIC2018_Task3_Training_LesionGroupings.csv", "lesion_id")
+    lesions = {line["image"]: line["lesion_id"] for line in groupings}
+    training = _isic_part(root, "Training", lesions)
+    if not any(root.rglob("ISIC2018_Task3_Test_Input")):
+        warning = "the official test part (ISIC2018_Task3_Test_Input) is not there: training cuts its own test split."
+        return training, replace(ISIC2018, counts=ISIC_TRAINING), [warning]
+    test = [replace(item, split="test") for item in _isic_part(root, "Test", {})]
+    if any(root.rglob("ISIC2018_Task3_Validation_Input")):
+        validation = [replace(item, split="validation") for item in _isic_part(root, "Validation", {})]
+        return [replace(item, split="train") for item in training] + validation + test, ISIC2018, []
+    labels = [ISIC_CLASSES.index(item.label) for item in training]
+    out = held_out_groups(labels, [item.group for item in training], ISIC_CLASSES, VALIDATION_SHARE, seed=0)
+    cut = [replace(item, split="validation" if item.group in out else "train") for item in training]
+    warning = f"the official validation part is not there: {VALIDATION_SHARE:.0%} of the lesions take its place."
+    return cut + test, replace(ISIC2018, counts={"test": ISIC2018.counts["test"]}), [warning]
+
+
+def _isic_part(root: Path, part: str, lesions: Mapping[str, str]) -> list[Item]:
+    """The images of "Training", "Validation" or "Test" in the order of its truth, alone where no lesion is known."""
+    folder = next((entry for entry in sorted(root.rglob(f"ISIC2018_Task3_{part}_Input")) if entry.is_dir()), None)
+    if folder is None:
+        raise InputError(f"{root}: does not hold the folder ISIC2018_Task3_{part}_Input; unpack it there.")
+    name = f"ISIC2018_Task3_{part}_GroundTruth.csv"
+    items = []
+    for line in _table(root, name, *ISIC_CLASSES):
+        labels = [label for label in ISIC_CLASSES if line[label] in ("1.0", "1")]
+        if len(labels) != 1:
+            raise InputError(f"{name}: {line['image']} has {len(labels)} classes in place of one; download it again.")
+        items.append(Item(folder / f"{line['image']}.jpg", labels[0], lesions.get(line["image"], line["image"])))
+    if missing := [item for item in items if not item.file.is_file()]:
+        raise InputError(f"{folder}: lacks {len(missing)} of the {len(items)} images that {name} lists, the first "
+                         f"{missing[0].file.name}; unpack it again.")  # fmt: skip
+    return items
+
+
+def _table(root: Path, name: str, *columns: str) -> list[dict[str, str]]:
+    """The lines of a CSV anywhere below `root`, each with an `image` and the columns asked for."""
+    path = next((entry for entry in sorted(root.rglob(name)) if entry.is_file()), None)
+    if path is None:
+        raise InputError(f"{root}: does not hold {name}; download it from challenge.isic-archive.com/data/#2018.")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as handle:
+            lines = list(csv.DictReader(handle))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a CSV ({error}); download it again.") from error
+    if not lines or not all(line.get(column) for line in lines for column in ("image", *columns)):
+        raise InputError(f"{path}: lacks lines, or values of {', '.join(('image', *columns))}; download it again.")
+    return lines
+
+
+RECIPES: Mapping[str, Callable[[Path], Found]] = {
+    "busi": _folders_of(BUSI, skip=r"_mask(_\d+)?$"),
+    "isic2018": _isic2018,
+    "kvasir": _folders_of(KVASIR),
+    "covid": _folders_of(*COVID),
+}

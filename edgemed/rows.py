@@ -1,0 +1,145 @@
+"""The rows of a labelled data set as its owner lists them: a folder per class, or a CSV `path,label[,group][,split]`.
+
+Why its own module: what people hand in has many shapes, and each mistake gets a line that says where and what to do.
+No image is opened here, but for the patient's id of a DICOM file. Used through `dataset.scan`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgemed.dicom import frame_of, patient_groups
+from edgemed.errors import InputError, did_you_mean, one_line
+from edgemed.images import SUFFIXES
+
+KNOWN_SPLITS = ("train", "validation", "calibration", "test")  # calibration is for who asks for it: see calibrate.py
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image: `path` in POSIX form, relative to the data set's root (absolute when it lies outside)."""
+
+    path: str  # `scan.dcm#3` is the third frame of a DICOM file
+    label: str
+    group: str  # images of one group stay in one split; an image without siblings is a group of its own
+    split: str = ""  # one of KNOWN_SPLITS, or "" when not yet split
+
+
+def rows_of_folder(root: Path) -> tuple[list[Row], list[str]]:
+    """The images of a folder per class, and warnings. A class is named after its folder, without outer spaces."""
+    entries = _visible(root)
+    folders = [entry for entry in entries if entry.is_dir()]
+    if not folders:
+        raise InputError(f"{root}: holds no folders; put the images of each class into a folder named after the class.")
+    names = {folder.name.strip(): folder for folder in folders}
+    if len(names) < len(folders):
+        twice = next(folder for folder in folders if names[folder.name.strip()] != folder)
+        raise InputError(f"{root}: has two folders for the class {twice.name.strip()!r}, which differ in outer spaces; "
+                         "make them one.")  # fmt: skip
+    rows, ignored = [], sum(entry.suffix.lower() in SUFFIXES for entry in entries if entry.is_file())
+    for folder in folders:
+        files = _visible(folder)
+        images = [entry for entry in files if entry.suffix.lower() in SUFFIXES]
+        if deeper := [entry for entry in files if entry.is_dir()]:
+            raise InputError(f"{deeper[0]}: a folder inside a class folder; put images as {root}/CLASS/IMAGE, or list "
+                             "them in a CSV path,label,split.")  # fmt: skip
+        if not images:
+            raise InputError(f"{folder}: holds no image ({', '.join(sorted(SUFFIXES))}); fill it or take it out.")
+        ignored += len(files) - len(images)
+        paths = (image.relative_to(root).as_posix() for image in images)
+        rows += [Row(path, folder.name.strip(), path) for path in paths]
+    return _by_patient(rows, root), [f"{ignored} files that are no images of a class were ignored."] if ignored else []
+
+
+def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[list[Row], list[str]]:
+    """The rows of a CSV, and warnings. as_written: it is a split.csv, taken to the letter and without looking at files.
+
+    Else outer spaces are dropped, files must exist, and DICOM rows without a group get their patient's.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        table = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a CSV in UTF-8 ({error}); save it as one.") from error
+    header = [name.strip().lower() for name in table[0]] if table else []
+    for column in ("path", "label"):
+        if header.count(column) != 1:
+            first = one_line(",".join(header)[:80])
+            raise InputError(f"{path}: its first line ({first}) needs one column {column!r}; make it "
+                             "path,label[,group][,split], separated by commas.")  # fmt: skip
+    rows: dict[str, Row] = {}
+    repeated = 0
+    for number, cells in enumerate(table[1:], start=2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        where = f"{path}, row {number}"
+        if len(cells) != len(header):
+            raise InputError(f"{where}: {len(cells)} cells, but the header has {len(header)}; quote cells with commas.")
+        cell = dict(zip(header, cells if as_written else (value.strip() for value in cells), strict=True))
+        if not cell["path"] or not cell["label"]:
+            raise InputError(f"{where}: no {'label' if cell['path'] else 'path'}; fill it in, or take the row out.")
+        raw = cells[header.index("path")]  # a name may have outer spaces
+        name = _row_path(raw if (root / raw).is_file() else cell["path"], root)
+        split = cell.get("split", "")
+        if split and split not in KNOWN_SPLITS:
+            raise InputError(f"{where}: split {split!r} is not known.{did_you_mean(split, KNOWN_SPLITS)}")
+        file, frame = frame_of(root / name)
+        shown = one_line(name)
+        if not as_written and not file.is_file():
+            raise InputError(f"{where}: {root / shown} does not exist; paths are relative to the CSV's folder.")
+        alone = name if frame is None else name.rpartition("#")[0]  # frames of one file are never independent
+        row = Row(name, cell["label"], cell.get("group", "") or alone, split)
+        if name in rows:
+            repeated += 1
+            if rows[name] != row:
+                raise InputError(f"{where}: {shown} was listed before with another label, group or split; keep one.")
+        rows[name] = row
+    if not rows:
+        raise InputError(f"{path}: lists no image; add rows path,label.")
+    unsplit = sum(not row.split for row in rows.values())
+    if 0 < unsplit < len(rows):
+        raise InputError(f"{path}: {unsplit} of {len(rows)} rows have no split; fill in all of them or none.")
+    result = list(rows.values()) if as_written else _by_patient(list(rows.values()), root)
+    check_splits_keep_groups(result, f"in {path}; give the group one split")
+    return result, [f"{repeated} rows that repeat a file were ignored."] if repeated else []
+
+
+def _row_path(text: str, root: Path) -> str:
+    """`text`, relative to the root, in one spelling. Links are kept as they are: the data may be made of them."""
+    base, whole = (Path(os.path.normpath(path.absolute())) for path in (root, root / text))
+    return (whole.relative_to(base) if whole.is_relative_to(base) else whole).as_posix()
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What a folder holds, sorted, without the files that systems hide in it."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX")))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions.") from error
+
+
+def check_splits_keep_groups(rows: Sequence[Row], step: str) -> None:
+    """Raise `InputError` where a group is in two splits; it ends with `step`."""
+    splits: dict[str, Row] = {}
+    for row in rows:
+        other = splits.setdefault(row.group, row)
+        if row.split != other.split:
+            raise InputError(f"group {row.group!r} is in two splits ({other.path!r}: {other.split or 'none'}, "
+                             f"{row.path!r}: {row.split or 'none'}) {step}.")  # fmt: skip
+
+
+def _by_patient(rows: Sequence[Row], root: Path) -> list[Row]:
+    """The rows, those of DICOM files that have no group of their own in the group of the patient."""
+    files = {row.path: frame_of(root / row.path)[0] for row in rows if row.group in _alone(row.path)}
+    known = patient_groups(list(files.values()))
+    return [replace(row, group=known.get(files.get(row.path, root), row.group)) for row in rows]
+
+
+def _alone(path: str) -> tuple[str, str]:
+    """The two groups that an image has when nothing is known of it: its path, or the file that its frame is in."""
+    return path, path.rpartition("#")[0]
