@@ -20,7 +20,7 @@ $(BIN)/python:
 	@touch $@
 
 .venv/all: pyproject.toml .venv/demo
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,lite0,rtx,sign,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,lite0,rtx,sign,dicom,dev]'
 	@touch $@
 
 .PHONY: install
@@ -29,6 +29,12 @@ install: .venv/all  ## a .venv with edgemed (editable) and everything the tests 
 .PHONY: demo
 demo: .venv/demo  ## the whole path on phantoms, under build/demo; the last line is one JSON document
 	$(BIN)/python benchmarks/demo.py build/demo
+
+CPP_PACKAGES := cmake g++ pkg-config nlohmann-json3-dev libpng-dev libjpeg-dev libssl-dev
+.PHONY: cpp-deps
+cpp-deps:  ## Debian's packages for the C++ library and its tests, where they are missing (needs root)
+	@dpkg -s $(CPP_PACKAGES) >/dev/null 2>&1 || \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(CPP_PACKAGES) >/dev/null; }
 
 .PHONY: test
 test: .venv/all  ## the tests, ruff and mypy

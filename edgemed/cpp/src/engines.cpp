@@ -1,0 +1,191 @@
+#include "engines.hpp"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+
+namespace edgemed::impl {
+namespace {
+
+const char* const order[] = {"tensorrt", "tensorrt-rtx", "openvino"};
+
+// The runtime in a module, or null with the reason. A module stays loaded: its code may be in use until the end.
+Runtime* runtime_in(const std::string& file, std::string& why_not) {
+    if (!std::filesystem::exists(file)) {
+        why_not = file + " is not there";
+        return nullptr;
+    }
+    void* module = ::dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+    void* symbol = module ? ::dlsym(module, EDGEMED_RUNTIME_SYMBOL) : nullptr;
+    if (!symbol) {
+        const char* reason = ::dlerror();
+        why_not = reason ? reason : file + " is no module of this library";
+        return nullptr;
+    }
+    return reinterpret_cast<Runtime* (*)()>(symbol)();
+}
+
+// The runtime of a name, ready to use here, or null with the reason.
+Runtime* usable_runtime(const std::string& name, const std::string& modules, Here& here, std::string& why_not) {
+    Message message;
+    const auto works = [&](Runtime& runtime) {
+        if (runtime.available(here, message) == EDGEMED_OK) return true;
+        why_not += (why_not.empty() ? "" : "; ") + std::string(message.text);
+        return false;
+    };
+    if (name == "openvino") {
+#ifdef EDGEMED_OPENVINO
+        return works(openvino_runtime()) ? &openvino_runtime() : nullptr;
+#else
+        why_not = "this library was built without OpenVINO";
+        return nullptr;
+#endif
+    }
+    // Newer libraries first; each module links to its own major version of TensorRT, and loads only where that is.
+    const bool rtx = name == "tensorrt-rtx";
+    for (const char* file : {rtx ? "edgemed_tensorrt_rtx.so" : "edgemed_tensorrt11.so", "edgemed_tensorrt10.so"}) {
+        std::string reason;
+        Runtime* runtime = runtime_in((std::filesystem::path(modules) / file).string(), reason);
+        if (runtime && works(*runtime)) return runtime;
+        if (!runtime) why_not += (why_not.empty() ? "" : "; ") + reason;
+        if (rtx) break;
+    }
+    return nullptr;
+}
+
+Source source_of(const Bundle& bundle, const Choice& choice, const Bytes& data, const std::string& name,
+                 const std::string& sha256) {
+    Source source{};
+    source.data = data.data(), source.size = data.size();
+    source.name = name.c_str(), source.sha256 = sha256.c_str();
+    source.labels = int(bundle.manifest.labels.size()), source.members = int(bundle.manifest.member_names.size());
+    source.threads = choice.threads, source.warn = choice.warn;
+    return source;
+}
+
+Session* opened(Runtime& runtime, const Source& source) {
+    Message message;
+    Session* session = runtime.open(source, message);
+    if (!session) throw Error(EDGEMED_ERROR_RUNTIME, message.text);
+    return session;
+}
+
+// Python's module of TensorRT may leave the build number out: its "10.3.0" is this "10.3.0.30".
+void complete(std::string& version, const std::string& here) {
+    if (here.compare(0, version.size() + 1, version + ".") == 0) version = here;
+}
+
+// The best plan for this GPU. `allowed`: one that is not certified here may run, with a warning.
+Session* open_plan(const Bundle& bundle, const Choice& choice, Runtime& runtime, const Here& here, bool allowed,
+                   bool& certified) {
+    const std::string name = runtime.name();
+    const auto [os, architecture] = platform();
+    const Machine machine{name, here.version, here.capability, os, architecture};
+    const Place place{name, here.version, choice.precision, here.device, here.capability, os, architecture};
+    std::vector<PlanRecord> records = bundle.plans();
+    records.erase(std::remove_if(records.begin(), records.end(),
+                                 [&](const PlanRecord& one) {
+                                     return one.runtime != name || !one.plan || one.precision != choice.precision;
+                                 }),
+                  records.end());
+    if (records.empty())
+        throw Error(EDGEMED_ERROR_BUNDLE, bundle.path + " holds no " + choice.precision + " plan for " + name +
+                                              "; build one with `edgemed build-engine " + bundle.path + " --runtime " +
+                                              name + "`");
+    for (PlanRecord& record : records) {
+        complete(record.version, machine.version);
+        if (record.certified_place) complete(record.certified_place->version, machine.version);
+    }
+    std::stable_sort(records.begin(), records.end(), [&](const PlanRecord& a, const PlanRecord& b) {
+        const auto rank = [&](const PlanRecord& one) { return std::pair(one.version == machine.version, one.created); };
+        return rank(a) > rank(b);
+    });
+    const PlanRecord* best = nullptr;
+    Bytes plan;
+    std::string reasons;
+    for (const PlanRecord& record : records) {
+        try {
+            Bytes content = bundle.read_plan(record);
+            check_plan(record, content, machine);
+            if (best && !record.certified_at(place)) continue;
+            best = &record, plan = std::move(content);
+            if (record.certified_at(place)) break;
+        } catch (const Error& error) {
+            reasons += (reasons.empty() ? "" : "; ") + std::string(error.what());
+        }
+    }
+    if (!best) throw Error(EDGEMED_ERROR_BUNDLE, reasons);
+    certified = best->certified_at(place);
+    if (!certified && !allowed)
+        throw Error(EDGEMED_ERROR_RUNTIME, "plan " + best->id + " is not certified on this machine; run `edgemed certify " +
+                                               bundle.path + " DATA --runtime " + name +
+                                               "`, or ask for this runtime by name");
+    if (!certified)
+        choice.warn(("plan " + best->id + " is not certified on this machine, and runs because it was asked for").c_str());
+    Source source = source_of(bundle, choice, plan, best->id, best->plan->sha256);
+    std::copy(best->batch, best->batch + 3, source.batch);
+    std::copy(best->image_side, best->image_side + 3, source.image_side);
+    return opened(runtime, source);
+}
+
+// Whether one of the bundle's records certifies the ONNX file as it runs here.
+bool onnx_certified(const Bundle& bundle, const Choice& choice, const std::string& runtime, const Here& here,
+                    const std::string& sha256) {
+    const auto [os, architecture] = platform();
+    const Place place{runtime, here.version, choice.precision, here.device, here.capability, os, architecture};
+    try {
+        const std::vector<PlanRecord> records = bundle.plans();
+        return std::any_of(records.begin(), records.end(), [&](const PlanRecord& one) {
+            return !one.plan && one.onnx_sha256 == sha256 && one.certified_at(place);
+        });
+    } catch (const Error& error) {
+        choice.warn(error.what());
+        return false;
+    }
+}
+
+}  // namespace
+
+Engine open_engine(const Bundle& bundle, const Choice& choice) {
+    const bool named = choice.runtime != "auto";
+    if (named && std::none_of(std::begin(order), std::end(order), [&](const char* name) { return choice.runtime == name; }))
+        throw Error(EDGEMED_ERROR_INPUT,
+                    "this library has no runtime of that name. Known: auto, openvino, tensorrt, tensorrt-rtx.");
+    bundle.verify_small_files();
+    const std::string model = bundle.model_name(choice.precision), sha256 = bundle.manifest.files.at(model).sha256;
+    const Bytes onnx = bundle.read(model);
+    std::string passed_over;
+    for (const char* name : order) {
+        if (named && choice.runtime != name) continue;
+        std::string why_not;
+        Here here;
+        if (Runtime* runtime = usable_runtime(name, choice.modules, here, why_not)) {
+            try {
+                Engine engine;
+                bool certified = false;
+                if (runtime->takes_plans()) {
+                    engine.session.reset(
+                        open_plan(bundle, choice, *runtime, here, named || choice.uncertified, certified));
+                } else {
+                    engine.session.reset(opened(*runtime, source_of(bundle, choice, onnx, model, sha256)));
+                    certified = onnx_certified(bundle, choice, name, here, sha256);
+                }
+                engine.runtime = name, engine.version = here.version;
+                engine.reason = std::string(name) + (named ? ": asked for by name" : ": the first that works here") +
+                                (passed_over.empty() ? "" : " (" + passed_over + ")");
+                engine.state = certified ? "certified" : "built";
+                return engine;
+            } catch (const Error& error) {
+                if (named) throw;
+                why_not = error.what();
+                choice.warn((std::string(name) + " is passed over: " + why_not).c_str());
+            }
+        }
+        passed_over += (passed_over.empty() ? "" : "; ") + std::string(name) + ": " + why_not;
+    }
+    throw Error(EDGEMED_ERROR_RUNTIME, "no runtime for " + bundle.path + ": " + passed_over);
+}
+
+}  // namespace edgemed::impl

@@ -1,0 +1,107 @@
+#include "golden.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "document.hpp"
+#include "operating.hpp"
+
+namespace edgemed::impl {
+namespace {
+
+std::vector<float> row_from(const Json& list, size_t length, const std::string& place) {
+    std::vector<float> row;
+    if (list.is_array())
+        for (const Json& value : list)
+            if (value.is_number() && std::isfinite(float(value.get<double>()))) row.push_back(float(value.get<double>()));
+    if (row.size() != length) throw FieldError(place, "should hold " + std::to_string(length) + " finite numbers");
+    return row;
+}
+
+// The figures of gates.Comparison for rows of K probabilities.
+struct Comparison {
+    size_t images = 0, flips = 0;
+    double worst = 0;
+
+    void add(const float* truth, const float* other, size_t labels, double tie_margin) {
+        const size_t best = largest(truth, labels);
+        double second = -std::numeric_limits<double>::infinity();
+        for (size_t k = 0; k < labels; ++k) {
+            const double error = std::fabs(double(truth[k]) - double(other[k]));
+            worst = std::isfinite(other[k]) ? std::max(worst, error) : std::numeric_limits<double>::infinity();
+            if (k != best) second = std::max(second, double(truth[k]));
+        }
+        const bool clear = tie_margin <= 0 || double(truth[best]) - second > tie_margin;
+        flips += largest(other, labels) != best && clear;
+        ++images;
+    }
+
+    void check(double max_error, bool judge_flips, const std::string& what) const {
+        char text[200] = "";
+        if (judge_flips && flips > 0)
+            std::snprintf(text, sizeof text, "%zu decision flips, at most 0 allowed", flips);
+        else if (!(worst <= max_error))
+            std::snprintf(text, sizeof text, "largest probability error %.2e, at most %g allowed", worst, max_error);
+        if (*text)
+            throw Error(EDGEMED_ERROR_GATE, what + " differs from its reference on " + std::to_string(images) +
+                                                " images: " + text + "; do not use this engine here");
+    }
+};
+
+}  // namespace
+
+std::vector<Golden> golden_from(const Bytes& outputs, const Manifest& manifest, const std::string& where) {
+    const size_t labels = manifest.labels.size(), members = manifest.member_names.size();
+    return document_from(outputs, where, [&](Json& document) {
+        Fields fields(document, "");
+        fields.integer("schema_version", 1, 1);
+        std::vector<Golden> found;
+        for (Json& item : fields.array("images")) {
+            const std::string place = "images." + std::to_string(found.size());
+            Fields row(item, place);
+            Golden golden;
+            golden.file = "golden/" + row.text("file");
+            if (!manifest.files.count(golden.file)) throw FieldError(place, "names a file that the bundle has not");
+            golden.probabilities = row_from(row.at("probabilities"), labels, place + ".probabilities");
+            const Json& table = row.array("members");
+            if (table.size() != members) throw FieldError(place + ".members", "has not a row for each member");
+            for (const Json& line : table) {
+                const std::vector<float> values = row_from(line, labels, place + ".members");
+                golden.members.insert(golden.members.end(), values.begin(), values.end());
+            }
+            row.done();
+            found.push_back(std::move(golden));
+        }
+        if (found.empty()) throw FieldError("images", "lists none");
+        fields.done();
+        return found;
+    });
+}
+
+void self_test(const Bundle& bundle, const std::string& precision, const std::string& what,
+               const std::function<void(const Picture&, float*, float*)>& predict) {
+    const Manifest& manifest = bundle.manifest;
+    const size_t labels = manifest.labels.size(), members = manifest.member_names.size();
+    const bool half = precision == "fp16";
+    const double max_error = half ? 5e-3 : 1e-3, tie_margin = half ? 1e-2 : 0;
+    const SideLimits limits{manifest.min_side, manifest.max_side, manifest.opt_side};
+    Comparison whole;
+    std::vector<Comparison> each(members);
+    std::vector<float> probabilities(labels), shares(members * labels);
+    Picture picture;
+    const std::string name = "golden/outputs.json";
+    for (const Golden& golden : golden_from(bundle.read(name), manifest, bundle.path + "/" + name)) {
+        const Bytes file = bundle.read(golden.file);
+        decode(file.data(), file.size(), limits, picture);
+        predict(picture, probabilities.data(), shares.data());
+        whole.add(golden.probabilities.data(), probabilities.data(), labels, tie_margin);
+        for (size_t m = 0; m < members; ++m)
+            each[m].add(golden.members.data() + m * labels, shares.data() + m * labels, labels, tie_margin);
+    }
+    whole.check(max_error, true, what);
+    // A member alone decides nothing, so only its probabilities are judged.
+    for (size_t m = 0; m < members; ++m) each[m].check(max_error, false, what + ", member " + manifest.member_names[m] + ",");
+}
+
+}  // namespace edgemed::impl

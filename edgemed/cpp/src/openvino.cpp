@@ -1,0 +1,250 @@
+// OpenVINO on the CPU: the settings, the cache and the answers of runtimes/openvino.py.
+//
+// One compilation per batch size: N is fixed, H and W stay dynamic up to the resize, and everything after it is static.
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <openvino/openvino.hpp>
+
+#include "engines.hpp"
+
+namespace edgemed::impl {
+namespace {
+
+namespace fs = std::filesystem;
+
+// The last line of an exception's text that is not blank, cut to 200 bytes. Allocates nothing, so it cannot fail.
+struct Reason {
+    char text[201] = "";
+    explicit Reason(const std::exception& error) noexcept {
+        for (const char* line = error.what(); *line;) {
+            line += std::strspn(line, " \t\r\n");
+            const size_t length = std::strcspn(line, "\n");
+            if (length > 0) std::snprintf(text, sizeof text, "%.*s", int(std::min(length, sizeof text - 1)), line);
+            line += length;
+        }
+    }
+};
+
+// One process at a time: a cached file is mapped into memory, so nobody may write it while another reads.
+class Lock {
+public:
+    explicit Lock(const fs::path& folder) : file_(::open((folder / "lock").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600)) {
+        if (file_ < 0) throw Error(EDGEMED_ERROR_INTERNAL, "cannot write " + (folder / "lock").string());
+        ::flock(file_, LOCK_EX);
+    }
+    ~Lock() { ::close(file_); }
+
+private:
+    int file_;
+};
+
+std::vector<fs::path> blobs(const fs::path& folder) {
+    std::vector<fs::path> found;
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder))
+        if (entry.path().extension() == ".blob") found.push_back(entry.path());
+    return found;
+}
+
+std::string digest(const fs::path& file) {
+    const Bytes data = plain_content(file.string(), SIZE_MAX);
+    return sha256_of(data.data(), data.size());
+}
+
+// Removes cached files that are not, byte for byte, what was recorded when they were written.
+void drop_damaged(const fs::path& folder, const Warn& warn) {
+    for (const fs::path& blob : blobs(folder)) {
+        fs::path note = blob;
+        note.replace_extension(".sha256");
+        const Bytes text = fs::is_regular_file(note) ? plain_content(note.string(), 65) : Bytes();
+        if (std::string(text.begin(), text.end()) == digest(blob)) continue;
+        warn((blob.string() + " was damaged, and is compiled again").c_str());
+        fs::remove(blob);
+    }
+}
+
+void record(const fs::path& folder) {
+    for (fs::path blob : blobs(folder)) {
+        const std::string text = digest(blob);
+        write_atomic(blob.replace_extension(".sha256").string(), text.data(), text.size());
+    }
+}
+
+// A compiled graph of one batch size, and which output is which.
+struct Compiled {
+    ov::CompiledModel model;
+    size_t probabilities = 0, members = 0;
+};
+
+// What a handle and its clones share.
+class Engine {
+public:
+    const size_t labels, members;
+
+    explicit Engine(const Source& source)
+        : labels(size_t(source.labels)),
+          members(size_t(source.members)),
+          graph_(static_cast<const char*>(source.data), source.size),
+          sha256_(source.sha256),
+          threads_(source.threads > 0 ? source.threads : usable_cores()),
+          warn_(source.warn) {}
+
+    // The compiled model for a batch size, made on first use. Thread-safe.
+    const Compiled& prepare(int64_t batch) {
+        const std::lock_guard<std::mutex> hold(mutex_);
+        const auto found = compiled_.find(batch);
+        return found != compiled_.end() ? found->second : compiled_.emplace(batch, compile(batch)).first->second;
+    }
+
+private:
+    Compiled compile(int64_t batch) {
+        const std::shared_ptr<ov::Model> model = core_.read_model(graph_, ov::Tensor());
+        model->reshape({{"image", ov::PartialShape{batch, -1, -1, 3}}});
+        const ov::AnyMap settings{ov::hint::inference_precision(ov::element::f32), ov::num_streams(1),
+                                  ov::inference_num_threads(threads_)};
+        Compiled result;
+        try {
+            const std::string device = core_.get_property("CPU", ov::device::full_name);
+            const fs::path folder = cache_folder(
+                "openvino", {sha256_, ov::get_openvino_version().buildNumber, device, std::to_string(batch)});
+            const Lock lock(folder);
+            drop_damaged(folder, warn_);
+            ov::AnyMap cached = settings;
+            cached[ov::cache_dir.name()] = folder.string();
+            result.model = core_.compile_model(model, "CPU", cached);
+            if (!result.model.get_property(ov::loaded_from_cache)) record(folder);
+        } catch (const std::exception& error) {
+            // The cache only saves time. A fault of the graph itself comes up again below.
+            warn_((std::string("OpenVINO's cache is not used: ") + Reason(error).text).c_str());
+            result.model = core_.compile_model(model, "CPU", settings);
+        }
+        for (size_t k = 0; k < result.model.outputs().size(); ++k) {
+            if (result.model.output(k).get_names().count("probabilities")) result.probabilities = k;
+            if (result.model.output(k).get_names().count("member_probabilities")) result.members = k;
+        }
+        return result;
+    }
+
+    ov::Core core_;
+    const std::string graph_, sha256_;
+    const int threads_;
+    const Warn warn_;
+    std::mutex mutex_;
+    std::map<int64_t, Compiled> compiled_;
+};
+
+class OpenVinoSession : public Session {
+public:
+    explicit OpenVinoSession(std::shared_ptr<Engine> engine) : engine_(std::move(engine)) { request(1); }
+
+    Session* clone(Message& error) noexcept override {
+        Session* made = nullptr;
+        guarded(error, [&] { made = new OpenVinoSession(engine_); });
+        return made;
+    }
+
+    uint8_t* staging(const Shape& shape, Message& error) noexcept override {
+        guarded(error, [&] {
+            if (staging_.size() < shape.bytes()) staging_.resize(shape.bytes());
+        });
+        return staging_.size() < shape.bytes() ? nullptr : staging_.data();
+    }
+
+    edgemed_status run(const uint8_t* pixels, const Shape& shape, const Answers& answers,
+                       Message& error) noexcept override {
+        return guarded(error, [&] {
+            Request& mine = request(shape.n);
+            if (mine.pixels != pixels || !(mine.shape == shape)) {
+                const ov::Shape sides{size_t(shape.n), size_t(shape.height), size_t(shape.width), 3};
+                mine.pixels = nullptr;
+                mine.request.set_input_tensor(ov::Tensor(ov::element::u8, sides, const_cast<uint8_t*>(pixels)));
+                mine.pixels = pixels, mine.shape = shape;
+            }
+            mine.request.infer();
+            const size_t n = size_t(shape.n) * engine_->labels;
+            copy(mine.request.get_output_tensor(mine.probabilities), answers.probabilities, n);
+            copy(mine.request.get_output_tensor(mine.members), answers.member_probabilities, n * engine_->members);
+        });
+    }
+
+private:
+    struct Request {
+        ov::InferRequest request;
+        size_t probabilities, members;
+        const uint8_t* pixels = nullptr;  // what the request's input stands for now
+        Shape shape;
+    };
+
+    Request& request(int64_t batch) {
+        const auto found = requests_.find(batch);
+        if (found != requests_.end()) return found->second;
+        const Compiled& compiled = engine_->prepare(batch);
+        Request made{const_cast<ov::CompiledModel&>(compiled.model).create_infer_request(), compiled.probabilities,
+                     compiled.members, nullptr, {}};
+        return requests_.emplace(batch, std::move(made)).first->second;
+    }
+
+    static void copy(const ov::Tensor& tensor, float* to, size_t count) {
+        if (tensor.get_size() != count) throw std::runtime_error("the graph has other outputs than the manifest says");
+        std::memcpy(to, tensor.data<const float>(), count * sizeof(float));
+    }
+
+    template <typename Work>
+    static edgemed_status guarded(Message& error, Work work) noexcept {
+        try {
+            work();
+            return EDGEMED_OK;
+        } catch (const std::exception& failure) {
+            return error.set(EDGEMED_ERROR_RUNTIME, "OpenVINO %s refuses the graph or the request (%s); build the bundle again",
+                             ov::get_openvino_version().buildNumber, Reason(failure).text);
+        }
+    }
+
+    std::shared_ptr<Engine> engine_;
+    std::map<int64_t, Request> requests_;
+    Bytes staging_;
+};
+
+class OpenVino : public Runtime {
+public:
+    const char* name() const noexcept override { return "openvino"; }
+    bool takes_plans() const noexcept override { return false; }
+
+    edgemed_status available(Here& here, Message& why_not) noexcept override {
+        try {
+            ov::Core().get_property("CPU", ov::device::full_name);
+            const auto [device, capability] = cpu();
+            std::snprintf(here.version, sizeof here.version, "%s", ov::get_openvino_version().buildNumber);
+            std::snprintf(here.device, sizeof here.device, "%s", device.c_str());
+            std::snprintf(here.capability, sizeof here.capability, "%s", capability.c_str());
+            return EDGEMED_OK;
+        } catch (const std::exception& error) {
+            return why_not.set(EDGEMED_ERROR_RUNTIME, "this OpenVINO has no CPU plugin (%s)", Reason(error).text);
+        }
+    }
+
+    Session* open(const Source& source, Message& error) noexcept override {
+        try {
+            return new OpenVinoSession(std::make_shared<Engine>(source));
+        } catch (const std::exception& failure) {
+            error.set(EDGEMED_ERROR_RUNTIME, "OpenVINO %s refuses the graph (%s); build the bundle again",
+                      ov::get_openvino_version().buildNumber, Reason(failure).text);
+            return nullptr;
+        }
+    }
+};
+
+}  // namespace
+
+Runtime& openvino_runtime() {
+    static OpenVino runtime;
+    return runtime;
+}
+
+}  // namespace edgemed::impl

@@ -1,0 +1,98 @@
+// TensorRT's library, found when it is first asked for, and an engine: a plan made ready. Included by the modules only.
+#pragma once
+
+#include <NvInferRuntime.h>
+
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "runtime.hpp"
+#include "tensorrt_cuda.hpp"
+
+namespace edgemed::impl {
+
+#ifdef EDGEMED_TENSORRT_RTX
+inline constexpr const char* runtime_name = "tensorrt-rtx";
+#else
+inline constexpr const char* runtime_name = "tensorrt";
+#endif
+
+// TensorRT's library. The module does not link to it: where it is missing, that is a reason in a message.
+struct Library {
+    void* (*create_runtime)(void* logger, int32_t version);
+    std::string version;  // in full: "10.3.0.30"
+};
+
+// Loaded once and kept. Throws Error(EDGEMED_ERROR_RUNTIME) where it is not to be had, or is of another major version.
+const Library& library();
+
+// The first error since it was asked last, and the warnings of an opening.
+class Log final : public nvinfer1::ILogger {
+public:
+    explicit Log(const Warn& warn) : warn_(warn) {}
+    void log(Severity severity, const nvinfer1::AsciiChar* text) noexcept override;
+    std::string take();  // "" where there was none
+    void opened();       // warnings are passed on until here
+
+private:
+    std::mutex mutex_;
+    Warn warn_;
+    bool opening_ = true;
+    char error_[600] = "";
+};
+
+#ifdef TRT_MAJOR_RTX
+// TensorRT-RTX compiles its kernels on the device when a plan first runs: here they are kept, in the folder and the
+// form of tensorrt_cache.py, so that Python and this library share them. Only RTX's own headers declare what it needs.
+class Kernels {
+public:
+    Kernels(nvinfer1::ICudaEngine& engine, const Source& source, const char* device);
+    nvinfer1::IExecutionContext* context(nvinfer1::ICudaEngine& engine) { return engine.createExecutionContext(config_.get()); }
+    void keep();  // writes them down, once, after the first request
+
+private:
+    std::unique_ptr<nvinfer1::IRuntimeConfig> config_;
+    std::unique_ptr<nvinfer1::IRuntimeCache> cache_;
+    std::string file_;
+    Warn warn_;
+    bool unsaved_ = false;
+};
+#else
+class Kernels {
+public:
+    Kernels(nvinfer1::ICudaEngine&, const Source&, const char*) {}
+    nvinfer1::IExecutionContext* context(nvinfer1::ICudaEngine& engine) { return engine.createExecutionContext(); }
+    void keep() {}
+};
+#endif
+
+// What a handle and its clones share. Lives on the device that was current when it was opened.
+class TensorRtEngine {
+public:
+    TensorRtEngine(const Source& source, const char* device_name);
+    ~TensorRtEngine();
+
+    const std::string name;       // of the plan, for messages
+    const size_t labels, members;
+    const int device;
+    const Warn warn;
+
+    std::unique_ptr<nvinfer1::IExecutionContext> context();
+    bool is_fixed() const noexcept { return batch_[0] == batch_[2] && side_[0] == side_[2]; }
+    void check_shape(const Shape& shape) const;       // Error(EDGEMED_ERROR_INPUT) outside the plan's profile
+    [[noreturn]] void fail(const std::string& what);  // with TensorRT's own words
+    void keep_kernels();
+
+private:
+    void check_tensor(const char* tensor, nvinfer1::DataType type, std::initializer_list<int64_t> sides) const;
+
+    int64_t batch_[3], side_[3];
+    std::mutex mutex_;  // contexts are made, and kernels kept, by one thread at a time
+    Log log_;
+    std::unique_ptr<nvinfer1::IRuntime> runtime_;
+    std::unique_ptr<nvinfer1::ICudaEngine> engine_;
+    std::unique_ptr<Kernels> kernels_;
+};
+
+}  // namespace edgemed::impl

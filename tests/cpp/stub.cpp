@@ -1,0 +1,104 @@
+// A module that stands for TensorRT-RTX 1.7.1.116 on an sm86: it shows what the library does around a runtime, without
+// one. Member m's share of label k is proportional to 1 + the mean of channel (k + m) % 3; device memory is host memory.
+// The first pixel makes it misbehave: (255, 0, 1) fails the request, (255, 0, 2) answers with a NaN.
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "runtime.hpp"
+
+namespace {
+
+using namespace edgemed::impl;
+
+struct Plan {
+    std::unique_ptr<uint8_t[]> bytes;
+    int labels, members;
+    int64_t batch[3];
+};
+
+class StubSession : public Session {
+public:
+    explicit StubSession(std::shared_ptr<Plan> plan) : plan_(std::move(plan)) {}
+    ~StubSession() override { std::free(staging_); }
+
+    Session* clone(Message&) noexcept override { return new (std::nothrow) StubSession(plan_); }
+
+    uint8_t* staging(const Shape& shape, Message& error) noexcept override {
+        if (shape.bytes() > size_) {
+            std::free(staging_);
+            staging_ = static_cast<uint8_t*>(std::malloc(shape.bytes()));
+            size_ = staging_ ? shape.bytes() : 0;
+        }
+        if (!staging_) error.set(EDGEMED_ERROR_RUNTIME, "the stub is out of memory");
+        return staging_;
+    }
+
+    edgemed_status run(const uint8_t* pixels, const Shape& shape, const Answers& answers,
+                       Message& error) noexcept override {
+        if (shape.n > plan_->batch[2]) return error.set(EDGEMED_ERROR_INPUT, "the stub's plan takes smaller batches");
+        const size_t labels = size_t(plan_->labels), members = size_t(plan_->members);
+        const size_t area = size_t(shape.height * shape.width);
+        for (int64_t n = 0; n < shape.n; ++n, pixels += 3 * area) {
+            if (pixels[0] == 255 && pixels[1] == 0 && pixels[2] == 1)
+                return error.set(EDGEMED_ERROR_RUNTIME, "the stub fails, as it was told");
+            double sums[3] = {0, 0, 0};
+            for (size_t k = 0; k < 3 * area; ++k) sums[k % 3] += pixels[k];
+            float* mean = answers.probabilities + size_t(n) * labels;
+            float* each = answers.member_probabilities + size_t(n) * members * labels;
+            std::memset(mean, 0, labels * sizeof(float));
+            for (size_t m = 0; m < members; ++m, each += labels) {
+                double total = 0;
+                for (size_t k = 0; k < labels; ++k) total += 1 + sums[(k + m) % 3] / double(area);
+                for (size_t k = 0; k < labels; ++k) {
+                    each[k] = float((1 + sums[(k + m) % 3] / double(area)) / total);
+                    mean[k] += each[k] / float(members);
+                }
+            }
+            if (pixels[0] == 255 && pixels[1] == 0 && pixels[2] == 2) mean[labels - 1] = std::nanf("");
+        }
+        return EDGEMED_OK;
+    }
+
+    edgemed_status run_device(const void* pixels, const Shape& shape, void* stream, const Answers& answers,
+                              Message& error) noexcept override {
+        if (!stream) return error.set(EDGEMED_ERROR_INPUT, "the stub wants a stream");
+        return run(static_cast<const uint8_t*>(pixels), shape, answers, error);
+    }
+
+private:
+    std::shared_ptr<Plan> plan_;
+    uint8_t* staging_ = nullptr;
+    size_t size_ = 0;
+};
+
+class Stub : public Runtime {
+public:
+    const char* name() const noexcept override { return "tensorrt-rtx"; }
+    bool takes_plans() const noexcept override { return true; }
+
+    edgemed_status available(Here& here, Message&) noexcept override {
+        std::strcpy(here.version, "1.7.1.116");
+        std::strcpy(here.device, "stub");
+        std::strcpy(here.capability, "sm86");
+        return EDGEMED_OK;
+    }
+
+    Session* open(const Source& source, Message&) noexcept override {
+        auto plan = std::make_shared<Plan>();
+        plan->bytes.reset(new uint8_t[source.size]);
+        std::memcpy(plan->bytes.get(), source.data, source.size);
+        plan->labels = source.labels, plan->members = source.members;
+        std::memcpy(plan->batch, source.batch, sizeof plan->batch);
+        return new StubSession(plan);
+    }
+};
+
+}  // namespace
+
+extern "C" EDGEMED_MODULE edgemed::impl::Runtime* edgemed_runtime_v1() {
+    static Stub stub;
+    return &stub;
+}

@@ -1,0 +1,122 @@
+// Stands for libtensorrt_rtx.so.1. An engine copies within the GPU's memory, on the stream it is given, so its answers
+// are known: each output takes as many of the image's first bytes as it has. With CUDA's real library everything around
+// it is real too: pinned memory, uploads, streams, CUDA graphs.
+//
+// The plan's text, after its header of 64 bytes, makes it misbehave: "refuse" (does not deserialise), "labels" (another
+// number of labels), "fail" (execution fails), "uncapturable" (only within a capture).
+#include <cstring>
+#include <new>
+#include <string>
+
+#include "NvInferRuntime.h"
+
+using namespace nvinfer1;
+
+namespace {
+
+constexpr std::size_t header = 64;
+const char kernels[] = "compiled kernels";
+
+bool is(char const* name, const char* other) { return std::strcmp(name, other) == 0; }
+
+class Kernels final : public IHostMemory {
+public:
+    void* data() const noexcept override { return const_cast<char*>(kernels); }
+    std::size_t size() const noexcept override { return sizeof kernels; }
+};
+
+class Cache final : public IRuntimeCache {
+public:
+    IHostMemory* serialize() const noexcept override { return new (std::nothrow) Kernels; }
+    bool deserialize(void const* blob, std::size_t size) noexcept override {
+        return size == sizeof kernels && std::memcmp(blob, kernels, size) == 0;
+    }
+};
+
+class Config final : public IRuntimeConfig {
+public:
+    IRuntimeCache* createRuntimeCache() const noexcept override { return new (std::nothrow) Cache; }
+    bool setRuntimeCache(IRuntimeCache const&) noexcept override { return true; }
+};
+
+class Context final : public IExecutionContext {
+public:
+    Context(const std::string& plan, ILogger& log) : plan_(plan), log_(log) {}
+
+    bool setInputShape(char const* tensor, Dims const& shape) noexcept override {
+        batch_ = std::size_t(shape.d[0]);
+        return is(tensor, "image") && shape.nbDims == 4;
+    }
+
+    bool setTensorAddress(char const* tensor, void* data) noexcept override {
+        (is(tensor, "image") ? image_ : is(tensor, "probabilities") ? mean_ : members_) = data;
+        return reinterpret_cast<std::uintptr_t>(data) % 256 == 0;  // as TensorRT demands
+    }
+
+    bool enqueueV3(cudaStream_t stream) noexcept override {
+        cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+        cudaStreamIsCapturing(stream, &capturing);
+        if (plan_ == "fail" || (plan_ == "uncapturable" && capturing != cudaStreamCaptureStatusNone)) {
+            log_.log(ILogger::Severity::kERROR, "the stand-in fails, as its plan says\nand says more");
+            log_.log(ILogger::Severity::kERROR, "a consequence of that");
+            return false;
+        }
+        const auto copy = [&](void* to, std::size_t floats) {
+            return cudaMemcpyAsync(to, image_, 4 * floats * batch_, cudaMemcpyDeviceToDevice, stream) == cudaSuccess;
+        };
+        return copy(mean_, 3) && copy(members_, 6);
+    }
+
+private:
+    const std::string plan_;
+    ILogger& log_;
+    std::size_t batch_ = 0;
+    void *image_ = nullptr, *mean_ = nullptr, *members_ = nullptr;
+};
+
+class Engine final : public ICudaEngine {
+public:
+    Engine(const std::string& plan, ILogger& log) : plan_(plan), log_(log) {}
+
+    Dims getTensorShape(char const* tensor) const noexcept override {
+        if (is(tensor, "image")) return {4, {-1, -1, -1, 3}};
+        if (is(tensor, "probabilities")) return {2, {-1, plan_ == "labels" ? 4 : 3}};
+        if (is(tensor, "member_probabilities")) return {3, {-1, 2, 3}};
+        return {-1, {}};
+    }
+    DataType getTensorDataType(char const* tensor) const noexcept override {
+        return is(tensor, "image") ? DataType::kUINT8 : DataType::kFLOAT;
+    }
+    IRuntimeConfig* createRuntimeConfig() noexcept override { return new (std::nothrow) Config; }
+    IExecutionContext* createExecutionContext(IRuntimeConfig*) noexcept override {
+        return new (std::nothrow) Context(plan_, log_);
+    }
+
+private:
+    const std::string plan_;
+    ILogger& log_;
+};
+
+class Runtime final : public IRuntime {
+public:
+    explicit Runtime(ILogger& log) : log_(log) {}
+    ICudaEngine* deserializeCudaEngine(void const* blob, std::size_t size) noexcept override {
+        const std::string plan(static_cast<char const*>(blob) + header, size - header);
+        log_.log(ILogger::Severity::kWARNING, "the stand-in warns");
+        if (plan != "refuse") return new (std::nothrow) Engine(plan, log_);
+        log_.log(ILogger::Severity::kERROR, "the stand-in refuses, as its plan says");
+        return nullptr;
+    }
+
+private:
+    ILogger& log_;
+};
+
+}  // namespace
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+EXPORT void* createInferRuntime_INTERNAL(void* log, int32_t) { return new (std::nothrow) Runtime(*static_cast<ILogger*>(log)); }
+EXPORT int32_t getInferLibMajorVersion() { return 1; }
+EXPORT int32_t getInferLibMinorVersion() { return 7; }
+EXPORT int32_t getInferLibPatchVersion() { return 1; }
+EXPORT int32_t getInferLibBuildVersion() { return 116; }

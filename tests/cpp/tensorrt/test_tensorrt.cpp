@@ -1,0 +1,319 @@
+// test_tensorrt MODULE: what the TensorRT module promises the library (runtime.hpp), on a stand-in for TensorRT whose
+// answers are the image's own first bytes. On CUDA's stand-in it also counts calls; on a real GPU it also takes times.
+#include <cuda_runtime_api.h>
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <thread>
+
+#include "check.hpp"
+#include "runtime.hpp"
+#ifndef REAL_CUDA
+#include "cuda.hpp"
+#endif
+
+using namespace edgemed::impl;
+
+namespace {
+
+constexpr int labels = 3, members = 2;
+using Pixels = std::vector<uint8_t>;
+using Opened = std::unique_ptr<Session>;
+
+Runtime* runtime;
+std::vector<std::string> warnings;
+
+void remember(const char* message, void*) { warnings.push_back(message); }
+
+struct Profile {
+    int64_t batch[3], side[3];
+};
+constexpr Profile any_size{{1, 1, 8}, {16, 48, 2048}}, fixed_size{{2, 2, 2}, {48, 48, 48}};
+
+Opened open(const Profile& profile, const char* behaviour, Message& error) {
+    const std::string plan = std::string(64, 'x') + behaviour;
+    Source source{plan.data(), plan.size(), "made-by-hand", "ab", {}, {}, labels, members, 0, {remember, nullptr}};
+    std::copy(profile.batch, profile.batch + 3, source.batch);
+    std::copy(profile.side, profile.side + 3, source.image_side);
+    return Opened(runtime->open(source, error));
+}
+
+Opened open(const Profile& profile) {
+    Message error;
+    Opened opened = open(profile, "", error);
+    CHECK(opened, "%s", error.text);
+    return opened;
+}
+
+Pixels noise(const Shape& shape, unsigned seed) {
+    std::mt19937 random(seed);
+    Pixels pixels(shape.bytes());
+    for (uint8_t& value : pixels) value = uint8_t(random());
+    return pixels;
+}
+
+struct Found {
+    std::vector<float> probabilities, each;
+    Answers answers;
+    explicit Found(const Shape& shape)
+        : probabilities(size_t(shape.n) * labels),
+          each(size_t(shape.n) * members * labels),
+          answers{probabilities.data(), each.data()} {}
+
+    // To the last bit: the bytes are noise, among them many that are not numbers.
+    bool same(const Pixels& pixels) const {
+        return std::memcmp(probabilities.data(), pixels.data(), probabilities.size() * 4) == 0 &&
+               std::memcmp(each.data(), pixels.data(), each.size() * 4) == 0;
+    }
+};
+
+// Whether the session answers a request rightly, the pixels coming from the caller's memory, or from its own.
+bool right(Session& session, const Shape& shape, unsigned seed, bool staged = false) {
+    const Pixels pixels = noise(shape, seed);
+    Found found(shape);
+    Message error;
+    const uint8_t* from = pixels.data();
+    if (staged) {
+        uint8_t* const memory = session.staging(shape, error);
+        if (!memory) return false;
+        std::memcpy(memory, pixels.data(), pixels.size());
+        from = memory;
+    }
+    const bool ran = session.run(from, shape, found.answers, error) == EDGEMED_OK;
+    if (!ran) std::fprintf(stderr, "the message is: %s\n", error.text);
+    return ran && found.same(pixels);
+}
+
+bool says(const Message& message, const char* text) {
+    if (std::strstr(message.text, text)) return true;
+    std::fprintf(stderr, "the message is: %s\n", message.text);
+    return false;
+}
+
+void sizes_may_grow_and_shrink() {
+    const Opened session = open(any_size);
+    unsigned seed = 0;
+    for (const Shape& shape : {Shape{1, 16, 16}, Shape{8, 64, 48}, Shape{1, 2048, 1536}, Shape{3, 20, 30}, Shape{8, 64, 48}})
+        for (const bool staged : {false, true, true, false}) CHECK(right(*session, shape, ++seed, staged), "%u", seed);
+}
+
+void a_fixed_plan_is_right_before_and_after_its_capture() {
+    const Opened session = open(fixed_size);
+    for (unsigned seed = 0; seed < 20; ++seed) CHECK(right(*session, {2, 48, 48}, seed, seed % 2), "%u", seed);
+}
+
+void pixels_in_the_gpus_memory_are_read_on_the_callers_stream() {
+    cudaStream_t stream = nullptr;
+    CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess);
+    for (const Profile& profile : {fixed_size, any_size}) {
+        const Opened session = open(profile);
+        const Shape shape{2, 48, 48};
+        char* memory = nullptr;
+        CHECK(cudaMalloc(reinterpret_cast<void**>(&memory), shape.bytes() + 256) == cudaSuccess);
+        for (unsigned seed = 0; seed < 12; ++seed) {
+            const Pixels pixels = noise(shape, seed);
+            char* const at = memory + seed % 4;  // any address will do
+            CHECK(cudaMemcpy(at, pixels.data(), pixels.size(), cudaMemcpyHostToDevice) == cudaSuccess);
+            Found found(shape);
+            Message error;
+            CHECK(session->run_device(at, shape, stream, found.answers, error) == EDGEMED_OK, "%s", error.text);
+            CHECK(found.same(pixels), "%u", seed);
+            CHECK(right(*session, shape, seed + 100));  // and from the host in between
+        }
+        cudaFree(memory);
+    }
+    cudaStreamDestroy(stream);
+}
+
+void clones_serve_threads_of_their_own() {
+    Opened session = open(any_size);
+    std::vector<Opened> clones;
+    for (int k = 0; k < 4; ++k) {
+        Message error;
+        clones.emplace_back(session->clone(error));
+        CHECK(clones.back(), "%s", error.text);
+    }
+    session.reset();  // the clones keep the engine
+    std::vector<std::thread> threads;
+    std::vector<int> wrong(clones.size());
+    for (size_t k = 0; k < clones.size(); ++k)
+        threads.emplace_back([&, k] {
+            for (unsigned seed = 0; seed < 200; ++seed)
+                wrong[k] += !right(*clones[k], {1 + seed % 4, 40 + int64_t(k), 64}, seed, seed % 2);
+        });
+    for (std::thread& thread : threads) thread.join();
+    CHECK(std::count(wrong.begin(), wrong.end(), 0) == 4);
+}
+
+void a_shape_outside_the_profile_names_the_flag() {
+    const Opened session = open(any_size);
+    const Pixels pixels(9 * 48 * 48 * 3);
+    Message error;
+    Found found({9, 48, 48});
+    CHECK(session->run(pixels.data(), {9, 48, 48}, found.answers, error) == EDGEMED_ERROR_INPUT);
+    CHECK(says(error, "takes batches from 1 to 8, not 9; build one with --batch 1,1,9"));
+    CHECK(session->run(pixels.data(), {1, 48, 8}, found.answers, error) == EDGEMED_ERROR_INPUT);
+    CHECK(says(error, "takes image sides from 16 to 2048, not 48 x 8; build one with --image-size 8,48,2048"));
+    CHECK(right(*session, {1, 48, 48}, 1));
+}
+
+void what_tensorrt_says_is_in_the_message() {
+    Message error;
+    warnings.clear();
+    CHECK(!open(any_size, "refuse", error));
+    CHECK(says(error, "tensorrt-rtx 1.7.1.116 refuses plan made-by-hand: the stand-in refuses, as its plan says; build it "
+                      "again here with `edgemed build-engine BUNDLE --runtime tensorrt-rtx`"));
+    CHECK(warnings.size() == 1 && warnings[0] == "the stand-in warns");
+    CHECK(!open(any_size, "labels", error));
+    CHECK(says(error, "has the tensor 'probabilities' as (-1, 4); it is not a plan of this bundle"));
+    const Opened session = open(any_size, "fail", error);
+    const Pixels pixels(48 * 48 * 3);
+    Found found({1, 48, 48});
+    CHECK(session->run(pixels.data(), {1, 48, 48}, found.answers, error) == EDGEMED_ERROR_RUNTIME);
+    CHECK(says(error, "failed to run plan made-by-hand: the stand-in fails, as its plan says; build"));
+}
+
+void a_plan_that_cannot_be_captured_runs_without_a_graph() {
+    Message error;
+    const Opened session = open(fixed_size, "uncapturable", error);
+    warnings.clear();
+    for (unsigned seed = 0; seed < 5; ++seed) CHECK(right(*session, {2, 48, 48}, seed));
+    CHECK(warnings.size() == 1 && warnings[0].find("no CUDA graph is used") == 0);
+}
+
+#ifdef REAL_CUDA
+
+double median_microseconds(Session& session, const Shape& shape) {
+    Message error;
+    Found found(shape);
+    uint8_t* const pixels = session.staging(shape, error);
+    std::vector<double> times;
+    for (int k = 0; k < 2000; ++k) {
+        const auto start = std::chrono::steady_clock::now();
+        CHECK(session.run(pixels, shape, found.answers, error) == EDGEMED_OK, "%s", error.text);
+        times.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count());
+    }
+    std::nth_element(times.begin(), times.begin() + 1000, times.end());
+    return times[1000];
+}
+
+void times_are_taken() {
+    const Shape shape{1, 480, 640};
+    for (const auto& [what, profile] : {std::pair{"any size, no CUDA graph", Profile{{1, 1, 1}, {16, 480, 2048}}},
+                                        std::pair{"480 x 480, CUDA graph", Profile{{1, 1, 1}, {480, 480, 480}}},
+                                        std::pair{"480 x 480, no CUDA graph", Profile{{1, 1, 1}, {479, 480, 480}}}}) {
+        const Opened session = open(profile);
+        const Shape one = profile.side[2] == 480 ? Shape{1, 480, 480} : shape;
+        std::printf("{\"request\": \"%s\", \"height\": %ld, \"width\": %ld, \"median_us\": %.2f, \"n\": 2000}\n", what,
+                    long(one.height), long(one.width), median_microseconds(*session, one));
+    }
+}
+
+#else
+
+void calls_are_those_that_are_needed() {
+    const Opened session = open(fixed_size);
+    CHECK(right(*session, {2, 48, 48}, 0));
+    CHECK(stand_in::count("cudaGraphInstantiate") == 1 && stand_in::count("cudaGraphLaunch") == 0);
+    const int copies = stand_in::count("cudaMemcpyAsync"), blocks = stand_in::count("cudaMalloc");
+    for (unsigned seed = 0; seed < 5; ++seed) CHECK(right(*session, {2, 48, 48}, seed, true));
+    CHECK(stand_in::count("cudaGraphLaunch") == 5 && stand_in::count("cudaGraphInstantiate") == 1);
+    CHECK(stand_in::count("cudaMemcpyAsync") == copies + 5);  // the uploads; the rest is in the graph
+    CHECK(stand_in::count("cudaMalloc") == blocks && blocks == 3);
+    const Opened free_size = open(any_size);
+    CHECK(right(*free_size, {1, 48, 48}, 0) && right(*free_size, {1, 48, 48}, 1));
+    CHECK(stand_in::count("cudaGraphLaunch") == 5 && stand_in::count("cudaGraphInstantiate") == 1);
+}
+
+void a_full_gpu_is_one_clear_message_and_the_next_request_works() {
+    const Opened session = open(any_size);
+    for (const char* call : {"cudaMalloc", "cudaHostAlloc"}) {
+        stand_in::fail(call);
+        const Shape shape{4, 300 + int64_t(std::strlen(call)), 300};
+        const Pixels pixels = noise(shape, 1);
+        Found found(shape);
+        Message error;
+        CHECK(session->run(pixels.data(), shape, found.answers, error) == EDGEMED_ERROR_RUNTIME);
+        CHECK(says(error, "failed with cudaErrorMemoryAllocation (2): the GPU's memory is full"));
+        CHECK(says(error, call));
+        stand_in::fail("");
+        CHECK(right(*session, shape, 2));
+    }
+    for (const char* call : {"cudaMemcpyAsync", "cudaStreamSynchronize"}) {
+        stand_in::fail(call);
+        CHECK(!right(*session, {1, 48, 48}, 3));
+        stand_in::fail("");
+        CHECK(right(*session, {1, 48, 48}, 4));
+    }
+}
+
+void no_driver_is_a_reason() {
+    Here here;
+    Message why_not;
+    CHECK(runtime->available(here, why_not) == EDGEMED_OK, "%s", why_not.text);
+    CHECK(std::string(here.version) == "1.7.1.116" && std::string(here.capability) == "sm86");
+    CHECK(std::string(here.device) == "Stand-in 3090");
+    stand_in::fail("cudaGetDeviceCount");
+    CHECK(runtime->available(here, why_not) == EDGEMED_ERROR_RUNTIME);
+    CHECK(says(why_not, "cudaErrorInsufficientDriver (35): the NVIDIA driver is missing or older than this CUDA"));
+    stand_in::fail("");
+}
+
+void host_memory_given_as_device_memory_is_refused() {
+    const Opened session = open(any_size);
+    const Shape shape{1, 48, 48};
+    const Pixels pixels = noise(shape, 0);
+    Found found(shape);
+    Message error;
+    cudaStream_t stream = nullptr;
+    cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    CHECK(session->run_device(pixels.data(), shape, stream, found.answers, error) == EDGEMED_ERROR_RUNTIME);
+    CHECK(says(error, "an address or a stream that was given is not one of this GPU"));
+    cudaStreamDestroy(stream);
+}
+
+#endif
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    void* const module = count > 1 ? ::dlopen(arguments[1], RTLD_NOW | RTLD_LOCAL) : nullptr;
+    void* const symbol = module ? ::dlsym(module, EDGEMED_RUNTIME_SYMBOL) : nullptr;
+    if (!symbol) {
+        std::fprintf(stderr, "usage: test_tensorrt MODULE (%s)\n", count > 1 ? ::dlerror() : "none was given");
+        return 2;
+    }
+    runtime = reinterpret_cast<Runtime* (*)()>(symbol)();
+    Here here;
+    Message why_not;
+    if (runtime->available(here, why_not) != EDGEMED_OK) {
+        std::fprintf(stderr, "%s\n", why_not.text);
+        return 3;
+    }
+    std::fprintf(stderr, "%s %s on %s (%s)\n", runtime->name(), here.version, here.device, here.capability);
+#ifndef REAL_CUDA
+    calls_are_those_that_are_needed();  // the first, since it counts
+#endif
+    sizes_may_grow_and_shrink();
+    a_fixed_plan_is_right_before_and_after_its_capture();
+    pixels_in_the_gpus_memory_are_read_on_the_callers_stream();
+    clones_serve_threads_of_their_own();
+    a_shape_outside_the_profile_names_the_flag();
+    what_tensorrt_says_is_in_the_message();
+    a_plan_that_cannot_be_captured_runs_without_a_graph();
+#ifdef REAL_CUDA
+    times_are_taken();
+#else
+    a_full_gpu_is_one_clear_message_and_the_next_request_works();
+    no_driver_is_a_reason();
+    host_memory_given_as_device_memory_is_refused();
+    CHECK(stand_in::live() == 0, "%zu blocks were not freed", stand_in::live());
+#endif
+    return result();
+}

@@ -1,0 +1,198 @@
+// The promises of edgemed.h, on the stub module: what is wrong is a status and a message, and nothing is ever kept.
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <thread>
+
+#include "check.hpp"
+#include "edgemed.hpp"
+
+namespace {
+
+constexpr int height = 20, width = 24;
+
+struct Request {
+    std::vector<unsigned char> pixels = std::vector<unsigned char>(height * width * 3);
+    float probabilities[3 * 16] = {}, members[6 * 16] = {};
+    edgemed_decision decisions[16] = {};
+    unsigned char sets[3 * 16] = {};
+    edgemed_image image{pixels.data(), height, width, 0, EDGEMED_RGB};
+    edgemed_outputs outputs{probabilities, members, decisions, sets};
+
+    explicit Request(int r = 10, int g = 20, int b = 30) {
+        const int colour[3] = {r, g, b};
+        for (std::size_t k = 0; k < pixels.size(); ++k) pixels[k] = static_cast<unsigned char>(colour[k % 3]);
+    }
+};
+
+bool last_error_has(const char* text) {
+    if (std::strstr(edgemed_last_error(), text)) return true;
+    std::fprintf(stderr, "the message is: %s\n", edgemed_last_error());
+    return false;
+}
+
+bool near(float found, double expected) { return std::fabs(found - expected) < 1e-6; }
+
+void a_request_is_answered(edgemed_model* model) {
+    Request request;
+    CHECK(edgemed_predict(model, &request.image, 1, &request.outputs) == EDGEMED_OK);
+    const float* p = request.probabilities;  // members: (11, 21, 31) / 63 and (21, 31, 11) / 63
+    CHECK(near(p[0], 32 / 126.0) && near(p[1], 52 / 126.0) && near(p[2], 42 / 126.0), "%f %f %f", p[0], p[1], p[2]);
+    CHECK(near(request.members[2], 31 / 63.0) && near(request.members[3], 21 / 63.0));
+    const edgemed_decision& decision = request.decisions[0];
+    CHECK(decision.label == 1 && decision.decision == 1 && decision.set_size == -1);
+    CHECK(std::fabs(decision.disagreement - 20 / 126.0) < 1e-6, "%f", decision.disagreement);
+}
+
+void what_is_null_is_left_out(edgemed_model* model) {
+    Request request;
+    const edgemed_outputs nothing{nullptr, nullptr, nullptr, nullptr};
+    CHECK(edgemed_predict(model, &request.image, 1, &nothing) == EDGEMED_OK);
+    const edgemed_outputs only_decisions{nullptr, nullptr, request.decisions, nullptr};
+    CHECK(edgemed_predict(model, &request.image, 1, &only_decisions) == EDGEMED_OK);
+    CHECK(request.decisions[0].label == 1);
+    request.decisions[0].label = 77;
+    CHECK(edgemed_predict(model, &request.image, 0, &only_decisions) == EDGEMED_OK);
+    CHECK(request.decisions[0].label == 77);  // no image, no answer
+}
+
+void a_batch_gets_an_answer_each(edgemed_model* model) {
+    Request red(200, 10, 10), blue(10, 10, 200);
+    const edgemed_image apart[2] = {red.image, blue.image};
+    CHECK(edgemed_predict(model, apart, 2, &red.outputs) == EDGEMED_OK);
+    const float first = red.probabilities[1], second = red.probabilities[4];
+    std::vector<unsigned char> together(red.pixels);  // one block needs no copy, and gives the same
+    together.insert(together.end(), blue.pixels.begin(), blue.pixels.end());
+    edgemed_image packed[2] = {red.image, red.image};
+    packed[0].data = together.data(), packed[1].data = together.data() + red.pixels.size();
+    CHECK(edgemed_predict(model, packed, 2, &blue.outputs) == EDGEMED_OK);
+    CHECK(blue.probabilities[1] == first && blue.probabilities[4] == second && first != second);
+    packed[1].height -= 1;
+    CHECK(edgemed_predict(model, packed, 2, &blue.outputs) == EDGEMED_ERROR_INPUT && last_error_has("one size"));
+}
+
+void wrong_arguments_are_refused(edgemed_model* model) {
+    Request request;
+    const auto refused = [&](const edgemed_image& image, const char* text, std::size_t n = 1) {
+        return edgemed_predict(model, &image, n, &request.outputs) == EDGEMED_ERROR_INPUT && last_error_has(text);
+    };
+    edgemed_image image = request.image;
+    image.data = nullptr;
+    CHECK(refused(image, "data is NULL"));
+    for (const int side : {-1, 0, 15, 513, 1 << 30}) {
+        image = request.image, image.height = side;
+        CHECK(refused(image, "takes sides from 16 to 512; resize it, or build again with --image-size"), "%d", side);
+    }
+    for (const ptrdiff_t stride : {1, 71, -71}) {
+        image = request.image, image.stride = stride;
+        CHECK(refused(image, "stride"), "%td", stride);
+    }
+    image = request.image, image.format = 9;
+    CHECK(refused(image, "format"));
+    CHECK(refused(request.image, "at most", std::size_t(1) << 40));
+    CHECK(edgemed_predict(nullptr, &request.image, 1, &request.outputs) == EDGEMED_ERROR_INPUT);
+    CHECK(edgemed_predict(model, nullptr, 1, &request.outputs) == EDGEMED_ERROR_INPUT);
+    CHECK(edgemed_predict(model, &request.image, 1, nullptr) == EDGEMED_ERROR_INPUT);
+    CHECK(edgemed_predict_encoded(model, nullptr, 3, &request.outputs) == EDGEMED_ERROR_INPUT);
+    CHECK(edgemed_predict_encoded(model, "", 0, &request.outputs) == EDGEMED_ERROR_INPUT && last_error_has("is empty"));
+    CHECK(edgemed_predict_device(model, nullptr, 1, 20, 20, nullptr, &request.outputs) == EDGEMED_ERROR_INPUT);
+    CHECK(edgemed_label(model, 3) == nullptr && edgemed_label(model, -1) == nullptr);
+    CHECK(edgemed_decision_name(model, EDGEMED_REFER) == std::string("refer"));
+}
+
+void a_failing_runtime_is_reported(edgemed_model* model) {
+    Request failing(255, 0, 1), nan(255, 0, 2), good;
+    CHECK(edgemed_predict(model, &failing.image, 1, &failing.outputs) == EDGEMED_ERROR_RUNTIME);
+    CHECK(last_error_has("the stub fails"));
+    CHECK(edgemed_predict(model, &nan.image, 1, &nan.outputs) == EDGEMED_ERROR_INTERNAL);
+    CHECK(last_error_has("not a finite number"));
+    CHECK(edgemed_predict(model, &good.image, 1, &good.outputs) == EDGEMED_OK);  // the handle goes on
+}
+
+void device_memory_goes_to_the_runtime(edgemed_model* model) {
+    Request request, same;
+    int stream = 0;
+    CHECK(edgemed_predict_device(model, request.pixels.data(), 1, height, width, &stream, &request.outputs) == EDGEMED_OK);
+    CHECK(edgemed_predict(model, &same.image, 1, &same.outputs) == EDGEMED_OK);
+    CHECK(request.probabilities[1] == same.probabilities[1] && request.decisions[0].label == 1);
+    CHECK(edgemed_predict_device(model, request.pixels.data(), 1, 5, width, &stream, &request.outputs) == EDGEMED_ERROR_INPUT);
+    CHECK(edgemed_predict_device(model, request.pixels.data(), 1, height, width, nullptr, &request.outputs) != EDGEMED_OK);
+    CHECK(last_error_has("wants a stream"));
+}
+
+void errors_belong_to_their_thread(edgemed_model* model) {
+    CHECK(edgemed_open("/nowhere", nullptr, &model) == EDGEMED_ERROR_BUNDLE && model == nullptr);
+    std::string before = "unset";
+    std::thread([&] { before = edgemed_last_error(); }).join();
+    CHECK(before.empty());
+    CHECK(last_error_has("/nowhere does not exist"));
+}
+
+void options_are_checked(const std::string& bundle, const edgemed_options& good) {
+    edgemed_model* model = nullptr;
+    edgemed_options options = good;
+    options.size = 0;
+    CHECK(edgemed_open(bundle.c_str(), &options, &model) == EDGEMED_ERROR_INPUT && last_error_has("options"));
+    options.size = sizeof options + 8;  // of a program built against a newer header
+    CHECK(edgemed_open(bundle.c_str(), &options, &model) == EDGEMED_ERROR_INPUT);
+    options = good, options.threads = -1;
+    CHECK(edgemed_open(bundle.c_str(), &options, &model) == EDGEMED_ERROR_INPUT && last_error_has("threads"));
+    options = good, options.runtime = nullptr;
+    CHECK(edgemed_open(bundle.c_str(), &options, &model) == EDGEMED_ERROR_INPUT);
+    options = good, options.runtime = "onnxruntime";
+    CHECK(edgemed_open(bundle.c_str(), &options, &model) == EDGEMED_ERROR_INPUT && last_error_has("Known: auto"));
+    options = good, options.precision = "int8";
+    CHECK(edgemed_open(bundle.c_str(), &options, &model) == EDGEMED_ERROR_INPUT && last_error_has("fp16, fp32"));
+    options = good, options.modules = "/nowhere";
+    CHECK(edgemed_open(bundle.c_str(), &options, &model) == EDGEMED_ERROR_RUNTIME && last_error_has("is not there"));
+    CHECK(edgemed_open(nullptr, &good, &model) == EDGEMED_ERROR_INPUT);
+    CHECK(edgemed_open(bundle.c_str(), &good, nullptr) == EDGEMED_ERROR_INPUT);
+    CHECK(edgemed_clone(nullptr, &model) == EDGEMED_ERROR_INPUT && model == nullptr);
+    options = good, options.self_test = 1;  // the stub does not compute what the reference did
+    CHECK(edgemed_open(bundle.c_str(), &options, &model) == EDGEMED_ERROR_GATE && last_error_has("differs from its reference"));
+    edgemed_close(nullptr);
+}
+
+void the_wrapper_gives_the_same(const std::string& bundle, const edgemed_options& options) {
+    edgemed::Model model(bundle, options);
+    edgemed::Model other = model.clone();
+    const Request request;
+    const edgemed::Prediction found = other.predict(request.image);
+    CHECK(found.decision == "malignant" && found.label == 1 && !found.has_set && found.set.empty());
+    CHECK(model.labels() == std::vector<std::string>({"benign", "malignant", "normal"}));
+    CHECK(model.members().size() == 2 && found.members.size() == 6 && near(found.members[2], 31 / 63.0));
+    try {
+        model.predict_encoded("GIF89a", 6);
+        CHECK(false);
+    } catch (const edgemed::Error& error) {
+        CHECK(error.status == EDGEMED_ERROR_INPUT && std::string(error.what()).find("no PNG or JPEG") != std::string::npos);
+    }
+}
+
+}  // namespace
+
+int main(int, char** arguments) {
+    const std::string bundle = std::string(arguments[1]) + "/bundle";
+    edgemed_options options = edgemed_options_default();
+    options.runtime = "tensorrt-rtx";
+    options.modules = arguments[2];
+    edgemed_model *model = nullptr, *clone = nullptr;
+    CHECK(edgemed_open(bundle.c_str(), &options, &model) == EDGEMED_OK, "%s", edgemed_last_error());
+    if (!model) return result();
+    CHECK(edgemed_runtime(model) == std::string("tensorrt-rtx") && edgemed_state(model) == std::string("built"));
+    CHECK(edgemed_reason(model) == std::string("tensorrt-rtx: asked for by name"));
+    CHECK(edgemed_clone(model, &clone) == EDGEMED_OK);
+    edgemed_close(model);  // in any order
+    a_request_is_answered(clone);
+    what_is_null_is_left_out(clone);
+    a_batch_gets_an_answer_each(clone);
+    wrong_arguments_are_refused(clone);
+    a_failing_runtime_is_reported(clone);
+    device_memory_goes_to_the_runtime(clone);
+    errors_belong_to_their_thread(nullptr);
+    edgemed_close(clone);
+    options_are_checked(bundle, options);
+    the_wrapper_gives_the_same(bundle, options);
+    CHECK(edgemed_version()[0] != '\0');
+    return result();
+}

@@ -1,0 +1,246 @@
+"""The C++ library answers, and refuses, as Python does. tests/cpp holds its own tests, which CTest runs.
+
+Skipped, visibly, where a compiler, CMake or a Debian package is missing (`make cpp-deps`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_damaged as damaged
+import tiny_bundles as tiny
+from cpp_build import ROOT, built, certificate_record, ctest, probe
+
+import edgemed
+from edgemed.pack import add_plan, put_record
+
+OK, INPUT, GATE, BUNDLE, RUNTIME = 0, 2, 3, 4, 5  # edgemed_status
+
+
+@pytest.fixture(scope="session")
+def build() -> Path:
+    return built("cpp")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def opened(build: Path, bundle: Path, runtime: str = "tensorrt-rtx", **options: Any) -> dict[str, Any]:
+    """What edgemed_open says, with the stub module in TensorRT-RTX's place."""
+    settings = [f"{name}={value}" for name, value in {"modules": build / "stub", "runtime": runtime, **options}.items()]
+    found: dict[str, Any] = probe(build, "open", bundle, *settings)
+    return found
+
+
+@pytest.mark.parametrize("name", ["test_answers", "test_api", "test_inside", "test_memory", "test_threads"])
+def test_ctest(build: Path, name: str) -> None:
+    ctest(build, f"^{name}$")
+
+
+@pytest.mark.parametrize("kind", damaged.CASES)
+def test_damage_is_refused_with_pythons_message(kind: str, build: Path, tmp_path: Path) -> None:
+    damage, expected = damaged.CASES[kind]
+    bundle = tiny.bundle(tmp_path / "bundle").path
+    damage(bundle)
+    found = opened(build, bundle)
+    assert found["status"] == BUNDLE
+    damaged.re.search(expected, found["message"]) or pytest.fail(found["message"])
+
+
+def test_an_intact_bundle_is_opened_so_the_refusals_above_are_about_the_damage(build: Path, tmp_path: Path) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle").path
+    damaged.with_plan(damaged.RTX)(bundle)
+    assert opened(build, bundle)["status"] == OK
+
+
+def test_what_is_no_bundle_is_refused(build: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for name, message in {"none": "does not exist", "file": "is a file", "empty": "holds no manifest.json"}.items():
+        found = opened(build, tmp_path / name)
+        assert (found["status"], message in found["message"]) == (BUNDLE, True), found
+
+
+def test_signatures_are_checked(build: Path, tmp_path: Path) -> None:
+    from edgemed.signature import public_of
+
+    def key(name: str) -> tuple[bytes, Path]:
+        made = damaged.ed25519.Ed25519PrivateKey.generate()
+        serialization = damaged.serialization
+        private = made.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        (tmp_path / name).write_bytes(public_of(private))
+        return private, tmp_path / name
+
+    (maker, maker_key), (device, device_key), (_, other_key) = key("maker"), key("device"), key("other")
+    bundle = tiny.bundle(tmp_path / "bundle", signing_key=maker)
+    damaged.with_plan(damaged.RTX)(bundle.path)
+    assert "is not by the given key" in opened(build, bundle.path, public_key=other_key)["message"]
+    assert "made-by-hand.json is not signed" in opened(build, bundle.path, public_key=maker_key)["message"]
+    add_plan(bundle, damaged.record(bundle, damaged.RTX), damaged.RTX, device)
+    assert "is not by the given key" in opened(build, bundle.path, public_key=maker_key)["message"]
+    assert opened(build, bundle.path, public_key=maker_key, plan_key=device_key)["status"] == OK
+    assert "cannot read the key" in opened(build, bundle.path, public_key=tmp_path / "nowhere")["message"]
+    assert "no Ed25519 key" in opened(build, bundle.path, public_key=bundle.path / "manifest.json")["message"]
+    damaged.flipped("manifest.sig")(bundle.path)
+    assert "is not by the given key" in opened(build, bundle.path, public_key=maker_key)["message"]
+    (bundle.path / "manifest.sig").unlink()
+    assert "is not signed" in opened(build, bundle.path, public_key=maker_key)["message"]
+
+
+def test_a_certificate_counts_in_its_own_place_only(build: Path, tmp_path: Path) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle")
+    assert opened(build, bundle.path, "openvino")["state"] == "built"
+    put_record(bundle, certificate_record(bundle.path))
+    found = opened(build, bundle.path, "openvino")
+    model = edgemed.load(bundle.path, runtime="openvino", threads=1)
+    assert (found["state"], found["version"]) == ("certified", model.session.version) == (model.state, found["version"])
+    put_record(bundle, certificate_record(bundle.path, device="another CPU"))
+    assert opened(build, bundle.path, "openvino")["state"] == "built"
+
+
+def test_auto_passes_over_a_plan_that_is_not_certified_here(build: Path, tmp_path: Path) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle")
+    damaged.with_plan(damaged.RTX)(bundle.path)
+    found = opened(build, bundle.path, "auto")
+    assert found["runtime"] == "openvino"
+    assert "tensorrt-rtx: plan made-by-hand is not certified on this machine" in found["reason"]
+    assert any("tensorrt-rtx is passed over" in warning for warning in found["warnings"])
+    trusting = opened(build, bundle.path, "auto", uncertified=1)
+    assert (trusting["runtime"], trusting["state"]) == ("tensorrt-rtx", "built")
+    assert any("runs because it was asked for" in warning for warning in trusting["warnings"])
+
+
+def test_a_certified_plan_is_preferred_to_a_newer_one(build: Path, tmp_path: Path) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle")
+    place = {"runtime": "tensorrt-rtx", "version": "1.7.1.116", "device": "stub", "capability": "sm86"}
+    certificate = certificate_record(bundle.path, **place).certificate
+    add_plan(bundle, damaged.record(bundle, damaged.RTX, id="newer", created="2026-02-02T00:00:00Z"), damaged.RTX)
+    add_plan(bundle, damaged.record(bundle, damaged.RTX, state="certified", certificate=certificate), damaged.RTX)
+    found = opened(build, bundle.path, "auto")
+    assert (found["runtime"], found["state"], found["warnings"]) == ("tensorrt-rtx", "certified", [])
+
+
+def test_the_self_test_fails_where_the_answers_differ(build: Path, tmp_path: Path) -> None:
+    good = tiny.bundle(tmp_path / "good").path
+    assert opened(build, good, "openvino", self_test=1)["status"] == OK
+    weights = tiny.WEIGHTS.copy()
+    weights[0, 0, 0] += 0.1
+    files = {"model.fp32.onnx": tiny.model(), "model.fp16.onnx": tiny.model(), **tiny.evidence_files(weights)}
+    found = opened(build, tiny.bundle(tmp_path / "other", files=files).path, "openvino", self_test=1)
+    assert (found["status"], "differs from its reference on 2 images" in found["message"]) == (GATE, True), found
+
+
+def test_a_graph_that_openvino_refuses_is_one_line(build: Path, tmp_path: Path) -> None:
+    files = tiny.fields()["files"] | {"model.fp32.onnx": b"\x08\x0a this is no graph"}
+    found = opened(build, tiny.bundle(tmp_path / "bundle", files=files).path, "openvino")
+    assert found["status"] == RUNTIME
+    assert "refuses the graph" in found["message"] and "\n" not in found["message"]
+
+
+@pytest.mark.parametrize("first", ["python", "cpp"])
+def test_the_cache_is_shared_with_python(first: str, build: Path, tmp_path: Path, cache: Path) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle").path
+
+    def run(which: str) -> bool | None:
+        if which == "python":
+            return edgemed.load(bundle, runtime="openvino", threads=2).session.from_cache
+        assert opened(build, bundle, "openvino", threads=2)["warnings"] == []
+        return None
+
+    run(first)
+    (blob,) = cache.rglob("*.blob")  # two of them, were the keys different
+    written = blob.stat().st_mtime_ns
+    assert run("cpp" if first == "python" else "python") in (None, True)
+    assert [(path, path.stat().st_mtime_ns) for path in cache.rglob("*.blob")] == [(blob, written)]
+    blob.chmod(0o600)
+    blob.write_bytes(blob.read_bytes()[:-1])
+    assert any("was damaged" in warning for warning in opened(build, bundle, "openvino", threads=2)["warnings"])
+
+
+def test_the_command_prints_a_folder_that_cmake_builds(edgemed: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert edgemed("cmake-dir") == 0
+    assert (Path(capsys.readouterr().out.strip()) / "CMakeLists.txt").is_file()
+
+
+def test_the_headers_version_is_pythons(build: Path) -> None:
+    assert f'"{edgemed.__version__}"' in (build / "edgemed" / "edgemedConfigVersion.cmake").read_text()
+
+
+USER = """
+cmake_minimum_required(VERSION 3.22)
+project(user C CXX)
+find_package(edgemed REQUIRED)
+add_executable(user user.c)
+target_link_libraries(user PRIVATE edgemed::edgemed)
+"""
+
+
+@pytest.mark.slow
+def test_an_installed_library_is_found_by_cmake_and_pkg_config(build: Path, tmp_path: Path) -> None:
+    def run(*command: str | Path, **environment: str) -> str:
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    prefix, user = tmp_path / "prefix", tmp_path / "user"
+    run("cmake", "--install", build / "edgemed", "--prefix", prefix)
+    user.mkdir()
+    (user / "CMakeLists.txt").write_text(USER)
+    shutil.copy(ROOT / "edgemed" / "cpp" / "examples" / "camera_loop.c", user / "user.c")
+    run("cmake", "-S", user, "-B", user / "build", f"-DCMAKE_PREFIX_PATH={prefix}")
+    run("cmake", "--build", user / "build")
+    bundle = tiny.bundle(tmp_path / "bundle", image_input={"min_side": 16, "opt_side": 48, "max_side": 640}).path
+    assert "ms per frame over 5 frames" in run(user / "build" / "user", bundle, "5")
+    paths = ":".join(str(path.parent) for path in prefix.rglob("edgemed.pc"))
+    flags = run("pkg-config", "--cflags", "--libs", "edgemed", PKG_CONFIG_PATH=paths).split()
+    run("cc", user / "user.c", "-o", tmp_path / "plain", *flags)
+    libraries = next(prefix.rglob("libedgemed.so")).parent
+    assert "over 5 frames" in run(tmp_path / "plain", bundle, "5", LD_LIBRARY_PATH=str(libraries))
+    tool = next(prefix.rglob("edgemed-predict"))
+    assert run(tool, bundle, bundle / "golden" / "000.png").count("disagreement") == 1
+
+
+@pytest.mark.slow
+def test_sanitizers_are_silent_with_openvino() -> None:
+    build = built("cpp-asan", "-DEDGEMED_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
+    ctest(build, "test_", EDGEMED_TEST_SECONDS="60")
+
+
+@pytest.mark.slow
+def test_the_thread_sanitizer_is_silent_with_the_stub() -> None:
+    settings = ("-DEDGEMED_SANITIZE=thread", "-DEDGEMED_OPENVINO=OFF", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
+    ctest(built("cpp-tsan", *settings), "test_threads|test_api", EDGEMED_TEST_SECONDS="60")
+
+
+@pytest.mark.slow
+def test_a_thousand_openings_leave_nothing_behind(build: Path) -> None:
+    ctest(build, "test_memory", EDGEMED_TEST_OPENS="1000")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["fuzz_documents", "fuzz_images"])
+def test_fuzzing_finds_nothing(target: str, tmp_path: Path) -> None:
+    """EDGEMED_FUZZ_SECONDS for each target, 60 unless told."""
+    settings = ("-DEDGEMED_FUZZ=ON", "-DEDGEMED_SANITIZE=address,undefined", "-DEDGEMED_OPENVINO=OFF")
+    build = built("cpp-fuzz", *settings, compiler="clang++")
+    ctest(build, "golden_files")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    names = ("*.json", "*/*.json", "*/*/*.json") if target == "fuzz_documents" else ("*.png", "*.jpg", "*/*/*.png")
+    for number, path in enumerate(path for name in names for path in sorted((build / "data").glob(name))):
+        shutil.copy(path, corpus / str(number))
+    seconds = os.environ.get("EDGEMED_FUZZ_SECONDS", "60")
+    command = [build / target, corpus, f"-max_total_time={seconds}", "-max_len=20000", f"-artifact_prefix={tmp_path}/"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]

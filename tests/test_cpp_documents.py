@@ -1,0 +1,112 @@
+"""The C++ library believes exactly the documents that Python believes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_bundles as tiny
+from cpp_build import ROOT, built, certificate_record, probe
+
+from edgemed import preflight, runtimes
+from edgemed.errors import InputError
+from edgemed.manifest import Manifest, canonical_bytes, parse, sha256_of
+from edgemed.records import PlanRecord
+
+
+@pytest.fixture
+def build() -> Path:
+    return built("cpp")
+
+
+def resealed(document: dict[str, Any]) -> bytes:
+    """The manifest with the id and checksum that fit it: only its fields can be wrong."""
+    loose = {"bundle_id", "checksum", "created", "edgemed_version"}
+    document["bundle_id"] = sha256_of(canonical_bytes({k: v for k, v in document.items() if k not in loose}))[:16]
+    document["checksum"] = sha256_of(canonical_bytes({k: v for k, v in document.items() if k != "checksum"}))
+    return canonical_bytes(document)
+
+
+VALUES: tuple[Any, ...] = (
+    None, True, 0, 1, -1, 2, 1.0, 0.5, 1e-7, 1e22, 2**62, 2**62 + 1, 2**70, "", " x", "x\u200b", "é", "a\nb", [], {},
+    [1], ["a", "a"], ["a", "b"], [1, 2], [3, 2, 1], [1.5, 2], "fp32", "certified", "0" * 64, "0" * 16,
+    "2026-01-01T00:00:00Z",
+)  # fmt: skip
+
+
+ENDLESS = {f"{path} {2**70}" for path in (("batch", 2), ("image_side", 2), ("certificate", "images"))}
+"""Python's integers have no end; C++ refuses these."""
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to every value inside a document."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(found for key, item in items for found in places(item, (*path, key)))]
+
+
+def variants(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The document with each value in turn replaced by each of VALUES, taken out, or given a neighbour; by its name."""
+    made = {}
+    for path in places(document)[1:]:
+        for change in (*VALUES, "remove", "add"):
+            copy = json.loads(json.dumps(document))
+            inner = copy
+            for key in path[:-1]:
+                inner = inner[key]
+            if change == "remove":
+                del inner[path[-1]]
+            elif change == "add" and isinstance(inner, dict):
+                inner[f"x{path[-1]}"] = inner[path[-1]]
+            else:
+                inner[path[-1]] = change
+            made[f"{path} {change!r}"] = copy
+    return made
+
+
+@pytest.mark.parametrize("kind", ["manifest", "record"])
+def test_documents_are_refused_exactly_where_python_refuses_them(kind: str, build: Path, tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "tests" / "cpp"))
+    from golden_files import POINT
+
+    bundle = tiny.bundle(tmp_path / "bundle", operating_point=POINT)
+    files, refusals = [], []
+    if kind == "manifest":
+        made = variants(bundle.manifest.model_dump(mode="json"))
+    else:
+        made = variants(certificate_record(bundle.path).model_dump(mode="json"))
+    names = list(made)
+    for number, document in enumerate(made.values()):
+        content = resealed(document) if kind == "manifest" else canonical_bytes(document)
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_bytes(content)
+        try:
+            parse(Manifest if kind == "manifest" else PlanRecord, content, files[-1])
+            refusals.append(names[number] in ENDLESS)
+        except InputError:
+            refusals.append(True)
+    found = [result is not None for file in chunks(files) for result in probe(build, kind, *file)]
+    differing = [names[k] for k in range(len(files)) if found[k] != refusals[k]]
+    assert not differing
+    assert refusals.count(False) > 20 and refusals.count(True) > 500
+
+
+def chunks(files: list[Path]) -> list[list[Path]]:
+    return [files[k : k + 500] for k in range(0, len(files), 500)]
+
+
+def test_this_machine_is_described_as_in_python(build: Path) -> None:
+    found = probe(build, "place")
+    assert tuple(found["cpu"]) == preflight.cpu()
+    assert found["cores"] == runtimes.usable_cores()
+
+
+def test_texts_print_where_python_says_so(build: Path, tmp_path: Path) -> None:
+    assigned = [chr(k) for k in range(0x110000) if unicodedata.category(chr(k)) not in ("Cn", "Cs")]
+    (tmp_path / "texts.json").write_text(json.dumps([f"a{one}b" for one in assigned]))
+    found = probe(build, "visible", tmp_path / "texts.json")
+    wrong = [hex(ord(one)) for one, shown in zip(assigned, found, strict=True) if shown != one.isprintable()]
+    assert not wrong
