@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from edgemed import __version__, display
-from edgemed.commands import bench, build, certify, predict, train
+from edgemed.commands import bench, build, calibrate, certify, cpp, data, predict, train
 from edgemed.errors import EdgemedError, InputError
 
 TRAIN = ("torch", "torchvision", "timm", "onnx", "onnxscript", "matplotlib", "safetensors")
@@ -43,14 +43,17 @@ def _edgemed(
 for command in (
     train.sample,
     train.train,
+    calibrate.calibrate,
     build.build_engine,
     certify.certify,
     certify.inspect,
     predict.predict,
     predict.evaluate,
     bench.bench,
+    cpp.cmake_dir,
 ):
     app.command(command.__name__.replace("_", "-"))(command)
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ class TrainConfig:
     start: str = "imagenet"
     weights: str | None = None
     split: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    calibration: float = 0.0
     folds: int = 0
     epochs: int = 30
     pretrain_epochs: int = 30
@@ -44,6 +45,7 @@ class TrainConfig:
     drop_path: float = 0.1
     label_smoothing: float = 0.1
     class_weighting: float = 0.5
+    mixup: float = 0.0
     ema_decay: float = 0.99
     vertical_flip: bool = False
     patience: int = 10
@@ -54,6 +56,9 @@ class TrainConfig:
     device: str = "auto"
     threads: int = 0
     loader: str = "auto"
+    accumulate: int = 1
+    amp: bool = True
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name, lowest in (("size", UNIT), ("pretrain_size", 2 * UNIT)):
@@ -73,9 +78,11 @@ class TrainConfig:
             raise InputError(f"--entropy-patch {self.entropy_patch}: use 8, 16 or 32")
         for name, low, high in (
             ("pretrain_size", 2 * UNIT, 2048),
+            ("calibration", 0.0, 0.5),
             ("mask_ratio", 0.0, 1.0),
             ("sharpness", -1e6, 1e6),
             ("weight_decay", 0.0, 1.0),
+            ("mixup", 0.0, 10.0),
             ("label_smoothing", 0.0, 0.5),
             ("class_weighting", 0.0, 1.0),
             ("ema_decay", 0.0, 0.99999),
@@ -89,10 +96,16 @@ class TrainConfig:
             ("batch", 2, 65_536),
             ("patience", 1, 100_000),
             ("threads", 0, 4096),
+            ("accumulate", 1, 32_768),
             ("seed", 0, 2**63 - 1),
         ):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{flag(name)} {getattr(self, name)} is outside {low} to {high}")
+        if self.batch < 2 * self.accumulate:
+            raise InputError(
+                f"--accumulate {self.accumulate} leaves less than 2 of the --batch {self.batch} images for a part; "
+                f"try --accumulate {self.batch // 2}"
+            )
         units = (self.pretrain_size // UNIT) ** 2
         if not 1 <= round(self.mask_ratio * units) < units:
             raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,8 @@ def start_logging(level: int) -> None:
     handler = RichHandler(console=_log, show_path=False, show_time=False, markup=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("edgemed").setLevel(level)
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes what it stumbles over, patients too
+    warnings.filterwarnings("ignore", module="pydicom")
 
 
 @contextmanager
@@ -101,18 +104,22 @@ def _interval(value: dict[str, float | None]) -> str:
 
 
 def predictions(found: Sequence[Prediction], model: Model) -> None:
-    """One row per image: label and probabilities."""
+    """One row per image: label, decision and prediction set where there is an operating point, probabilities."""
     table = Table(title=escape(f"{model.bundle.path.name} on {model.runtime}, {model.precision}"), title_justify="left")
     table.add_column("image", overflow="fold")
     table.add_column("label")
-    decides = model.bundle.manifest.operating_point is not None
-    if decides:
+    point = model.bundle.manifest.operating_point
+    if point:
         table.add_column("decision")
+    if point and point.coverage:
+        table.add_column(f"{point.coverage:g} set", overflow="fold")
     for name in model.labels:
         table.add_column(escape(name), justify="right")
     for item in found:
         shares = (f"{item.probabilities[name]:.3f}" for name in model.labels)
-        decision = (escape(item.decision),) if decides else ()
+        decision = [escape(item.decision)] if point else []
+        if item.prediction_set is not None:
+            decision.append(escape(", ".join(item.prediction_set) or "none"))
         table.add_row(escape(str(item.path)), escape(item.label), *decision, *shares)
     _out.print(table)
 
@@ -175,3 +182,28 @@ def _state(plan: dict[str, Any]) -> str:
         place = certified["place"]
         return escape(f"certified on {certified['images']} images, {place['device']}, {certified['created'][:10]}")
     return "built, not executed" if plan["state"] == "built" else str(plan["state"])
+
+
+def operating_point(metrics: dict[str, Any]) -> None:
+    """What the operating point of a run attains on its test images, a line for each of its parts."""
+    found = metrics["operating"]
+
+    def share(interval: dict[str, float | None]) -> str:
+        return _interval(interval).replace("\n", " (") + (")" if interval["value"] is not None else "")
+
+    say(f"operating point, judged on {metrics['n']} images (split: {metrics['split']}); 95 % intervals:")
+    if sets := found.get("sets"):
+        say(
+            f"  prediction sets: {share(sets['coverage'])} hold the true label, stated {sets['stated']:g}; "
+            f"{sets['mean_size']:.2f} labels in a set"
+        )
+    if threshold := found.get("threshold"):
+        say(
+            f"  {threshold['positive']}, chosen for {threshold['target']} {threshold['target_value']:g}: "
+            f"sensitivity {share(threshold['sensitivity'])}, specificity {share(threshold['specificity'])}"
+        )
+    if referral := found.get("referral"):
+        say(
+            f"  answered: {share(referral['answered'])}, of these right {share(referral['accuracy_of_answers'])}; "
+            f"wrong answers among all images {share(referral['wrong_answers'])}"
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,21 @@ Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.fl
 """One image uint8 (H, W, 3) RGB -> probabilities float32 (K,) and member probabilities float32 (M, K)."""
 
 Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the M members said of N labelled images."""
+
+    paths: tuple[str, ...]
+    labels: NDArray[np.int64]  # (N,)
+    groups: tuple[str, ...]
+    members: Array  # (N, M, K) probabilities
+
+    @property
+    def probabilities(self) -> Array:
+        """The ensemble's, (N, K)."""
+        return np.asarray(self.members.mean(axis=1), np.float32)
 
 
 def decoded(files: Sequence[Path], threads: int = 2, ahead: int = 16) -> Iterator[NDArray[np.uint8]]:

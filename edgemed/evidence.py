@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -49,6 +51,12 @@ class Reference(NamedTuple):
     split: NDArray[np.str_]  # (R,)
     probabilities: NDArray[np.float32]  # (R, K)
 
+# What numpy, zipfile and zlib raise on a damaged archive.
+_DAMAGED = (
+    KeyError, ValueError, OSError, EOFError, TypeError, AttributeError, NotImplementedError, RuntimeError, MemoryError,
+    ArithmeticError, SyntaxError, struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
 
 def golden_files(images: Sequence[NDArray[np.uint8]], probabilities: ArrayLike, members: ArrayLike) -> dict[str, bytes]:
     """The golden files by their names in the bundle: pass them to `write_bundle`.
@@ -80,7 +88,7 @@ def golden_from_files(files: Mapping[str, bytes]) -> tuple[Golden, ...]:
         document = from_json(files[GOLDEN_OUTPUTS])
         if document["schema_version"] != 1:
             raise InputError(
-                f"{GOLDEN_OUTPUTS} has schema version {document['schema_version']}; install a newer edgemed"
+                f"{GOLDEN_OUTPUTS} has schema version {document['schema_version']!a}; install a newer edgemed"
             )
         if not document["images"]:
             raise ValueError("it lists none")
@@ -137,5 +145,5 @@ def reference_from_file(data: bytes) -> Reference:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             return Reference(*(archive[name] for name in Reference._fields))
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise InputError(f"{REFERENCE_NAME} cannot be read ({error}); build the bundle again") from error

@@ -11,12 +11,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors.torch import save
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
@@ -24,18 +27,22 @@ from torch import Tensor, nn
 
 from edgemed.config import TrainConfig, derive_seed
 from edgemed.dataset import Dataset
-from edgemed.evaluate import decoded
+from edgemed.distributed import agreed, batch_of_rank, from_leader, gathered, rank, replicated, together, world
 from edgemed.files import write_atomic
+from edgemed.images import image_from_file
 from edgemed.loader import Augment, open_loader
+from edgemed.loader_torch import ahead, remembering
 from edgemed.loop import (
     Progress,
     autocast,
     cosine_schedule,
+    gradients,
     load_checkpoint,
     log,
     read_history,
     require_finite,
     save_checkpoint,
+    seed_noise,
     write_history,
 )
 from edgemed.preprocess import FrontEnd
@@ -51,18 +58,25 @@ def class_weights(labels: Sequence[int], classes: int, power: float) -> Tensor:
 
 
 @torch.inference_mode()
-def logits_of_files(model: nn.Module, front: FrontEnd, files: Sequence[Path], device: str, batch: int = 32) -> Tensor:
+def logits_of_files(
+    model: nn.Module,
+    front: FrontEnd,
+    files: Sequence[Path],
+    device: str,
+    batch: int = 32,
+    read: Callable[[Path], NDArray[np.uint8]] = image_from_file,
+) -> Tensor:
     """Logits float32 (N, K) on the CPU, through the exported front end, each image at its own size."""
     model.eval()
     rows: list[Tensor] = []
     waiting: list[Tensor] = []
-    for done, image in enumerate(decoded(files), 1):
+    for done, image in enumerate(ahead(read, files, torch.get_num_threads(), depth=16), 1):
         waiting.append(front(torch.from_numpy(image)[None].to(device)))
         if len(waiting) == batch or done == len(files):
             pixels = torch.cat(waiting).contiguous(memory_format=torch.channels_last)
             rows.append(model(pixels).float().cpu())
             waiting = []
-    return torch.cat(rows)
+    return torch.cat(rows) if rows else torch.empty(0)
 
 
 def finetune(
@@ -90,30 +104,37 @@ def finetune(
     validation_labels = torch.tensor(validation.labels)
     model = model.to(device).to(memory_format=torch.channels_last)
     front = front.to(device)
-    loader = open_loader(
-        files,
-        train.labels,
-        size=config.size,
-        batch=config.batch,
-        augment=dataclasses.replace(AUGMENT, vflip=config.vertical_flip),
-        seed=seed,
-        device=device,
-        backend=config.loader,
-        threads=torch.get_num_threads(),
-    )
-    log.info("fine-tuning %s on %d images: %s", member, len(files), loader.reason)
+    with agreed():
+        loader = open_loader(
+            files,
+            train.labels,
+            size=config.size,
+            batch=batch_of_rank(config.batch),
+            augment=dataclasses.replace(AUGMENT, vflip=config.vertical_flip),
+            seed=seed,
+            rank=rank(),
+            world=world(),
+            device=device,
+            backend=config.loader,
+            threads=torch.get_num_threads(),
+        )
+    stage = f"fine-tuning {member}"
+    log.info("%s on %d images: %s", stage, len(files), loader.reason)
     optimizer = create_optimizer_v2(
         model, "adamw", lr=config.learning_rate, weight_decay=config.weight_decay, layer_decay=config.layer_decay
     )
     warmup = min(config.warmup_epochs, config.epochs - 1)
     schedule = cosine_schedule(optimizer, config.epochs * loader.steps, warmup * loader.steps)
+    net = replicated(model, config.compile)
     average = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
     weights = class_weights(train.labels, len(dataset.classes), config.class_weighting).to(device)
+    loss_of = partial(_loss, config, net, front, weights)
+    read = remembering()  # the validation images come again in every epoch
     before = [row for row in read_history(folder / "history.jsonl") if row["stage"] == "pretrain"]
     history: list[dict[str, Any]] = []
     best: dict[str, Tensor] = {}
     checkpoint = folder / "finetuning.ckpt"
-    if state := load_checkpoint(checkpoint):
+    if state := from_leader(lambda: load_checkpoint(checkpoint)):
         model.load_state_dict(state["model"])
         average.module.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
@@ -122,25 +143,25 @@ def finetune(
         if _epochs_without_gain(history) >= config.patience:
             break
         began, total = time.monotonic(), 0.0
-        torch.manual_seed(derive_seed(seed, epoch))
+        seed_noise(seed, epoch)
         model.train()
-        for step, (images, labels, indices) in enumerate(loader.epoch(epoch)):
+        for step, (images, labels, indices) in enumerate(together(loader.epoch(epoch))):
             schedule.step_update(epoch * loader.steps + step)
-            pixels = front.normalised(images.permute(0, 3, 1, 2).float()).contiguous(memory_format=torch.channels_last)
-            with autocast(device):
-                logits = model(pixels)
-            loss = F.cross_entropy(logits.float(), labels, weight=weights, label_smoothing=config.label_smoothing)
-            total += require_finite(loss.detach(), f"fine-tuning {member}", "--learning-rate", epoch, files, indices)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = gradients(net, loss_of, (images, labels), weights[labels], config.accumulate)
+            total += require_finite(loss, stage, "--learning-rate", epoch, files, indices)
             optimizer.step()
             average.update(model, step=epoch * loader.steps + step)
-        logits = logits_of_files(average.module, front, validation_files, device, config.batch)
+        logits = _logits_of_all_ranks(average.module, front, validation_files, device, config.batch, read)
+        wrong = (~logits.isfinite().all(1)).nonzero().flatten()[rank() :: world()]
+        validation_loss = F.cross_entropy(logits, validation_labels)
         row = {
             "stage": "finetune",
             "epoch": epoch + 1,
             "train_loss": total / loader.steps,
-            "validation_loss": float(F.cross_entropy(logits, validation_labels)),
+            "validation_loss": require_finite(
+                validation_loss, stage, "--learning-rate", epoch, validation_files, wrong
+            ),
             "validation_accuracy": float((logits.argmax(1) == validation_labels).float().mean()),
             "learning_rate": max(group["lr"] for group in optimizer.param_groups),
             "seconds": time.monotonic() - began,
@@ -148,22 +169,60 @@ def finetune(
         history.append(row)
         if _epochs_without_gain(history) == 0:
             best = copy.deepcopy({key: value.cpu() for key, value in average.module.state_dict().items()})
-        save_checkpoint(
-            checkpoint,
-            {
-                "model": model.state_dict(),
-                "average": average.module.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "history": history,
-                "best": best,
-            },
-        )
-        write_history(folder / "history.jsonl", before + history)
+        with agreed():
+            if rank() == 0:
+                save_checkpoint(
+                    checkpoint,
+                    {
+                        "model": model.state_dict(),
+                        "average": average.module.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "history": history,
+                        "best": best,
+                    },
+                )
+                write_history(folder / "history.jsonl", before + history)
         detail = f"validation accuracy {row['validation_accuracy']:.3f}, loss {row['validation_loss']:.3f}"
         progress(f"fine-tune {member}", epoch + 1, config.epochs, detail)
-    write_history(folder / "history.jsonl", before + history)  # again: a kill may have come just before the last row
-    write_atomic(folder / "model.safetensors", save({key: value.contiguous() for key, value in best.items()}))
-    checkpoint.unlink(missing_ok=True)
+    with agreed():
+        if rank() == 0:
+            write_history(folder / "history.jsonl", before + history)  # again: a kill may have come before the last row
+            write_atomic(folder / "model.safetensors", save({key: value.contiguous() for key, value in best.items()}))
+            checkpoint.unlink(missing_ok=True)
+
+
+def _loss(
+    config: TrainConfig, net: nn.Module, front: FrontEnd, weights: Tensor, images: Tensor, labels: Tensor
+) -> Tensor:
+    """Mean cross-entropy of uint8 images (B, S, S, 3) against labels (B,), by the weights (K,) of their classes.
+
+    With mixup (Zhang et al. 2018), each image is mixed with the one at the mirrored place of the batch, share by share
+    drawn from Beta(a, a), and the loss is that of both labels by these shares.
+    """
+    pixels = front.normalised(images.permute(0, 3, 1, 2).float()).contiguous(memory_format=torch.channels_last)
+    share = 1.0
+    if config.mixup > 0:
+        share = float(torch.distributions.Beta(config.mixup, config.mixup).sample())
+        pixels = share * pixels + (1 - share) * pixels.flip(0)
+    with autocast(images.device.type, config.amp):
+        logits = net(pixels).float()
+    loss = partial(F.cross_entropy, logits, weight=weights, label_smoothing=config.label_smoothing)
+    return loss(labels) if share == 1 else share * loss(labels) + (1 - share) * loss(labels.flip(0))
+
+
+def _logits_of_all_ranks(
+    model: nn.Module,
+    front: FrontEnd,
+    files: Sequence[Path],
+    device: str,
+    batch: int,
+    read: Callable[[Path], NDArray[np.uint8]],
+) -> Tensor:
+    """`logits_of_files`, each rank taking every `world`-th file: (N, K) on the CPU, the same in all of them."""
+    with agreed():
+        mine = logits_of_files(model, front, files[rank() :: world()], device, batch, read)
+    rows = {rank + world() * k: row for rank, part in enumerate(gathered(mine)) for k, row in enumerate(part)}
+    return torch.stack([rows[n] for n in range(len(files))])
 
 
 def _epochs_without_gain(history: Sequence[dict[str, Any]]) -> int:

@@ -1,6 +1,6 @@
 """A run or a bundle on labelled images that it was not trained on.
 
-    edgemed evaluate RUN|BUNDLE DATA [--json]
+edgemed evaluate RUN|BUNDLE DATA [--json]
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ def judge(
 def _predictor(model: Path, runtime: str, precision: str) -> tuple[Predict, Sequence[str], Sequence[str]]:
     """A predict callable, the classes and the members' names, of a run (PyTorch) or a bundle (a runtime)."""
     if (model / "run.json").exists():
+        if (runtime, precision) != ("auto", "fp32"):
+            raise InputError(f"{model} is a run, which PyTorch evaluates; --runtime and --precision are for a bundle")
         from edgemed.ensemble import predict_callable
         from edgemed.run import load_run
 

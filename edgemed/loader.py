@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from edgemed.errors import InputError, did_you_mean
 from edgemed.loader_dali import first_line, open_dali
-from edgemed.loader_torch import Draws, ImagesOf, torch_images
+from edgemed.loader_torch import Draws, ImagesOf, remembering, torch_images
 
 BACKENDS = ("auto", "dali", "torch")
 DALI_COMMAND = "pip install nvidia-dali-cuda130"
@@ -228,4 +228,4 @@ def _opened(
             return "dali", about, images_of
         if backend == "dali":
             raise InputError(f"{why}; {step}, or use --loader torch")
-    return "torch", f"torch: {why}", partial(torch_images, files, size, threads)
+    return "torch", f"torch: {why}", partial(torch_images, remembering(), files, size, threads)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple, TypeVar
 
 import cv2
@@ -42,17 +43,46 @@ ImagesOf = Callable[[Draws, Sequence[NDArray[np.int64]]], Iterator[torch.Tensor]
 """A backend: the images of each batch of indices, (B, S, S, 3) uint8 RGB, with the draws done to them."""
 
 
+MEMORY_LIMIT = 2_000_000_000
+"""Bytes of decoded images that a loader, or a stage's validation, keeps in memory; others are decoded again."""
+
+
+def remembering() -> Callable[[Path], NDArray[np.uint8]]:
+    """`image_from_file` that keeps what it returns, up to `MEMORY_LIMIT` bytes: not to be written into."""
+    kept: dict[Path, NDArray[np.uint8]] = {}
+    used = 0
+    counting = Lock()
+
+    def image_of(file: Path) -> NDArray[np.uint8]:
+        nonlocal used
+        if file in kept:
+            return kept[file]
+        image = image_from_file(file)
+        with counting:
+            if file not in kept and used + image.nbytes <= MEMORY_LIMIT:
+                kept[file] = image
+                used += image.nbytes
+        return image
+
+    return image_of
+
+
 def torch_images(
-    files: Sequence[Path], size: int, threads: int, draws: Draws, batches: Sequence[NDArray[np.int64]]
+    read: Callable[[Path], NDArray[np.uint8]],
+    files: Sequence[Path],
+    size: int,
+    threads: int,
+    draws: Draws,
+    batches: Sequence[NDArray[np.int64]],
 ) -> Iterator[torch.Tensor]:
-    """(B, size, size, 3) uint8 RGB on the CPU for each batch of indices into `files`.
+    """(B, size, size, 3) uint8 RGB on the CPU for each batch of indices into `files`, which `read` decodes.
 
     Raises:
         InputError: a file is damaged or gone (it is named).
     """
 
     def image_of(index: int) -> NDArray[np.uint8]:
-        return augmented(image_from_file(files[index]), size, draws, index)
+        return augmented(read(files[index]), size, draws, index)
 
     wanted = np.concatenate(batches).tolist() if batches else []
     images = ahead(image_of, wanted, threads, depth=2 * max(map(len, batches), default=1))

@@ -1,4 +1,4 @@
-"""What both training stages share: checkpoints that survive a kill, the learning-rate schedule, the finite check.
+"""What both training stages share: checkpoints that survive a kill, the schedule, a step of the global batch.
 
 A checkpoint holds tensors and plain values only, and is read with `weights_only=True`: no file from elsewhere
 runs code.
@@ -6,19 +6,25 @@ runs code.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
 import math
 import pickle
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.scheduler import CosineLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from edgemed.config import derive_seed
+from edgemed.distributed import gathered, rank, summed, world
 from edgemed.errors import EdgemedError, InputError
 from edgemed.files import write_atomic
 
@@ -29,10 +35,14 @@ Progress = Callable[[str, int, int, str], None]
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, strings, and dicts and lists of them) atomically."""
+    """Write `state` (tensors, numbers, strings, and dicts and lists of them) atomically, behind its sha256.
+
+    torch's own reader looks at no checksum: a changed byte would become a changed weight.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())
+    data = buffer.getvalue()
+    write_atomic(path, hashlib.sha256(data).digest() + data)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
@@ -44,7 +54,11 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        raw = path.read_bytes()
+        digest, data = raw[:32], raw[32:]
+        if hashlib.sha256(data).digest() != digest:
+            raise ValueError("its content does not fit to its sha256")
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} is damaged; delete it and run the same command: its stage starts anew") from error
     return state
@@ -63,22 +77,60 @@ def cosine_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -
     )
 
 
-def require_finite(
-    loss: Tensor, stage: str, rate: str, epoch: int, files: Sequence[Path], indices: Tensor
-) -> float:
-    """The loss as a number; `rate` is the flag of the stage's learning rate.
+def gradients(
+    net: nn.Module, loss_of: Callable[..., Tensor], batch: tuple[Tensor, ...], weight: Tensor, parts: int
+) -> Tensor:
+    """Leave one step's gradients in the parameters and return its loss, both of the global batch.
+
+    Every rank's batch is taken in up to `parts` parts, one after the other, so that only one part's activations are in
+    memory; the gradients of parts and ranks add up. Batch statistics are those of a part, over all ranks.
+
+    Args:
+        net: what `loss_of` calls, from `distributed.replicated`.
+        loss_of: called with the same slice of each tensor of `batch`; their mean loss, weighted by `weight`.
+        batch: tensors (B, ...), this rank's.
+        weight: float (B,), the weight of each image.
+    """
+    whole, total = summed(weight.sum()), torch.zeros((), device=weight.device)
+    bounds = balanced_parts(len(weight), parts)
+    for part in bounds:
+        # A mean over all images is the sum of the parts' means by their shares; 1 exactly where there is one part.
+        share = weight[part].sum() / whole
+        # DistributedDataParallel averages over the ranks; before the last part it only collects.
+        waits = isinstance(net, DistributedDataParallel) and part is not bounds[-1]
+        with net.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            loss = loss_of(*(tensor[part] for tensor in batch)) * share
+            (loss * world()).backward()  # type: ignore[no-untyped-call]
+        total = total + loss.detach()
+    return summed(total)
+
+
+def balanced_parts(count: int, parts: int) -> list[slice]:
+    """Up to `parts` slices of 0..count that differ by one at most, none with a single item but for a count of 1."""
+    parts = max(1, min(parts, count // 2))
+    edges = [count * k // parts for k in range(parts + 1)]
+    return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def require_finite(loss: Tensor, stage: str, rate: str, epoch: int, files: Sequence[Path], indices: Tensor) -> float:
+    """The global batch's loss as a number; `rate` is the flag of the stage's learning rate.
 
     Raises:
-        EdgemedError: it is NaN or infinite; the message names the batch's files.
+        EdgemedError: it is NaN or infinite; the message names the batch's files, of all ranks.
     """
     value = float(loss)
     if math.isfinite(value):
         return value
-    names = ", ".join(files[i].name for i in indices.tolist())
+    names = ", ".join("/".join(files[i].parts[-2:]) for part in gathered(indices.tolist()) for i in part)
     raise EdgemedError(
         f"{stage}: the loss is {value} in epoch {epoch + 1}; the batch was {names}; look at these images, "
         f"or train with a lower {rate} and another --out"
     )
+
+
+def seed_noise(seed: int, epoch: int) -> None:
+    """Seed torch's generators, which draw the dropped paths: by epoch, and another stream on every rank."""
+    torch.manual_seed(derive_seed(seed, epoch, "rank", rank()) if rank() else derive_seed(seed, epoch))
 
 
 def write_history(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -91,6 +143,8 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def autocast(device: str) -> torch.autocast:
-    """bfloat16 on a GPU, nothing on a CPU."""
-    return torch.autocast(device_type=device.split(":")[0], dtype=torch.bfloat16, enabled=device.startswith("cuda"))
+def autocast(device: str, amp: bool) -> torch.autocast:
+    """bfloat16 on a GPU that computes in it (NVIDIA's from compute capability 8.0 on), if `amp`; else float32."""
+    on_gpu = device.startswith("cuda")
+    enabled = amp and on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device_type="cuda" if on_gpu else "cpu", dtype=torch.bfloat16, enabled=enabled)

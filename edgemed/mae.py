@@ -47,15 +47,16 @@ def visible_only(encoder: nn.Module, removed: Tensor) -> Iterator[None]:
     shape_of: dict[nn.Module, torch.Size] = {}
 
     def gather_visible(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
-        (x,) = inputs  # (N, C, H, W) -> (1, C, visible, 1): the layer's batch statistics are then those of the visible
+        (x,) = inputs  # (N, C, H, W) -> (visible, C, 1, 1): the layer's batch statistics are then those of the visible
         shape_of[layer] = x.shape
-        return (x.permute(0, 2, 3, 1)[keep(x)].t()[None, :, :, None],)
+        # Contiguous: given a transposed (1, C, visible, 1), torch 2.14's batch norm returns wrong gradients on a CPU.
+        return (x.permute(0, 2, 3, 1)[keep(x)].contiguous()[:, :, None, None],)
 
     def scatter_visible(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         shape = shape_of[layer]
         visible = keep_of[(shape[2], shape[3])]
         full = output.new_zeros(shape[0], shape[2], shape[3], shape[1])
-        full[visible] = output[0, :, :, 0].t()
+        full[visible] = output[:, :, 0, 0]
         return full.permute(0, 3, 1, 2)
 
     handles = []
@@ -84,10 +85,11 @@ class MaskedAutoencoder(nn.Module):
         self.encoder = encoder
         with torch.no_grad():
             was_training = encoder.training
-            channels = encoder.eval().forward_features(  # type: ignore[operator]
-                torch.zeros(1, 3, 2 * UNIT, 2 * UNIT)
-            ).shape[1]
+            empty = torch.zeros(1, 3, 2 * UNIT, 2 * UNIT)
+            channels = encoder.eval().forward_features(empty).shape[1]  # type: ignore[operator]
             encoder.train(was_training)
+        for parameter in getattr(encoder, "head", nn.Identity()).parameters():
+            parameter.requires_grad_(False)  # ConvNeXt's last norm stands behind the features: no gradient reaches it
         self.project = nn.Conv2d(channels, width, 1)
         self.mask_token = nn.Parameter(torch.zeros(1, width, 1, 1))
         self.blocks = nn.Sequential(*(ConvNeXtBlock(width, width, ls_init_value=None) for _ in range(depth)))

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
-from edgemed.errors import InputError
+from edgemed.errors import InputError, one_line
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -263,5 +263,5 @@ def _checksum(manifest: Manifest) -> str:
 
 def _reason(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"]) or "the document"
+    place = one_line(".".join(str(part) for part in first["loc"]) or "the document")  # a key may hold anything
     return f"{place}: {first['msg']}"

@@ -10,15 +10,22 @@ the mean, in [0, 1].
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import ValidationError
 
-from edgemed.manifest import OperatingPoint
+from edgemed.errors import InputError
+from edgemed.files import write_atomic
+from edgemed.manifest import OperatingPoint, document_bytes
 
 REFER = "refer"
 """The decision that leaves an image to a human. A data set with a class of this name cannot have one."""
+
+
+POINT_NAME = "operating_point.json"
 
 
 class Decision(NamedTuple):
@@ -57,3 +64,23 @@ def decide(
         return Decision(label, apart, None)
     kept = tuple(name for name, share in zip(labels, shares, strict=True) if share >= point.min_probability)
     return Decision(label, apart, kept)
+
+
+def read_operating_point(run: Path) -> OperatingPoint | None:
+    """The operating point of a run folder, or None where it has none.
+
+    Raises InputError where its file is not one.
+    """
+    file = run / POINT_NAME
+    try:
+        return OperatingPoint.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{file} is no operating point ({reason}); run `edgemed calibrate {run}` again") from error
+
+
+def write_operating_point(run: Path, point: OperatingPoint) -> None:
+    """Store the operating point in a run folder, in one piece."""
+    write_atomic(run / POINT_NAME, document_bytes(point))

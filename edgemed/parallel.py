@@ -6,21 +6,18 @@ killed command leaves nobody behind who writes into the run that the next one re
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.managers import SyncManager
 from typing import Any
 
+from edgemed.distributed import die_with_parent
 from edgemed.errors import EdgemedError
 from edgemed.loop import Progress
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def run_jobs(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: int, progress: Progress) -> None:
@@ -37,7 +34,7 @@ def run_jobs(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers:
     context = multiprocessing.get_context("spawn")
     level = logging.getLogger("edgemed").getEffectiveLevel()
     manager = SyncManager(ctx=context)
-    manager.start(_die_with_parent, (os.getpid(),))
+    manager.start(die_with_parent, (os.getpid(),))
     with manager:
         messages = manager.Queue()
         with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(os.getpid(), level)) as pool:
@@ -63,12 +60,6 @@ def _work(work: Callable[..., Any], job: tuple[Any, ...], messages: Any) -> None
 
 
 def _start_worker(parent: int, level: int) -> None:
-    _die_with_parent(parent)
+    die_with_parent(parent)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("edgemed").setLevel(level)
-
-
-def _die_with_parent(parent: int) -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
-        os._exit(1)

@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 from timm.optim import create_optimizer_v2
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgemed.config import TrainConfig, derive_seed
+from edgemed.distributed import agreed, batch_of_rank, from_leader, rank, replicated, together, world
 from edgemed.files import write_atomic
 from edgemed.loader import Augment, open_loader
 from edgemed.loop import (
     Progress,
     autocast,
     cosine_schedule,
+    gradients,
     load_checkpoint,
     log,
     require_finite,
     save_checkpoint,
+    seed_noise,
     write_history,
 )
 from edgemed.mae import MaskedAutoencoder, reconstruction_loss
@@ -66,17 +70,20 @@ def pretrain(
     seed = derive_seed(config.seed, "pretrain")
     front = FrontEnd(config.pretrain_size, *normalisation(config.backbone)).to(device)
     model = autoencoder(config, start, source).to(device).to(memory_format=torch.channels_last)
-    loader = open_loader(
-        files,
-        [0] * len(files),
-        size=config.pretrain_size,
-        batch=config.batch,
-        augment=AUGMENT,
-        seed=seed,
-        device=device,
-        backend=config.loader,
-        threads=torch.get_num_threads(),
-    )
+    with agreed():
+        loader = open_loader(
+            files,
+            [0] * len(files),
+            size=config.pretrain_size,
+            batch=batch_of_rank(config.batch),
+            augment=AUGMENT,
+            seed=seed,
+            rank=rank(),
+            world=world(),
+            device=device,
+            backend=config.loader,
+            threads=torch.get_num_threads(),
+        )
     log.info("pretraining on %d images: %s", len(files), loader.reason)
     optimizer = create_optimizer_v2(
         model, "adamw", lr=config.pretrain_learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95)
@@ -88,25 +95,22 @@ def pretrain(
     )
     checkpoint = folder / "pretraining.ckpt"
     history = []
-    if state := load_checkpoint(checkpoint):
+    net = replicated(model, compiled=False)  # the masks work by hooks, which torch.compile does not follow
+    loss_of = partial(_loss, config, seed, net, front)
+    if state := from_leader(lambda: load_checkpoint(checkpoint)):
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         history = state["history"]
     for epoch in range(len(history), config.pretrain_epochs):
         began, total = time.monotonic(), 0.0
-        torch.manual_seed(derive_seed(seed, epoch))
+        seed_noise(seed, epoch)
         model.train()
-        for step, (images, _, indices) in enumerate(loader.epoch(epoch)):
+        for step, (images, _, indices) in enumerate(together(loader.epoch(epoch))):
             schedule.step_update(epoch * loader.steps + step)
-            ids = epoch * len(files) + indices
-            removed = removed_units(images, config.mask_ratio, config.sharpness, seed, ids, config.entropy_patch)
-            pixels = front.normalised(images.permute(0, 3, 1, 2).float()).contiguous(memory_format=torch.channels_last)
-            with autocast(device):
-                predicted = model(pixels, removed)
-            loss = reconstruction_loss(predicted.float(), pixels, removed)
-            total += require_finite(loss.detach(), "pretraining", "--pretrain-learning-rate", epoch, files, indices)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            batch, weight = (images, epoch * len(files) + indices), torch.ones(len(images), device=images.device)
+            loss = gradients(net, loss_of, batch, weight, config.accumulate)
+            total += require_finite(loss, "pretraining", "--pretrain-learning-rate", epoch, files, indices)
             optimizer.step()
         row = {
             "stage": "pretrain",
@@ -115,17 +119,31 @@ def pretrain(
             "seconds": time.monotonic() - began,
         }
         history.append(row)
-        save_checkpoint(
-            checkpoint, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-        )
-        write_history(folder / "history.jsonl", history)
+        with agreed():
+            if rank() == 0:
+                save_checkpoint(
+                    checkpoint, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+                )
+                write_history(folder / "history.jsonl", history)
         progress("pretrain mae", epoch + 1, config.pretrain_epochs, f"loss {row['loss']:.3f}")
-    write_history(folder / "history.jsonl", history)  # again: a kill may have come just before the last row
+    with agreed():
+        if rank() == 0:
+            write_history(folder / "history.jsonl", history)  # again: a kill may have come just before the last row
+            write_atomic(folder / "pretrained.safetensors", save(_tensors(model)))
+            checkpoint.unlink(missing_ok=True)
+
+
+def _loss(config: TrainConfig, seed: int, net: nn.Module, front: FrontEnd, images: Tensor, ids: Tensor) -> Tensor:
+    """Mean reconstruction loss of uint8 images (B, S, S, 3), masked by the draws `ids` (B,)."""
+    removed = removed_units(images, config.mask_ratio, config.sharpness, seed, ids, config.entropy_patch)
+    pixels = front.normalised(images.permute(0, 3, 1, 2).float()).contiguous(memory_format=torch.channels_last)
+    with autocast(images.device.type, config.amp):
+        predicted = net(pixels, removed)
+    return reconstruction_loss(predicted.float(), pixels, removed)
+
+
+def _tensors(model: MaskedAutoencoder) -> dict[str, Tensor]:
+    """The encoder's by timm's names, the rest behind `decoder.`; on the CPU."""
     encoder = {key: value.cpu().contiguous() for key, value in model.encoder.state_dict().items()}
-    decoder = {
-        f"decoder.{key}": value.cpu().contiguous()
-        for key, value in model.state_dict().items()
-        if not key.startswith("encoder.")
-    }
-    write_atomic(folder / "pretrained.safetensors", save(encoder | decoder))
-    checkpoint.unlink(missing_ok=True)
+    decoder = {key: value for key, value in model.state_dict().items() if not key.startswith("encoder.")}
+    return encoder | {f"decoder.{key}": value.cpu().contiguous() for key, value in decoder.items()}

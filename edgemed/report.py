@@ -15,10 +15,22 @@ from html import escape
 from pathlib import PurePath
 from typing import Any
 
+from edgemed.evaluate import Table
 from edgemed.metrics import INTERVAL_METRICS
-from edgemed.report_plots import STYLE, History, MaskExample, curves_html, examples_html
+from edgemed.report_evidence import (
+    Duplicate,
+    Hard,
+    duplicates_section,
+    hardest_section,
+    operating_section,
+    probabilities_section,
+    roc_section,
+)
+from edgemed.report_page import STYLE, Cell, bounds, grid, number, section, table
+from edgemed.report_plots import History, MaskExample
+from edgemed.report_training import curves_html, examples_html
 
-__all__ = ["MaskExample", "report_html"]
+__all__ = ["Duplicate", "Hard", "MaskExample", "report_html"]
 
 NAMES = {
     "accuracy": "Accuracy",
@@ -28,10 +40,11 @@ NAMES = {
     "ece": "Calibration error (ECE)",
 }
 BY_CLASS = {"sensitivity": "Sensitivity", "specificity": "Specificity", "auroc_per_class": "AUROC"}
-PAIRS_SHOWN = 100
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
-Cell = str | tuple[str, str]  # plain text, or text and a smaller line below it; escaped by `_table`
+
+SplitTable = Mapping[str, Mapping[str, int]]
+"""Images by split and class."""
 
 
 def report_html(
@@ -39,16 +52,20 @@ def report_html(
     info: Mapping[str, Any],
     metrics: Mapping[str, Any],
     histories: History,
-    split_table: Mapping[str, Mapping[str, int]],
+    split_table: SplitTable,
+    fold_table: SplitTable,
     examples: Sequence[MaskExample],
-    duplicates: Sequence[tuple[str, str, float, bool]],
+    test: Table,
+    hardest: Sequence[Hard],
+    duplicates: Sequence[Duplicate],
     warnings: Sequence[str],
 ) -> str:
     """The whole page as text, to be written as UTF-8.
 
     info: run.json. metrics: metrics.json (with `folds`: the pooled figures and each fold's). histories: per member rows
     with epoch, train_loss, validation_loss, validation_accuracy; under "pretraining" rows with epoch, loss.
-    split_table: split -> class -> images. duplicates: (path, path, correlation, whether their labels conflict).
+    fold_table: the splits of every fold, where there are folds. test: the members' answers on the test images, of all
+    folds where there are.
     """
     name = PurePath(str(info["dataset"]["root"])).name or "data"
     title = f"{info['config']['backbone']} on {name}"
@@ -56,11 +73,15 @@ def report_html(
         _headline(metrics),
         _results(metrics),
         _folds(metrics),
+        operating_section(metrics),
+        probabilities_section(metrics, test),
+        roc_section(test, metrics["classes"]),
         _confusions(metrics),
-        _section("Training", curves_html(histories, folded="folds" in metrics)),
-        _section("Entropy and masks", examples_html(examples)) if examples else "",
-        _data(split_table, info, warnings),
-        _duplicates(duplicates),
+        hardest_section(hardest),
+        section("Training", curves_html(histories, folded="folds" in metrics)),
+        section("Entropy and masks", examples_html(examples)) if examples else "",
+        _data(split_table, fold_table, info, warnings),
+        duplicates_section(duplicates),
         _what_was_run(info, folded="folds" in metrics),
     ]
     return (
@@ -87,11 +108,11 @@ def _summary(info: Mapping[str, Any]) -> str:
 def _headline(metrics: Mapping[str, Any]) -> str:
     ensemble = metrics["ensemble"]
     tiles = "".join(
-        f'<div class="tile"><span>{NAMES[key]}</span><b>{_number(ensemble[key]["value"])}</b>'
-        f"<span>{_bounds(ensemble[key])}</span></div>"
+        f'<div class="tile"><span>{NAMES[key]}</span><b>{number(ensemble[key]["value"])}</b>'
+        f"<span>{bounds(ensemble[key])}</span></div>"
         for key in INTERVAL_METRICS
     )
-    return _section("The ensemble", f'<div class="tiles">{tiles}</div><p>{_verdict(metrics)}</p>{_basis(metrics)}')
+    return section("The ensemble", f'<div class="tiles">{tiles}</div><p>{_verdict(metrics)}</p>{_basis(metrics)}')
 
 
 def _verdict(metrics: Mapping[str, Any]) -> str:
@@ -123,14 +144,14 @@ def _basis(metrics: Mapping[str, Any]) -> str:
 def _results(metrics: Mapping[str, Any]) -> str:
     predictors = _predictors(metrics)
     rows: list[list[Cell]] = [
-        [NAMES[key], *((_number(each[key]["value"]), _bounds(each[key])) for each in predictors.values())]
+        [NAMES[key], *((number(each[key]["value"]), bounds(each[key])) for each in predictors.values())]
         for key in INTERVAL_METRICS
     ]
-    rows.append([NAMES["ece"], *(_number(each["ece"]) for each in predictors.values())])
+    rows.append([NAMES["ece"], *(number(each["ece"]) for each in predictors.values())])
     if temperatures := metrics.get("temperatures"):
-        rows.append(["Temperature", *(_number(temperatures.get(name)) for name in predictors)])
+        rows.append(["Temperature", *(number(temperatures.get(name)) for name in predictors)])
     by_class = [
-        [label, *(_number(each[key].get(label)) for key in BY_CLASS for each in predictors.values())]
+        [label, *(number(each[key].get(label)) for key in BY_CLASS for each in predictors.values())]
         for label in metrics["classes"]
     ]
     over = [("", 1), *((title, len(predictors)) for title in BY_CLASS.values())]
@@ -138,8 +159,8 @@ def _results(metrics: Mapping[str, Any]) -> str:
         '<p class="note">The ensemble is the mean of its members\' probabilities. ECE: top-label, 10 bins of equal '
         "mass. Accuracies, F1, AUROC and ECE are fractions from 0 to 1.</p>"
     )
-    second = _table(["Class", *list(predictors) * len(BY_CLASS)], by_class, over=over)
-    return _section("Each member and the ensemble", f"{_table(['', *predictors], rows)}{note}<h3>By class</h3>{second}")
+    second = table(["Class", *list(predictors) * len(BY_CLASS)], by_class, over=over)
+    return section("Each member and the ensemble", f"{table(['', *predictors], rows)}{note}<h3>By class</h3>{second}")
 
 
 def _folds(metrics: Mapping[str, Any]) -> str:
@@ -151,21 +172,26 @@ def _folds(metrics: Mapping[str, Any]) -> str:
         count = len(folds["ensemble"][key]["folds"])
         head = ["", "mean", "std. dev.", *(f"fold {k + 1}" for k in range(count))]
         rows: list[list[Cell]] = [
-            [name, _number(of[key]["mean"]), _number(of[key]["std"]), *map(_number, of[key]["folds"])]
+            [name, number(of[key]["mean"]), number(of[key]["std"]), *map(number, of[key]["folds"])]
             for name, of in folds.items()
         ]
-        parts.append(f"<div><h3>{NAMES[key]}</h3>{_table(head, rows)}</div>")
+        parts.append(f"<div><h3>{NAMES[key]}</h3>{table(head, rows)}</div>")
     note = '<p class="note">Above: all folds pooled. Here: each fold by itself, on its own test images.</p>'
-    return _section("Fold by fold", _grid(parts, 560) + note)
+    return section("Fold by fold", grid(parts, 560) + note)
 
 
 def _confusions(metrics: Mapping[str, Any]) -> str:
     labels = metrics["classes"]
-    head = "".join(f'<th scope="col">{escape(label)}</th>' for label in labels)
+    matrices = {name: (labels, each["confusion"]) for name, each in _predictors(metrics).items()}
+    if decisions := (metrics.get("operating") or {}).get("decisions"):
+        referral = any(row[-1] for row in decisions)
+        columns = [*labels, "referred"] if referral else labels
+        matrices["ensemble at the operating point"] = (columns, [row[: len(columns)] for row in decisions])
     figures = []
-    for name, each in _predictors(metrics).items():
+    for name, (columns, counts_of) in matrices.items():
+        head = "".join(f'<th scope="col">{escape(label)}</th>' for label in columns)
         rows = ""
-        for label, counts in zip(labels, each["confusion"], strict=True):
+        for label, counts in zip(labels, counts_of, strict=True):
             total = sum(counts)
             cells = "".join(_confusion_cell(count, count / total if total else None) for count in counts)
             rows += f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>'
@@ -174,7 +200,9 @@ def _confusions(metrics: Mapping[str, Any]) -> str:
             f"</th>{head}</tr></thead><tbody>{rows}</tbody></table></div></div>"
         )
     note = '<p class="note">Images; below each count its share of the true class (the row).</p>'
-    return _section("Confusion matrices", _grid(figures, 110 + 70 * len(labels)) + note)
+    return section(
+        "Confusion matrices", grid(figures, 110 + 70 * max(len(columns) for columns, _ in matrices.values())) + note
+    )
 
 
 def _confusion_cell(count: int, share: float | None) -> str:
@@ -185,43 +213,25 @@ def _confusion_cell(count: int, share: float | None) -> str:
     return f'<td style="{style}">{count}<span class="sub">{below}</span></td>'
 
 
-def _data(split_table: Mapping[str, Mapping[str, int]], info: Mapping[str, Any], warnings: Sequence[str]) -> str:
+def _data(split_table: SplitTable, fold_table: SplitTable, info: Mapping[str, Any], warnings: Sequence[str]) -> str:
     classes = info["dataset"]["classes"]
-    rows: list[list[Cell]] = [
-        [split, *(f"{counts.get(label, 0):,}" for label in classes), f"{sum(counts.values()):,}"]
-        for split, counts in split_table.items()
-    ]
+    rows = _split_rows(split_table, classes)
     totals = [sum(counts.get(label, 0) for counts in split_table.values()) for label in classes]
     if len(rows) > 1:
         rows.append(["all splits", *(f"{total:,}" for total in totals), f"{sum(totals):,}"])
+    head = ["Split", *classes, "total"]
+    folds = table(head, _split_rows(fold_table, classes))
+    every = f"<details><summary>In each fold</summary>{folds}</details>" if fold_table else ""
     listed = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
     warned = f"<ul>{listed}</ul>" if listed else "<p>None.</p>"
-    return _section(
-        "Images by split and class", f"{_table(['Split', *classes, 'total'], rows)}<h3>Warnings</h3>{warned}"
-    )
+    return section("Images by split and class", f"{table(head, rows)}{every}<h3>Warnings</h3>{warned}")
 
 
-def _duplicates(pairs: Sequence[tuple[str, str, float, bool]]) -> str:
-    if not pairs:
-        return _section("Near-duplicates", "<p>None found.</p>")
-    ordered = sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))
-    conflicting = [pair for pair in ordered if pair[3]]
-    agreeing = [pair for pair in ordered if not pair[3]][:PAIRS_SHOWN]
-    head = ["Image", "Near-duplicate", "Correlation"]
-    intro = (
-        f"<p>{len(pairs):,} pairs found, {len(conflicting):,} of them with conflicting labels. Each pair was kept on "
-        "one side of every split.</p>"
-    )
-    body = ""
-    if conflicting:
-        rows: list[list[Cell]] = [[a, b, f"{value:.3f}"] for a, b, value, _ in conflicting]
-        body += '<h3 class="conflict">Conflicting labels: look at these first</h3>' + _table(head, rows, "text")
-    if agreeing:
-        rows = [[a, b, f"{value:.3f}"] for a, b, value, _ in agreeing]
-        left = len(pairs) - len(conflicting) - len(agreeing)
-        more = f"<p>And {left:,} more, in duplicates.json.</p>" if left else ""
-        body += f"<details><summary>Pairs with the same label</summary>{_table(head, rows, 'text')}{more}</details>"
-    return _section("Near-duplicates", intro + body)
+def _split_rows(counted: SplitTable, classes: Sequence[str]) -> list[list[Cell]]:
+    return [
+        [split, *(f"{counts.get(label, 0):,}" for label in classes), f"{sum(counts.values()):,}"]
+        for split, counts in counted.items()
+    ]
 
 
 def _what_was_run(info: Mapping[str, Any], *, folded: bool) -> str:
@@ -238,56 +248,14 @@ def _what_was_run(info: Mapping[str, Any], *, folded: bool) -> str:
         "Durations": durations or unknown,
         "Versions": f"edgemed: {info['edgemed']}; {_pairs(info['versions'])}",
     }
-    settings = _table(["Setting", "Value"], [[key, str(value)] for key, value in config.items()], "text")
+    settings = table(["Setting", "Value"], [[key, str(value)] for key, value in config.items()], "text")
     every = f"<details><summary>All settings</summary>{settings}</details>"
     rows: list[list[Cell]] = [[key, str(value)] for key, value in facts.items()]
-    return _section("What was run", _table(["", ""], rows, "text") + every)
+    return section("What was run", table(["", ""], rows, "text") + every)
 
 
 def _predictors(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {"ensemble": metrics["ensemble"], **metrics["members"]}
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{content}</section>"
-
-
-def _grid(parts: Sequence[str], width: int) -> str:
-    """Parts side by side where each has `width` pixels, below each other elsewhere."""
-    style = f"grid-template-columns:repeat(auto-fit,minmax(min(100%,{width}px),1fr))"
-    return f'<div class="grid" style="{style}">{"".join(parts)}</div>'
-
-
-def _table(
-    head: Sequence[str], rows: Sequence[Sequence[Cell]], style: str = "", over: Sequence[tuple[str, int]] = ()
-) -> str:
-    """A table that scrolls inside itself where the screen is narrow; every cell is escaped here.
-
-    over: titles above the head, each with the number of columns that it spans.
-    """
-    above = "".join(f'<th colspan="{columns}">{escape(title)}</th>' for title, columns in over)
-    titles = f'<tr class="over">{above}</tr>' if over else ""
-    if any(head):
-        titles += "<tr>" + "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head) + "</tr>"
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    return f'<div class="scroll"><table class="{style}"><thead>{titles}</thead><tbody>{body}</tbody></table></div>'
-
-
-def _cell(cell: Cell) -> str:
-    if isinstance(cell, str):
-        return f"<td>{escape(cell)}</td>"
-    return f'<td>{escape(cell[0])}<span class="sub">{escape(cell[1])}</span></td>'
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _bounds(interval: Mapping[str, float | None]) -> str:
-    low, high = interval["low"], interval["high"]
-    if low is None or high is None:
-        return "undefined" if interval["value"] is None else "no interval"
-    return f"({low:.3f} to {high:.3f})"
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The run folder, training's result: what is in it, how it is begun, resumed and read again.
 
     run.json  split.csv  duplicates.json  predictions.csv  metrics.json  report.html
+    operating_point.json    with a calibration split: see point.py
     members/imagenet/{model.safetensors, history.jsonl}   members/mae/{pretrained.safetensors, model..., history...}
     folds/K/  with --folds: each a run of its own
 
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -29,8 +29,10 @@ from safetensors.torch import load_file
 from edgemed import __version__
 from edgemed.config import TrainConfig, flag
 from edgemed.dataset import Dataset, Row, read_split_csv, write_split_csv
+from edgemed.distributed import cpu_threads, world
 from edgemed.ensemble import Ensemble
 from edgemed.errors import InputError
+from edgemed.evaluate import Table
 from edgemed.files import read_json, write_json
 from edgemed.models import create_backbone, normalisation
 from edgemed.preprocess import FrontEnd
@@ -61,19 +63,12 @@ def load_run(path: Path) -> Run:
     Raises:
         InputError: no run, an unfinished one, or a folded one (which has K models, not one).
     """
-    if not (path / "run.json").exists():
-        raise InputError(
-            f"{path} is no edgemed run (it has no run.json); make one with `edgemed train DATA --out {path}`"
-        )
-    info = read_json(path / "run.json")
+    info, metrics = finished_run(path)
     config = info["config"]
-    if config["folds"] and (path / "folds").exists():
+    if "folds" in metrics:
         raise InputError(
             f"{path} is a folded run: its models judge the method; train one without --folds to build from"
         )
-    if not (path / "metrics.json").exists():
-        raise InputError(f"{path} is not finished; run its `edgemed train` command again: it goes on where it stopped")
-    metrics = read_json(path / "metrics.json")
     classes = tuple(info["dataset"]["classes"])
     temperatures = tuple(float(metrics["temperatures"][name]) for name in MEMBERS)
     members = [trained_member(path, name, config["backbone"], len(classes)) for name in MEMBERS]
@@ -90,6 +85,21 @@ def load_run(path: Path) -> Run:
         metrics=metrics,
         dataset=read_split_csv(path / "split.csv", Path(info["dataset"]["root"])),
     )
+
+
+def finished_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`run.json` and `metrics.json` of a finished run, folded or not.
+
+    Raises:
+        InputError: no run, or an unfinished one.
+    """
+    if not (path / "run.json").exists():
+        raise InputError(
+            f"{path} is no edgemed run (it has no run.json); make one with `edgemed train DATA --out {path}`"
+        )
+    if not (path / "metrics.json").exists():
+        raise InputError(f"{path} is not finished; run its `edgemed train` command again: it goes on where it stopped")
+    return read_json(path / "run.json"), read_json(path / "metrics.json")
 
 
 def trained_member(run: Path, name: str, backbone: str, classes: int) -> torch.nn.Module:
@@ -142,8 +152,9 @@ def require_same_settings(previous: dict[str, Any], config: TrainConfig, out: Pa
     Raises:
         InputError: naming each flag that differs.
     """
-    old, new = previous["config"], config.as_dict() | {"split": list(config.split)}
-    changed = [f"{flag(name)} {old.get(name)} -> {new[name]}" for name in new if old.get(name) != new[name]]
+    # A setting that is younger than the run had its default there.
+    old, new = TrainConfig().as_dict() | previous["config"], config.as_dict() | {"split": list(config.split)}
+    changed = [f"{flag(name)} {old[name]} -> {new[name]}" for name in new if old[name] != new[name]]
     if changed:
         raise InputError(f"--out {out} holds a run with other settings ({', '.join(changed)}); choose another --out")
 
@@ -173,7 +184,8 @@ def begin_run(
             "weights": weights,
             "device": {
                 "device": device,
-                "threads": config.threads or len(os.sched_getaffinity(0)),
+                "threads": cpu_threads(config.threads),
+                "ranks": world(),
                 "machine": platform.machine(),
             },
             "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
@@ -219,6 +231,13 @@ def read_predictions(path: Path, classes: Sequence[str], split: str) -> tuple[li
     rows = [Row(line["path"], line["label"], line["group"], line["split"]) for line in lines]
     values = np.array([[float(line[name]) for name in _columns(classes)] for line in lines], np.float32)
     return rows, values.reshape(len(rows), len(MEMBERS), len(classes))
+
+
+def read_table(run: Path, classes: Sequence[str], split: str) -> Table:
+    """One split of a run's predictions; rows of other splits are passed over unread."""
+    rows, members = read_predictions(run / "predictions.csv", classes, split)
+    labels = np.array([classes.index(row.label) for row in rows], np.int64)
+    return Table(tuple(row.path for row in rows), labels, tuple(row.group for row in rows), members)
 
 
 def _columns(classes: Sequence[str]) -> list[str]:

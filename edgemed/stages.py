@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,66 +13,61 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from edgemed.calibrate import fitted_temperature
+from edgemed.calibrate import fitted_temperatures
 from edgemed.config import TrainConfig, derive_seed
-from edgemed.dataset import Dataset, DuplicatePair
+from edgemed.dataset import Dataset
+from edgemed.distributed import cpu_threads, on_all_ranks
 from edgemed.ensemble import Ensemble, predict_callable
 from edgemed.errors import InputError
 from edgemed.evaluate import evaluation, predict_files
-from edgemed.examples import mask_examples
 from edgemed.files import read_json, write_atomic, write_json
 from edgemed.finetune import finetune, logits_of_files
-from edgemed.loop import Progress, log, read_history
+from edgemed.loop import Progress, log
 from edgemed.models import create_backbone, imagenet_state, load_backbone, normalisation
+from edgemed.operating import POINT_NAME, write_operating_point
+from edgemed.point import Wanted, fitted_point, selective_metrics
 from edgemed.preprocess import FrontEnd
 from edgemed.pretrain import pretrain
-from edgemed.report import report_html
-from edgemed.run import MEMBERS, predictions_csv, timed, trained_member
+from edgemed.reporting import report_of_run
+from edgemed.run import MEMBERS, predictions_csv, read_table, timed, trained_member
 
 
-def train_one(
-    config: TrainConfig, dataset: Dataset, out: Path, device: str, pairs: list[DuplicatePair], progress: Progress
-) -> dict[str, Any]:
+def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, progress: Progress) -> dict[str, Any]:
     """One split, from pretraining to the report; returns `metrics.json`.
 
     Raises:
         EdgemedError: training failed, or a file of an earlier call is damaged; the run resumes.
     """
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cpu_threads(config.threads))
     mae, training = out / "members" / "mae", dataset.subset("train")
     weights = Path(config.weights) if config.weights else None
     if not all((out / "members" / member / "model.safetensors").exists() for member in MEMBERS):
         for folder in (out, *([out.parents[1]] if out.parent.name == "folds" else [])):
-            for name in ("metrics.json", "predictions.csv", "report.html"):  # what older weights may have left
+            # What older weights may have left.
+            for name in ("metrics.json", "predictions.csv", POINT_NAME, "report.html"):
                 (folder / name).unlink(missing_ok=True)
         state, source = imagenet_state(config.backbone, weights)
         log.info("ImageNet weights: %s", source)
         if not (mae / "pretrained.safetensors").exists():
             start = state if config.start == "imagenet" else None
             files = [training.file(row) for row in training.rows]
-            timed(out, "pretrain", lambda: pretrain(config, files, start, source, mae, device, progress))
+            stage = partial(on_all_ranks, pretrain, config, files, start, source, mae, device)
+            timed(out, "pretrain", partial(stage, progress=progress))
         for member in MEMBERS:
             folder = out / "members" / member
             if (folder / "model.safetensors").exists():
                 continue
             model = _member(config, member, len(dataset.classes), state, source, mae)
             front = FrontEnd(config.size, *normalisation(config.backbone))
-            timed(
-                out,
-                f"finetune {member}",
-                lambda m=member, f=folder, net=model, fr=front: finetune(  # type: ignore[misc]
-                    config, m, net, fr, dataset, f, device, progress
-                ),
-            )
+            stage = partial(on_all_ranks, finetune, config, member, model, front, dataset, folder, device)
+            timed(out, f"finetune {member}", partial(stage, progress=progress))
     for leftover in out.glob("members/*/*.ckpt"):  # of a kill between a stage's result and its clean-up
         leftover.unlink()
     if not (out / "metrics.json").exists():
         timed(out, "evaluate", lambda: _evaluate(config, dataset, out, progress))
     metrics: dict[str, Any] = read_json(out / "metrics.json")
     if not (out / "report.html").exists():
-        first = [next(training.file(row) for row in training.rows if row.label == name) for name in training.classes]
-        examples = mask_examples(config, first[:6], mae / "pretrained.safetensors")
-        write_atomic(out / "report.html", run_report(out, metrics, dataset, pairs, examples))
+        write_atomic(out / "report.html", report_of_run(out, metrics))
     return metrics
 
 
@@ -93,52 +88,36 @@ def _member(
 
 
 def _evaluate(config: TrainConfig, dataset: Dataset, out: Path, progress: Progress) -> None:
-    """Temperatures from validation, then predictions of validation and test through the exported module."""
+    """Temperatures from calibration, or validation without one; predictions through the exported module; their worth.
+
+    Neither temperatures nor operating point depend on a row of the test split.
+    """
     front = FrontEnd(config.size, *normalisation(config.backbone))
     members = [trained_member(out, name, config.backbone, len(dataset.classes)) for name in MEMBERS]
-    validation = dataset.subset("validation")
-    files = [validation.file(row) for row in validation.rows]
-    temperatures = [
-        fitted_temperature(logits_of_files(model, front, files, "cpu"), validation.labels) for model in members
-    ]
+    calibrated = bool(dataset.subset("calibration").rows)
+    fitted_on = dataset.subset("calibration" if calibrated else "validation")
+    logits = [logits_of_files(model, front, fitted_on.files, "cpu") for model in members]
+    temperatures = fitted_temperatures(logits, fitted_on.labels)
     ensemble = Ensemble(front, members, temperatures).eval()
     results, predictions = {}, []
-    for split in ("validation", "test"):
+    for split in ("validation", *(["calibration"] if calibrated else []), "test"):
         part = dataset.subset(split)
         probabilities, of_members = predict_files(
             predict_callable(ensemble),
-            [part.file(row) for row in part.rows],
+            part.files,
             lambda done, total, split=split: progress(f"evaluate {split}", done, total, ""),  # type: ignore[misc]
         )
-        groups = [row.group for row in part.rows]
-        results[split] = evaluation(part.labels, probabilities, of_members, MEMBERS, groups, part.classes)
+        results[split] = evaluation(part.labels, probabilities, of_members, MEMBERS, part.groups, part.classes)
         predictions.append((part, of_members))
     write_atomic(out / "predictions.csv", predictions_csv(predictions))
+    if calibrated:
+        write_operating_point(
+            out, fitted_point(Wanted(), dataset.classes, read_table(out, dataset.classes, "calibration"))
+        )
     write_json(
         out / "metrics.json",
         {"schema": 1, "split": "test"}
         | results["test"]
-        | {"temperatures": dict(zip(MEMBERS, temperatures, strict=True)), "validation": results["validation"]},
-    )
-
-
-def run_report(
-    out: Path, metrics: dict[str, Any], dataset: Dataset, pairs: list[DuplicatePair], examples: list[Any]
-) -> str:
-    """`report.html` of a run or of a folded run."""
-    histories = {member: read_history(out / "members" / member / "history.jsonl") for member in MEMBERS}
-    stages = {name: [row for row in rows if row["stage"] == "finetune"] for name, rows in histories.items()}
-    stages["pretraining"] = [row for row in histories["mae"] if row["stage"] == "pretrain"]
-    table: dict[str, dict[str, int]] = {}
-    for row in dataset.rows:
-        counts = table.setdefault(row.split or "all", dict.fromkeys(dataset.classes, 0))
-        counts[row.label] += 1
-    return report_html(
-        info=read_json(out / "run.json"),
-        metrics=metrics,
-        histories=stages,
-        split_table=table,
-        examples=examples,
-        duplicates=[(pair.a, pair.b, pair.correlation, pair.conflicting) for pair in pairs],
-        warnings=list(dataset.warnings),
+        | {"temperatures": dict(zip(MEMBERS, temperatures, strict=True)), "validation": results["validation"]}
+        | selective_metrics([out], dataset.classes),
     )

@@ -9,7 +9,7 @@ with replacement and keeps each one whole. Tests: `python -m pytest tests/test_s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,20 +44,26 @@ def group_bootstrap(
     Raises InputError without samples, or when `resamples` or `level` (0 < level < 1) is out of range.
     """
     _check(len(groups), resamples, level)
+    values = np.array([statistic(rows) for rows in group_resamples(groups, resamples=resamples, seed=seed)])
+    return _interval(float(statistic(np.arange(len(groups), dtype=np.int64))), values, level)
+
+
+def group_resamples(
+    groups: Sequence[Hashable] | NDArray[Any], *, resamples: int = 1000, seed: int = 0
+) -> Iterator[NDArray[np.int64]]:
+    """The indices (M,) of every resample that `group_bootstrap` judges: for statistics that are more than a number."""
     numbers: dict[Hashable, int] = {}
     group_of = np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
     order = np.argsort(group_of, kind="stable")  # samples, sorted by group
     sizes = np.bincount(group_of)
     starts = np.cumsum(sizes) - sizes
     rng = np.random.default_rng(seed)
-    values = np.empty(resamples, dtype=np.float64)
-    for k in range(resamples):
+    for _ in range(resamples):
         drawn = rng.integers(0, len(sizes), len(sizes))
         lengths = sizes[drawn]
         ends = np.cumsum(lengths)
         within = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)  # 0, 1, ... inside each drawn group
-        values[k] = statistic(order[np.repeat(starts[drawn], lengths) + within])
-    return _interval(float(statistic(np.arange(len(groups), dtype=np.int64))), values, level)
+        yield order[np.repeat(starts[drawn], lengths) + within]
 
 
 def percentile_interval(

@@ -2,6 +2,7 @@
 
     edgemed train DATA --out RUN
     edgemed train DATA --out RUN --folds 5
+    torchrun --nproc-per-node 2 -m edgemed train DATA --out RUN        (several processes or GPUs; --batch is shared)
 
 Every stage writes its result in one piece and is skipped when that result is there: a killed command, run again, goes
 on where it stopped, and a finished one does nothing.
@@ -17,16 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgemed.calibrate import with_calibration
 from edgemed.config import TrainConfig, derive_seed
 from edgemed.dataset import (
     Dataset,
-    DuplicatePair,
     fold_datasets,
     join_near_duplicates,
     read_split_csv,
     scan,
     split_dataset,
 )
+from edgemed.distributed import batch_of_rank, world
 from edgemed.errors import InputError
 from edgemed.evaluate import evaluation
 from edgemed.files import read_json, write_atomic, write_json
@@ -35,8 +37,10 @@ from edgemed.loop import Progress
 from edgemed.metrics import INTERVAL_METRICS
 from edgemed.models import check_backbone, create_backbone, imagenet_state, load_backbone, weights_digest
 from edgemed.parallel import run_jobs
+from edgemed.point import selective_metrics
+from edgemed.reporting import report_of_run
 from edgemed.run import MEMBERS, begin_run, previous_run, read_predictions, require_same_settings
-from edgemed.stages import run_report, train_one
+from edgemed.stages import train_one
 
 
 def train(config: TrainConfig, data: Path, out: Path, progress: Progress) -> dict[str, Any]:
@@ -49,6 +53,7 @@ def train(config: TrainConfig, data: Path, out: Path, progress: Progress) -> dic
     check_backbone(config.backbone)
     device = resolved_device(config.device)
     check_backend(config.loader)
+    batch_of_rank(config.batch)
     if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
         raise InputError(f"--out {out} lies inside of {data}, and would be scanned as a class; choose another folder")
     previous = previous_run(out)
@@ -62,32 +67,42 @@ def train(config: TrainConfig, data: Path, out: Path, progress: Progress) -> dic
         dataset = dataclasses.replace(
             read_split_csv(out / "split.csv", dataset.root), warnings=tuple(previous["dataset"]["warnings"])
         )
-        pairs = [DuplicatePair(**pair) for pair in read_json(out / "duplicates.json")]
     else:
         dataset, pairs = join_near_duplicates(dataset)
-        dataset = dataset if config.folds else split_dataset(dataset, config.split, config.seed)
-    parts = fold_datasets(dataset, config.folds, config.seed, _validation_share(config)) if config.folds else []
+        dataset = dataset if config.folds else _split(config, dataset)
+    parts = _folds(config, dataset) if config.folds else []
     if not (out / "report.html").exists():  # the last file of a run
         weights = _weights(config, previous, out)
     if previous is None:
         write_json(out / "duplicates.json", [dataclasses.asdict(pair) for pair in pairs])
         begin_run(out, config, dataset, fingerprint, device, weights)
     if not config.folds:
-        return train_one(config, dataset, out, device, pairs, progress)
+        return train_one(config, dataset, out, device, progress)
     weights = read_json(out / "run.json")["weights"]
-    jobs = [(config, k, part, out, fingerprint, device, weights, pairs) for k, part in enumerate(parts)]
+    jobs = [(config, k, part, out, fingerprint, device, weights) for k, part in enumerate(parts)]
     run_jobs(_train_fold, jobs, _folds_at_once(config, device), progress)
     if not (out / "metrics.json").exists():
         write_json(out / "metrics.json", _pooled_folds(config, dataset, out))
     metrics: dict[str, Any] = read_json(out / "metrics.json")
     if not (out / "report.html").exists():
-        write_atomic(out / "report.html", run_report(out, metrics, dataset, pairs, []))
+        write_atomic(out / "report.html", report_of_run(out, metrics))
     return metrics
+
+
+def _split(config: TrainConfig, dataset: Dataset) -> Dataset:
+    parts = split_dataset(dataset, config.split, config.seed)
+    return with_calibration(parts, config.calibration, derive_seed(config.seed, "calibration"))
+
+
+def _folds(config: TrainConfig, dataset: Dataset) -> list[Dataset]:
+    parts = fold_datasets(dataset, config.folds, config.seed, _validation_share(config))
+    seeds = [derive_seed(config.seed, "calibration", k) for k in range(config.folds)]
+    return [with_calibration(part, config.calibration, seed) for part, seed in zip(parts, seeds, strict=True)]
 
 
 def _folds_at_once(config: TrainConfig, device: str) -> int:
     """As many folds as the cores allow at --threads each; one at a time on a GPU, or where a fold takes all cores."""
-    if device != "cpu" or not config.threads:
+    if device != "cpu" or not config.threads or world() > 1:
         return 1
     return min(config.folds, max(1, len(os.sched_getaffinity(0)) // config.threads))
 
@@ -100,7 +115,6 @@ def _train_fold(
     fingerprint: str,
     device: str,
     weights: dict[str, str],
-    pairs: list[DuplicatePair],
     progress: Progress,
 ) -> None:
     """Fold k as a run of its own, with a seed of its own."""
@@ -111,7 +125,7 @@ def _train_fold(
     def named(stage: str, done: int, total: int, detail: str) -> None:
         progress(f"fold {k + 1}/{config.folds} {stage}", done, total, detail)
 
-    train_one(own, part, folder, device, pairs, named)
+    train_one(own, part, folder, device, named)
 
 
 def _weights(config: TrainConfig, previous: dict[str, Any] | None, out: Path) -> dict[str, str]:
@@ -171,7 +185,8 @@ def _pooled_folds(config: TrainConfig, dataset: Dataset, out: Path) -> dict[str,
         name: {key: _spread([fold[key]["value"] for fold in of]) for key in INTERVAL_METRICS}
         for name, of in of_fold.items()
     }
-    return {"schema": 1, "split": f"out of fold, {config.folds} folds"} | pooled | {"folds": summary}
+    selective = selective_metrics([out / "folds" / str(k) for k in range(config.folds)], dataset.classes)
+    return {"schema": 1, "split": f"out of fold, {config.folds} folds"} | pooled | {"folds": summary} | selective
 
 
 def _spread(folds: list[float | None]) -> dict[str, Any]:

@@ -153,6 +153,8 @@ def test_a_plan_with_one_byte_changed_is_refused(
         precision="fp32",
         runtime="tensorrt-rtx",
         version="1.0",
+        os="Linux",
+        architecture="x86_64",
         targets=("sm86",),
         batch=(1, 1, 1),
         image_side=(32, 512, 4096),

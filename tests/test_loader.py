@@ -23,8 +23,9 @@ from loader_data import (  # noqa: E402
     write_one,
 )
 
-from edgemed import loader_dali  # noqa: E402
+from edgemed import loader_dali, loader_torch  # noqa: E402
 from edgemed.errors import InputError  # noqa: E402
+from edgemed.images import image_from_file  # noqa: E402
 from edgemed.loader import Augment, open_loader  # noqa: E402
 
 
@@ -107,13 +108,18 @@ def test_a_damaged_file_in_the_middle_is_named(tmp_path: Path, backend: str, dam
     assert len(by_index(opened(files, backend, None, batch=3).epoch(0))) == 12
 
 
-@needs_dali
-def test_dali_keeps_files_in_memory_up_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@both_backends
+def test_a_loader_remembers_files_up_to_its_limit(
+    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DALI keeps them as they are, torch decoded."""
     files = write_images(tmp_path, 4)
-    kept = opened(files, "dali", None)
+    kept = opened(files, backend, None)
     first = list(kept.epoch(0))
-    monkeypatch.setattr(loader_dali, "MEMORY_LIMIT", files[0].stat().st_size)
-    unkept = opened(files, "dali", None)
+    module = loader_dali if backend == "dali" else loader_torch
+    size = files[0].stat().st_size if backend == "dali" else image_from_file(files[0]).nbytes
+    monkeypatch.setattr(module, "MEMORY_LIMIT", size)
+    unkept = opened(files, backend, None, threads=1)
     assert same_epoch(first, unkept.epoch(0))
     for file in files:
         file.unlink()

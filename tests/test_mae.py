@@ -95,3 +95,23 @@ def test_gradients_reach_every_layer_that_the_features_pass() -> None:
     images, removed, _ = _case()
     reconstruction_loss(model(images, removed), images, removed).backward()
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
+@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "resnet18"])
+def test_the_gradient_is_the_slope_of_the_loss(backbone: str, layout: torch.memory_format) -> None:
+    """Not to be taken for granted: for a transposed input, torch 2.14's batch norm returns a wrong one on a CPU."""
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(create_backbone(backbone, classes=0), width=16).double().to(memory_format=layout).train()
+    images, removed, _ = _case()
+    images = images.double().to(memory_format=layout)
+    reconstruction_loss(model(images, removed), images, removed).backward()
+    parameters = list(model.encoder.parameters())
+    slope = sum(parameter.grad.square().sum() for parameter in parameters)  # along the gradient itself
+    losses = []
+    with torch.no_grad():
+        for sign in (1, -2):
+            for parameter in parameters:
+                parameter += sign * 1e-6 * parameter.grad
+            losses.append(reconstruction_loss(model(images, removed), images, removed))
+    assert (losses[0] - losses[1]).item() / 2e-6 == pytest.approx(slope.item(), rel=0.01)

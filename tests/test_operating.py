@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from edgemed.errors import InputError
 from edgemed.manifest import OperatingPoint
-from edgemed.operating import REFER, decide, disagreement
+from edgemed.operating import REFER, decide, disagreement, read_operating_point, write_operating_point
 
 LABELS = ("benign", "malignant", "normal")
 
@@ -60,3 +63,20 @@ def test_a_threshold_is_compared_in_float64() -> None:
     assert decide(point, LABELS, shares, shares[None]).decision == "malignant"
     point = point.model_copy(update={"threshold": 0.10000001})
     assert decide(point, LABELS, shares, shares[None]).decision == "benign"
+
+
+def test_a_run_keeps_its_operating_point_to_the_last_digit(tmp_path: Path) -> None:
+    assert read_operating_point(tmp_path) is None
+    point = OperatingPoint(
+        images=50, positive="malignant", threshold=1 / 3, target="sensitivity", target_value=0.95,
+        max_disagreement=float(np.float32(0.1)), coverage=0.9, min_probability=0.0,
+    )  # fmt: skip
+    write_operating_point(tmp_path, point)
+    assert read_operating_point(tmp_path) == point
+
+
+@pytest.mark.parametrize("text", ["{", '{"images": 5, "threshold": 0.5}', '{"images": 5, "max_disagreement": 2.0}'])
+def test_a_damaged_operating_point_is_refused_with_the_way_out(tmp_path: Path, text: str) -> None:
+    (tmp_path / "operating_point.json").write_text(text)
+    with pytest.raises(InputError, match="operating_point.json is no operating point.* run `edgemed calibrate"):
+        read_operating_point(tmp_path)

@@ -134,7 +134,7 @@ def test_predict_prints_one_object_per_image(
     found = json.loads(capsys.readouterr().out)
     assert [item["path"] for item in found] == [str(image) for image in images]
     for item in found:
-        assert set(item) == {"path", "label", "probabilities", "members", "runtime", "bundle_id"}
+        assert set(item) >= {"path", "label", "decision", "prediction_set", "disagreement", "runtime", "bundle_id"}
         assert sum(item["probabilities"].values()) == pytest.approx(1, abs=1e-5)
         assert item["label"] == max(item["probabilities"], key=item["probabilities"].__getitem__)
         assert set(item["members"]) == {"imagenet", "mae"}

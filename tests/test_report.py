@@ -6,107 +6,15 @@ import base64
 import io
 import re
 from html import unescape
-from html.parser import HTMLParser
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from report_parts import EVIL, Page, arguments, operating
 
-from edgemed.metrics import metrics_with_intervals, paired_difference
-from edgemed.report import MaskExample, report_html
+from edgemed.report import Duplicate, Hard, report_html
 from edgemed.report_plots import heat_map, without_removed
-
-CLASSES = ["benign", "malignant", "normal"]
-EVIL = "<script>alert('x')</script>\"&<img src=x onerror=alert(1)>"
-
-
-class Page(HTMLParser):
-    """Every tag with its attributes, and the visible text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.unbalanced: list[str] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.unbalanced.append(tag)
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.text += data + "\n"
-
-
-def metrics_of(classes: list[str]) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    labels = np.arange(60) % len(classes)
-    groups = (np.arange(60) // 2).tolist()
-    members = {}
-    for name, strength in (("imagenet", 2.0), ("mae", 1.5)):
-        scores = rng.normal(size=(60, len(classes)))
-        scores[np.arange(60), labels] += strength
-        members[name] = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    ensemble = (members["imagenet"] + members["mae"]) / 2
-    difference = paired_difference(labels, ensemble, members["imagenet"], groups, resamples=50)
-    return {
-        "schema": 1,
-        "split": "test",
-        "classes": classes,
-        "n": 60,
-        "groups": 30,
-        "ensemble": metrics_with_intervals(labels, ensemble, groups, classes, resamples=50),
-        "members": {
-            name: metrics_with_intervals(labels, probabilities, groups, classes, resamples=50)
-            for name, probabilities in members.items()
-        },
-        "ensemble_minus_better": {"better": "imagenet", **difference._asdict()},
-        "temperatures": {"imagenet": 1.234, "mae": 0.876},
-    }
-
-
-def arguments(classes: list[str] | None = None) -> dict[str, Any]:
-    classes = classes or CLASSES
-    rows = [
-        {
-            "epoch": k,
-            "train_loss": 1 / k,
-            "validation_loss": [0.9, 0.4321, 0.7][k - 1],
-            "validation_accuracy": [0.5, 0.765, 0.7][k - 1],
-            "learning_rate": 1e-3,
-        }
-        for k in (1, 2, 3)
-    ]
-    image = np.full((64, 64, 3), 200, np.uint8)
-    mask = np.array([[True, False], [False, False]])
-    example = MaskExample(image, np.array([[1.25, 2.0], [3.0, 6.75]], np.float32), mask, image // 2)
-    return {
-        "info": {
-            "schema": 1,
-            "edgemed": "9.8.7",
-            "config": {"backbone": "convnext_atto", "size": 96, "pretrain_size": 160, "seed": 4321, "mask_ratio": 0.55},
-            "dataset": {"root": "scans/breast", "fingerprint": "abc123", "classes": classes, "n": 1234, "groups": 567},
-            "device": {"device": "cpu", "threads": 2},
-            "versions": {"torch": "2.14.1", "timm": "1.0.31"},
-            "durations": {"pretrain": 3725.0, "finetune mae": 62.0, "evaluate": 4.25},
-        },
-        "metrics": metrics_of(classes),
-        "histories": {"imagenet": rows, "mae": rows, "pretraining": [{"epoch": 1, "loss": 0.8765}]},
-        "split_table": {"train": dict.fromkeys(classes, 41), "test": dict.fromkeys(classes, 17)},
-        "examples": [example],
-        "duplicates": [("b/2.png", "b/3.png", 0.991, False), ("b/1.png", "m/1.png", 0.987, True)],
-        "warnings": ["class malignant has few images"],
-    }
 
 
 def test_every_figure_given_is_in_the_page() -> None:
@@ -180,7 +88,14 @@ def test_the_sentence_on_the_ensemble_follows_the_interval(low: float, high: flo
 def test_names_from_the_user_stay_text() -> None:
     given = arguments([EVIL, "b"])
     given["warnings"] = [EVIL]
-    given["duplicates"] = [(EVIL, "b", 0.9, True), (EVIL, "b", 0.9, False)]
+    picture = np.zeros((8, 8, 3), np.uint8)
+    given["duplicates"] = [
+        Duplicate(EVIL, "b", EVIL, "b", 0.9, (picture, picture)),
+        Duplicate(EVIL, "b", "b", "b", 0.9),
+    ]
+    given["hardest"] = [Hard(picture, EVIL, EVIL, 0.1, EVIL, 0.9)]
+    threshold = operating()["threshold"] | {"positive": EVIL}
+    given["metrics"]["operating"] = operating() | {"threshold": threshold, "decisions": [[9, 1, 2], [3, 4, 5]]}
     given["info"]["dataset"]["root"] = EVIL
     given["info"]["versions"][EVIL] = EVIL
     given["metrics"]["split"] = EVIL
@@ -214,8 +129,8 @@ def test_the_first_words_say_that_it_shows_patient_data_and_is_no_medical_device
 
 def test_conflicting_duplicates_come_first_and_a_long_list_says_what_it_leaves_out() -> None:
     given = arguments()
-    agreeing = [(f"same/{k}", f"too/{k}", 0.8 + k / 1000, False) for k in range(130)]
-    given["duplicates"] = [*agreeing, ("one", "two", 0.8, True)]
+    agreeing = [Duplicate(f"same/{k}", f"too/{k}", "benign", "benign", 0.8 + k / 1000) for k in range(130)]
+    given["duplicates"] = [*agreeing, Duplicate("one", "two", "benign", "normal", 0.8)]
     text = Page(report_html(**given)).text
     assert "131 pairs found, 1 of them with conflicting labels" in text
     assert text.index("Conflicting labels") < text.index("\ntwo\n") < text.index("same/129") < text.index("same/128")
@@ -227,7 +142,7 @@ def test_the_pictures_are_the_image_its_entropy_the_mask_and_the_reconstruction(
     given = arguments()
     example = given["examples"][0]
     page = Page(report_html(**given))
-    sources = [a["src"] or "" for tag, a in page.tags if tag == "img"]
+    sources = [a["src"] or "" for tag, a in page.tags if tag == "img" and a["src"]]
     panels = [source.removeprefix("data:image/png;base64,") for source in sources if "png" in source]
     image, entropy, masked, filled = (np.asarray(Image.open(io.BytesIO(base64.b64decode(panel)))) for panel in panels)
     np.testing.assert_array_equal(image, example.image)
@@ -257,10 +172,10 @@ def test_curves_draw_the_values_of_each_epoch() -> None:
         return [a["src"] or "" for tag, a in page.tags if tag == "img" and "svg" in (a["src"] or "")]
 
     once, again, other = drawn(1.0), drawn(1.0), drawn(1.7)
-    assert len(once) == 5  # pretraining, and loss and accuracy of both members
+    assert len(once) == 10  # calibration, risk, ROC of 3 classes; pretraining, and loss and accuracy of both members
     assert once == again
-    assert [a != b for a, b in zip(once, other, strict=True)] == [False, True, False, True, False]
-    svg = base64.b64decode(once[1].split(",")[1]).decode()
+    assert [a != b for a, b in zip(once, other, strict=True)][5:] == [False, True, False, True, False]
+    svg = base64.b64decode(once[6].split(",")[1]).decode()
     # Epochs 1, 2, 3 at equal distances, the losses 1, 1/2, 1/3 downwards on the page.
     path = next(p for p in re.findall(r'<path d="(M[^"]*)" clip-path[^>]*stroke: #0072b2', svg) if p.count("L") == 2)
     (x1, y1), (x2, y2), (x3, y3) = [(float(x), float(y)) for x, y in re.findall(r"([\d.]+) ([\d.]+)", path)]
@@ -275,7 +190,11 @@ def test_a_folded_run_shows_each_fold_its_mean_and_its_spread() -> None:
     given["metrics"]["folds"] = {name: dict.fromkeys(keys, values) for name in ("ensemble", "imagenet", "mae")}
     given |= {"histories": {"imagenet": [], "mae": [], "pretraining": []}, "examples": []}
     given["info"]["durations"] = {}
+    given["split_table"] = {"all": dict.fromkeys(given["metrics"]["classes"], 43)}
+    given["fold_table"] = {"fold 3, test": dict.fromkeys(given["metrics"]["classes"], 11)}
     text = Page(report_html(**given)).text
+    assert "fold 3, test\n11\n11\n11\n33\n" in text
+    assert "all splits" not in text
     assert text.count("0.881\n0.032\n0.851\n0.911\n-\n") == 12
     assert "fold 3" in text
     assert "folds/K/report.html" in text

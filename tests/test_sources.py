@@ -115,3 +115,11 @@ def test_flags_that_do_not_go_together_are_refused(
     assert edgemed("build-engine", *given) == 2
     assert re.search(complaint, " ".join(capfd.readouterr().err.split()))
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("flag", [["--runtime", "openvino"], ["--precision", "fp16"]])
+def test_evaluate_does_not_pretend_that_a_run_has_runtimes(
+    tiny_run: Path, phantoms: Path, edgemed: Callable[..., int], capfd: pytest.CaptureFixture[str], flag: list[str]
+) -> None:
+    assert edgemed("evaluate", tiny_run, phantoms, *flag) == 2
+    assert "are for a bundle" in " ".join(capfd.readouterr().err.split())

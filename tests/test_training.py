@@ -169,9 +169,12 @@ def test_checkpoints_come_back_and_damage_is_named(tmp_path: Path) -> None:
     assert state is not None
     assert torch.equal(state["weights"], torch.arange(4.0))
     assert state["history"] == [{"epoch": 1, "loss": 0.5}]
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(InputError, match="is damaged; delete it"):
-        load_checkpoint(path)
+    whole = path.read_bytes()
+    place = whole.index(torch.arange(4.0).numpy().tobytes())
+    for damaged in (b"", whole[:20], whole[:-200], whole[:place] + b"\1" + whole[place + 1 :]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="is damaged; delete it"):
+            load_checkpoint(path)
 
 
 def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
@@ -180,7 +183,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "ran",)  # type: ignore[return-value]
 
     path = tmp_path / "evil.ckpt"
-    torch.save({"x": Payload()}, path)
+    save_checkpoint(path, {"x": Payload()})
     with pytest.raises(InputError, match="is damaged"):
         load_checkpoint(path)
     assert not (tmp_path / "ran").exists()

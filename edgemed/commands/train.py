@@ -35,6 +35,9 @@ def train(
     start: Annotated[str, typer.Option(help="The masked pretraining starts from: imagenet | scratch.")] = "imagenet",
     weights: Annotated[Path | None, typer.Option(help="ImageNet weights as safetensors, for work offline.")] = None,
     split: Annotated[str, typer.Option(help="Parts of train, validation, test.")] = "0.7,0.15,0.15",
+    calibration: Annotated[
+        float, typer.Option(help="Share of the training images set apart for temperatures and operating point.")
+    ] = 0.0,
     folds: Annotated[int, typer.Option(help="Cross-validation in K folds in place of one split.")] = 0,
     epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning, at most.")] = 30,
     pretrain_epochs: Annotated[int, typer.Option(help="Epochs of masked pretraining.")] = 30,
@@ -47,6 +50,7 @@ def train(
     drop_path: Annotated[float, typer.Option(help="Stochastic depth in fine-tuning.")] = 0.1,
     label_smoothing: Annotated[float, typer.Option(help="Label smoothing in fine-tuning.")] = 0.1,
     class_weighting: Annotated[float, typer.Option(help="0 = none, 1 = balanced classes.")] = 0.5,
+    mixup: Annotated[float, typer.Option(help="Mix pairs of images, by shares from Beta(a, a); 0 = off.")] = 0.0,
     ema_decay: Annotated[float, typer.Option(help="Decay of the weights' moving average.")] = 0.99,
     vertical_flip: Annotated[bool, typer.Option(help="Flip upside down too: where up and down are alike.")] = False,
     patience: Annotated[int, typer.Option(help="Stop after so many epochs without a lower validation loss.")] = 10,
@@ -57,6 +61,9 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: FoldThreads = 0,
     loader: Annotated[str, typer.Option(help="dali, torch, or auto.")] = "auto",
+    accumulate: Annotated[int, typer.Option(help="Take each step's --batch in so many parts, to save memory.")] = 1,
+    amp: Annotated[bool, typer.Option(help="bfloat16 on a GPU; a CPU always computes in float32.")] = True,
+    compile: Annotated[bool, typer.Option("--compile", help="Fine-tune through torch.compile.")] = False,
     json_: Json = False,
 ) -> None:
     """Train both members on labelled images, evaluate them and their ensemble, write a report."""
@@ -64,14 +71,19 @@ def train(
     for name in ("data", "out", "json_"):
         options.pop(name)
     from edgemed.config import TrainConfig
-
-    config = TrainConfig(**options | {"split": _parts(split), "weights": str(weights) if weights else None})
+    from edgemed.distributed import follow, process_group
     from edgemed.train import train as run_train
 
-    with display.progress() as progress:
-        metrics = run_train(config, data, out, progress)
+    with process_group(device, threads) as leads:
+        if not leads:
+            return follow()
+        config = TrainConfig(**options | {"split": _parts(split), "weights": str(weights) if weights else None})
+        with display.progress() as progress:
+            metrics = run_train(config, data, out, progress)
     display.metrics(metrics, json_, f"{out} ({metrics['split']})")
     if not json_:
+        if metrics.get("operating"):
+            display.operating_point(metrics)
         display.say(f"report: {out / 'report.html'} (shows patient data)")
 
 

@@ -1,0 +1,178 @@
+"""What an operating point promises holds, on images that it never saw."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("torch", reason="extra train is not installed")
+
+from answers import CLASSES, drawn
+
+from edgemed.errors import InputError
+from edgemed.evaluate import Table
+from edgemed.operating import REFER, decide
+from edgemed.point import Part, Wanted, allowed_failures, fitted_point, judged
+
+WANTED = Wanted("malignant", sensitivity=0.9, answer=0.8)
+
+
+def decisions(point: Any, table: Table) -> list[Any]:
+    return [decide(point, CLASSES, *row) for row in zip(table.probabilities, table.members, strict=True)]
+
+
+def covered(point: Any, table: Table) -> float:
+    truth = [CLASSES[k] for k in table.labels]
+    sets = [one.prediction_set for one in decisions(point, table)]
+    return float(np.mean([name in kept for name, kept in zip(truth, sets, strict=True)]))
+
+
+@pytest.mark.parametrize(("groups", "copies"), [(50, 1), (15, 10)])
+def test_the_sets_hold_the_true_label_as_often_as_stated_on_new_images(groups: int, copies: int) -> None:
+    """Over many draws: at least the stated share, and not much more. Copies must not pass for so many more images."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        point = fitted_point(Wanted(coverage=0.9), CLASSES, drawn(rng, groups, copies))
+        found.append(covered(point, drawn(rng, 60)))
+    error = np.std(found) / math.sqrt(len(found))
+    assert np.mean(found) > 0.9 - 2 * error
+    assert np.mean(found) < 0.9 + 1 / (groups + 1) + 2 * error
+
+
+@given(st.integers(1, 300), st.integers(1, 99))
+def test_the_rank_is_that_of_split_conformal_prediction(images: int, percent: int) -> None:
+    rank = math.ceil((images + 1) * Fraction(percent, 100))  # of the score that bounds the set
+    assert allowed_failures(1 - percent / 100, images, images) == images - rank
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> Table:
+    table = drawn(np.random.default_rng(draw(st.integers(0, 1000))), draw(st.integers(60, 120)))
+    rounded = table.members.round(draw(st.sampled_from([1, 6])))  # one digit: many ties
+    return replace(table, members=rounded / rounded.sum(axis=2, keepdims=True))
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables(), st.floats(0.3, 0.9))
+def test_the_threshold_attains_the_wanted_sensitivity_and_no_higher_one_does(table: Table, wanted: float) -> None:
+    positive = table.labels == 1
+    scores = table.probabilities[positive, 1].astype(np.float64)
+    point = fitted_point(Wanted("malignant", sensitivity=wanted), CLASSES, table)
+    called = [one.decision == "malignant" for one, own in zip(decisions(point, table), positive, strict=True) if own]
+    assert np.mean(called) >= wanted
+    higher = scores[scores >= point.threshold].min() + 1e-9
+    assert (scores < higher).sum() > allowed_failures(1 - wanted, len(scores), len(scores))
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables(), st.floats(0.3, 0.9))
+def test_the_threshold_attains_the_wanted_specificity_and_no_lower_one_does(table: Table, wanted: float) -> None:
+    others = table.labels != 1
+    scores = table.probabilities[others, 1].astype(np.float64)
+    point = fitted_point(Wanted("malignant", specificity=wanted), CLASSES, table)
+    called = [one.decision == "malignant" for one, own in zip(decisions(point, table), others, strict=True) if own]
+    assert 1 - np.mean(called) >= wanted
+    lower = scores[scores < point.threshold].max()
+    assert (scores >= lower).sum() > allowed_failures(1 - wanted, len(scores), len(scores))
+
+
+def test_sensitivity_and_answers_hold_on_new_images_on_average() -> None:
+    rng = np.random.default_rng(1)
+    found, answered, wrong = [], [], []
+    for _ in range(200):
+        fitted_on, new = drawn(rng, 90), drawn(rng, 90)
+        point = fitted_point(Wanted("malignant", sensitivity=0.9, answer=0.8), CLASSES, fitted_on)
+        each = decisions(point.model_copy(update={"max_disagreement": None}), new)
+        found.append(np.mean([d.decision == "malignant" for d, k in zip(each, new.labels, strict=True) if k == 1]))
+        answered.append(np.mean([one.decision != REFER for one in decisions(point, new)]))
+        point = fitted_point(Wanted(max_error=0.1), CLASSES, fitted_on)
+        truth = [CLASSES[k] for k in new.labels]
+        wrong.append(
+            np.mean([d.decision not in (name, REFER) for d, name in zip(decisions(point, new), truth, strict=True)])
+        )
+    for values, promised in ((found, 0.9), (answered, 0.8), (1 - np.array(wrong), 0.9)):
+        error = np.std(values) / math.sqrt(len(values))
+        assert promised - 2 * error < np.mean(values) < promised + 0.05
+
+
+def test_what_so_few_images_cannot_promise_is_refused_with_what_they_can() -> None:
+    table = drawn(np.random.default_rng(0), 8)
+    with pytest.raises(
+        InputError, match=r"--coverage 0\.9 cannot be promised from 8 .* needs 9; ask for at most 0\.888"
+    ):
+        fitted_point(Wanted(), CLASSES, table)
+    fitted_point(Wanted(coverage=0.888), CLASSES, table)
+    with pytest.raises(InputError, match=r"--sensitivity 0\.95 .* needs 19"):
+        fitted_point(Wanted("malignant", sensitivity=0.95, coverage=0), CLASSES, table)
+    with pytest.raises(InputError, match="Did you mean 'malignant'"):
+        fitted_point(Wanted("malignat", sensitivity=0.5, coverage=0), CLASSES, table)
+
+
+def test_where_few_enough_answers_are_wrong_nothing_is_referred() -> None:
+    table = drawn(np.random.default_rng(0), 60)
+    point = fitted_point(Wanted(max_error=0.9), CLASSES, table)
+    assert not [one for one in decisions(point, table) if one.decision == REFER]
+
+
+def test_members_that_are_wrong_together_cannot_be_told_by_their_disagreement() -> None:
+    table = drawn(np.random.default_rng(0), 60, members=1)
+    with pytest.raises(InputError, match="wrong together"):
+        fitted_point(Wanted(max_error=0.05), CLASSES, table)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"positive": "a"}, "one of --sensitivity and --specificity"),
+        ({"positive": "a", "sensitivity": 0.9, "specificity": 0.9}, "one of"),
+        ({"sensitivity": 0.9}, "--positive"),
+        ({"answer": 0.9, "max_error": 0.1}, "give one"),
+        ({"coverage": 1.0}, "--coverage 1 is no share"),
+        ({"coverage": math.nan}, "--coverage nan"),
+        ({"max_error": 0.0}, "--max-error 0"),
+        ({"coverage": 0.0}, "nothing is wanted"),
+    ],
+)
+def test_what_cannot_be_wanted_names_the_flag(flags: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        Wanted(**flags)
+
+
+def test_the_judgement_counts_what_the_decisions_do() -> None:
+    rng = np.random.default_rng(5)
+    calibration, test = drawn(rng, 80), drawn(rng, 200)
+    point = fitted_point(WANTED, CLASSES, calibration)
+    found = judged([Part(point, calibration, test)], CLASSES)
+    each = decisions(point, test)
+    truth = np.array(CLASSES)[test.labels]
+    made = np.array([one.decision for one in each])
+    assert found["sets"]["coverage"]["value"] == pytest.approx(covered(point, test))
+    assert found["referral"]["answered"]["value"] == pytest.approx(np.mean(made != REFER))
+    assert found["referral"]["wrong_answers"]["value"] == pytest.approx(np.mean((made != truth) & (made != REFER)))
+    columns = (*CLASSES, REFER)
+    counts = [[int(((truth == a) & (made == b)).sum()) for b in columns] for a in CLASSES]
+    assert found["decisions"] == counts
+    assert found["sets"]["share_by_size"] == pytest.approx(
+        [np.mean([len(one.prediction_set) == size for one in each]) for size in range(4)]
+    )
+
+
+def test_the_interval_of_the_coverage_is_honest_about_the_draw_of_the_calibration_images() -> None:
+    """The stated coverage lies in the 95 % interval about that often; in one over test images alone it does not."""
+    rng = np.random.default_rng(2)
+    both, alone = [], []
+    for _ in range(60):
+        calibration, test = drawn(rng, 40), drawn(rng, 400)
+        found = judged([Part(fitted_point(Wanted(), CLASSES, calibration), calibration, test)], CLASSES)["sets"]
+        for hits, name in ((both, "coverage"), (alone, "coverage_of_these_sets")):
+            hits.append(found[name]["low"] <= 0.9 <= found[name]["high"])
+    assert np.mean(both) > 0.85
+    assert np.mean(alone) < 0.7

@@ -1,0 +1,126 @@
+"""`edgemed calibrate` fits another operating point on the calibration rows of a finished run, and on no others."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="extra train is not installed")
+
+from answers import CLASSES, drawn
+
+from edgemed.errors import InputError
+from edgemed.operating import read_operating_point
+from edgemed.point import Wanted, fitted_point
+from edgemed.recalibrate import recalibrate
+from edgemed.run import read_table
+
+
+def write_run(run: Path, seed: int) -> None:
+    """A finished run's documents, with made-up predictions."""
+    rng = np.random.default_rng(seed)
+    run.mkdir(parents=True)
+    header = [f"{member}:{name}" for member in ("imagenet", "mae") for name in CLASSES]
+    with (run / "predictions.csv").open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["path", "label", "group", "split", *header])
+        for split in ("validation", "calibration", "test"):
+            table = drawn(rng, 80)
+            for k, (label, members) in enumerate(zip(table.labels, table.members, strict=True)):
+                name = f"{split}{k}.png"
+                writer.writerow([name, CLASSES[label], name, split, *map(float, members.ravel())])
+    (run / "run.json").write_text(json.dumps({"config": {"folds": 0}, "dataset": {"classes": CLASSES}}))
+    (run / "metrics.json").write_text(json.dumps({"n": 80}))
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgemed.recalibrate.report_of_run", lambda run, metrics: "report")
+
+
+WANTED = Wanted("malignant", sensitivity=0.9, answer=0.8)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_refitting_reads_no_test_row(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_run(run, 0)
+    before = recalibrate(run, WANTED)["operating"]
+    assert before["wanted"] == {"positive": "malignant", "sensitivity": 0.9, "answer": 0.8, "coverage": 0.9}
+    point = (run / "operating_point.json").read_bytes()
+    lines = (run / "predictions.csv").read_text().splitlines()
+    turned = [
+        ",".join([*line.split(",")[:4], "0.0", "1.0", "0.0", "0.0", "0.0", "1.0"]) if ",test," in line else line
+        for line in lines
+    ]
+    (run / "predictions.csv").write_text("\n".join(turned) + "\n")
+    after = recalibrate(run, WANTED)["operating"]
+    assert (run / "operating_point.json").read_bytes() == point
+    assert after["points"] == before["points"]
+    assert after["sets"] != before["sets"]
+    assert after["threshold"]["sensitivity"] != before["threshold"]["sensitivity"]
+
+
+def test_a_test_row_need_not_even_be_readable(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_run(run, 0)
+    point = fitted_point(WANTED, CLASSES, read_table(run, CLASSES, "calibration"))
+    lines = (run / "predictions.csv").read_text().splitlines()
+    poisoned = [",".join([*line.split(",")[:4], *["poison"] * 6]) if ",test," in line else line for line in lines]
+    (run / "predictions.csv").write_text("\n".join(poisoned))
+    assert fitted_point(WANTED, CLASSES, read_table(run, CLASSES, "calibration")) == point
+
+
+@pytest.mark.usefixtures("no_report")
+def test_refitting_replaces_the_whole_point_and_keeps_the_other_metrics(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_run(run, 0)
+    recalibrate(run, WANTED)
+    metrics = recalibrate(run, Wanted(coverage=0.8))
+    point = read_operating_point(run)
+    assert point is not None
+    assert (point.threshold, point.max_disagreement, point.coverage, point.images) == (None, None, 0.8, 80)
+    assert json.loads((run / "metrics.json").read_text()) == metrics
+    assert metrics["n"] == 80
+    assert "threshold" not in metrics["operating"]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_folded_run_gets_a_point_in_every_fold_and_their_pooled_figures(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for k in range(3):
+        write_run(run / "folds" / str(k), k)
+    (run / "run.json").write_text(json.dumps({"config": {"folds": 3}, "dataset": {"classes": CLASSES}}))
+    (run / "metrics.json").write_text(json.dumps({"n": 240, "folds": {"ensemble": {}}}))
+    metrics = recalibrate(run, WANTED)
+    points = [read_operating_point(run / "folds" / str(k)) for k in range(3)]
+    assert len({point.threshold for point in points if point}) == 3
+    assert not (run / "operating_point.json").exists()
+    found = metrics["operating"]
+    assert [point["threshold"] for point in found["points"]] == [point.threshold for point in points if point]
+    each = [json.loads((run / "folds" / str(k) / "metrics.json").read_text())["operating"] for k in range(3)]
+    for part, key in (("sets", "coverage"), ("referral", "answered")):  # 80 images each, so the mean is the pooled one
+        assert found[part][key]["value"] == pytest.approx(np.mean([fold[part][key]["value"] for fold in each]))
+    assert np.sum(found["decisions"]) == 240
+
+
+@pytest.mark.usefixtures("no_report")
+def test_what_cannot_be_calibrated_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_run(run, 0)
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(InputError, match="no class"):
+        recalibrate(run, Wanted("cyst", sensitivity=0.9))
+    text = (run / "predictions.csv").read_text()
+    (run / "predictions.csv").write_text(text.replace(",calibration,", ",validation,"))
+    with pytest.raises(InputError, match="no calibration split; train another run with --calibration"):
+        recalibrate(run, Wanted())
+    (run / "predictions.csv").write_text(text)
+    before[run / "predictions.csv"] = text.encode()
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+    with pytest.raises(InputError, match="no edgemed run"):
+        recalibrate(tmp_path, Wanted())

@@ -1,0 +1,61 @@
+"""What is picked for the report: the images whose label got the least, and the conflicting pairs, worst first."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("torch", reason="extra train is not installed")
+
+from answers import CLASSES, drawn
+
+from edgemed.dataset import Dataset, DuplicatePair, Row
+from edgemed.reporting import CONFLICTS, HARDEST, _duplicates, _hardest, _split_table
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    """50 images, the k-th all of the level k."""
+    table = drawn(np.random.default_rng(0), 50)
+    rows = []
+    for k, (path, label) in enumerate(zip(table.paths, table.labels, strict=True)):
+        Image.new("L", (40, 40), k).save(tmp_path / path, format="PNG")
+        rows.append(Row(path, CLASSES[label], path, "test"))
+    return Dataset(tmp_path, tuple(rows), CLASSES)
+
+
+def test_the_hardest_images_are_those_whose_label_got_the_least(dataset: Dataset) -> None:
+    table = drawn(np.random.default_rng(0), 50)
+    found = _hardest(table, dataset)
+    of_true = table.probabilities[np.arange(50), table.labels]
+    assert [each.share for each in found] == pytest.approx(np.sort(of_true)[:HARDEST])
+    for each in found:
+        k = table.paths.index(each.path)
+        assert (each.picture == k).all()
+        assert (each.label, each.decided) == (CLASSES[table.labels[k]], CLASSES[table.probabilities[k].argmax()])
+
+
+def test_pictures_are_of_the_conflicting_pairs_that_are_most_alike(dataset: Dataset) -> None:
+    rows = dataset.rows
+    pairs = [DuplicatePair(a.path, b.path, k / 50, a.label != b.label) for k, (a, b) in enumerate(pairwise(rows))]
+    found = _duplicates(pairs, dataset)
+    shown = [each.correlation for each in found if each.pictures]
+    conflicting = [pair.correlation for pair in pairs if pair.conflicting]
+    assert shown == conflicting[-CONFLICTS:]
+    assert [each.conflicting for each in found] == [pair.conflicting for pair in pairs]
+    for each in found:
+        if each.pictures:
+            assert [picture.max() for picture in each.pictures] == [int(each.a[1:]), int(each.b[1:])]
+
+
+def test_the_table_of_splits_counts_every_image_in_its_order(dataset: Dataset) -> None:
+    splits = ("test", "train", "calibration", "validation", "train")
+    rows = tuple(Row(f"{k}", "benign" if k else "normal", f"{k}", split) for k, split in enumerate(splits))
+    table = _split_table(Dataset(Path(), rows, CLASSES))
+    assert list(table) == ["train", "validation", "calibration", "test"]
+    assert table["train"] == {"benign": 2, "malignant": 0, "normal": 0}
+    assert table["test"] == {"benign": 0, "malignant": 0, "normal": 1}
