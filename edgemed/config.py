@@ -52,6 +52,7 @@ class TrainConfig:
     mask_ratio: float = 0.6
     sharpness: float = 1.0
     entropy_patch: int = 16
+    renyi_order: float = 1.0
     seed: int = 0
     device: str = "auto"
     threads: int = 0
@@ -76,11 +77,14 @@ class TrainConfig:
             raise InputError(f"--folds {self.folds}: use at least 2 folds, or leave the flag out for one split")
         if self.entropy_patch not in (8, 16, 32):
             raise InputError(f"--entropy-patch {self.entropy_patch}: use 8, 16 or 32")
+        if self.renyi_order != 1 and abs(self.renyi_order - 1) < 0.01:
+            raise InputError(f"--renyi-order {self.renyi_order} is too near to 1; use 1 itself, which is Shannon's")
         for name, low, high in (
             ("pretrain_size", 2 * UNIT, 2048),
             ("calibration", 0.0, 0.5),
             ("mask_ratio", 0.0, 1.0),
             ("sharpness", -1e6, 1e6),
+            ("renyi_order", 0.01, 100.0),
             ("weight_decay", 0.0, 1.0),
             ("mixup", 0.0, 10.0),
             ("label_smoothing", 0.0, 0.5),

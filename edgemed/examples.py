@@ -31,16 +31,21 @@ def mask_examples(config: TrainConfig, files: Sequence[Path], pretrained: Path) 
         resized = front.resized(torch.from_numpy(image_from_file(file))[None]).round().clamp(0, 255)  # (1, 3, S, S)
         image = resized.permute(0, 2, 3, 1).to(torch.uint8)
         seed, ids = derive_seed(config.seed, "examples"), torch.tensor([number])
-        removed = removed_units(image, config.mask_ratio, config.sharpness, seed, ids, config.entropy_patch)
+        removed = removed_units(
+            image, config.mask_ratio, config.sharpness, seed, ids, config.entropy_patch, config.renyi_order
+        )
         pixels = front.normalised(resized)
-        filled = reconstructed(model(pixels, removed), pixels, removed)
-        grey_levels = ((filled - front.shift) / front.scale).round().clamp(0, 255).to(torch.uint8)
+        reconstruction = None  # without pretraining the decoder is noise
+        if config.pretrain_epochs:
+            filled = reconstructed(model(pixels, removed), pixels, removed)
+            grey_levels = ((filled - front.shift) / front.scale).round().clamp(0, 255).to(torch.uint8)
+            reconstruction = grey_levels[0].permute(1, 2, 0).contiguous().numpy()
         examples.append(
             MaskExample(
                 image=image[0].numpy(),
-                entropy=unit_entropy(image, config.entropy_patch)[0].numpy(),
+                entropy=unit_entropy(image, config.entropy_patch, config.renyi_order)[0].numpy(),
                 mask=removed[0].numpy(),
-                reconstruction=grey_levels[0].permute(1, 2, 0).contiguous().numpy(),
+                reconstruction=reconstruction,
             )
         )
     return examples

@@ -16,19 +16,24 @@ from edgemed.config import UNIT
 from edgemed.kernels import entropy_mask, patch_entropy
 
 
-def unit_entropy(images: Tensor, patch: int = 16) -> Tensor:
-    """uint8 (N, S, S, 3) RGB -> float32 (N, S/32, S/32): Shannon entropy in bits, finer patches averaged per unit."""
-    entropy = patch_entropy(images, patch)
+def unit_entropy(images: Tensor, patch: int = 16, order: float = 1.0) -> Tensor:
+    """uint8 (N, S, S, 3) RGB -> float32 (N, S/32, S/32): entropy in bits, finer patches averaged per unit.
+
+    `order` 1 is Shannon's entropy, another one Rényi's of that order: 2 weighs the frequent grey values more.
+    """
+    entropy = patch_entropy(images, patch, order=order)
     per_unit = UNIT // patch
     return F.avg_pool2d(entropy[:, None], per_unit)[:, 0] if per_unit > 1 else entropy
 
 
-def removed_units(images: Tensor, ratio: float, sharpness: float, seed: int, ids: Tensor, patch: int = 16) -> Tensor:
+def removed_units(
+    images: Tensor, ratio: float, sharpness: float, seed: int, ids: Tensor, patch: int = 16, order: float = 1.0
+) -> Tensor:
     """uint8 (N, S, S, 3) RGB -> bool (N, S/32, S/32), True = removed, exactly round(ratio * units) of each image.
 
     `ids` int64 (N,): one counter per image and draw; the same (seed, id) draws the same noise on every device.
     """
-    return entropy_mask(unit_entropy(images, patch), ratio, sharpness, seed, ids)
+    return entropy_mask(unit_entropy(images, patch, order), ratio, sharpness, seed, ids)
 
 
 def upsampled(mask: Tensor, height: int, width: int) -> Tensor:

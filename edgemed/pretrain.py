@@ -135,7 +135,9 @@ def pretrain(
 
 def _loss(config: TrainConfig, seed: int, net: nn.Module, front: FrontEnd, images: Tensor, ids: Tensor) -> Tensor:
     """Mean reconstruction loss of uint8 images (B, S, S, 3), masked by the draws `ids` (B,)."""
-    removed = removed_units(images, config.mask_ratio, config.sharpness, seed, ids, config.entropy_patch)
+    removed = removed_units(
+        images, config.mask_ratio, config.sharpness, seed, ids, config.entropy_patch, config.renyi_order
+    )
     pixels = front.normalised(images.permute(0, 3, 1, 2).float()).contiguous(memory_format=torch.channels_last)
     with autocast(images.device.type, config.amp):
         predicted = net(pixels, removed)

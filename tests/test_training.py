@@ -15,7 +15,7 @@ from edgemed.config import TrainConfig, derive_seed
 from edgemed.errors import EdgemedError, InputError
 from edgemed.finetune import class_weights
 from edgemed.loop import cosine_schedule, load_checkpoint, require_finite, save_checkpoint
-from edgemed.masking import unit_entropy, upsampled
+from edgemed.masking import removed_units, unit_entropy, upsampled
 from edgemed.models import check_backbone, create_backbone, imagenet_state, load_backbone
 
 
@@ -35,6 +35,8 @@ from edgemed.models import check_backbone, create_backbone, imagenet_state, load
         ("split", (math.nan, 0.5, 0.5), "sum to 1"),
         ("pretrain_size", 4096, "is outside 64 to 2048"),
         ("entropy_patch", 7, "use 8, 16 or 32"),
+        ("renyi_order", 1.001, "use 1 itself, which is Shannon's"),
+        ("renyi_order", 0.0, "--renyi-order 0.0 is outside 0.01 to 100"),
         ("learning_rate", math.nan, "--learning-rate nan is outside"),
     ],
 )
@@ -196,6 +198,22 @@ def test_unit_entropy_averages_finer_patches() -> None:
     assert fine[0, 0, 1] == fine[0, 1, 0] == fine[0, 1, 1] == 0
     alone = unit_entropy(images[:, :32, :32], 16)[0, 0, 0]
     assert fine[0, 0, 0] == alone > 1
+
+
+def test_the_order_of_the_entropy_decides_which_units_are_removed() -> None:
+    """A unit of two equal halves has 1 bit by every order; one of a large and many small parts has fewer by order 2."""
+    images = torch.zeros(1, 32, 64, 3, dtype=torch.uint8)
+    images[0, :16, :32] = 200  # 1 bit
+    spread = torch.arange(128, dtype=torch.uint8).repeat(2)[:, None]  # 3/4 black, 1/4 over 128 values: 2.5 and 0.83 bit
+    images[0, :8, 32:] = spread.reshape(8, 32, 1) + 1
+    shannon, renyi = unit_entropy(images, 32)[0, 0], unit_entropy(images, 32, order=2.0)[0, 0]
+    assert shannon[0] == renyi[0] == 1
+    counts = torch.tensor([768.0] + [2.0] * 128) / 1024
+    assert shannon[1].item() == pytest.approx(float(-(counts * counts.log2()).sum()), abs=1e-4)
+    assert renyi[1].item() == pytest.approx(float(-counts.square().sum().log2()), abs=1e-4)
+    ids = torch.tensor([0])
+    masks = [removed_units(images, 0.5, 1e6, 0, ids, 32, order)[0, 0].tolist() for order in (1.0, 2.0)]
+    assert masks == [[False, True], [True, False]]
 
 
 def test_upsampling_keeps_the_place_of_a_unit() -> None:

@@ -57,6 +57,7 @@ def train(
     mask_ratio: Annotated[float, typer.Option(help="Part of the 32-pixel units that pretraining removes.")] = 0.6,
     sharpness: Annotated[float, typer.Option(help="0 = random masks, large = highest entropy, < 0 = lowest.")] = 1.0,
     entropy_patch: Annotated[int, typer.Option(help="Side of the entropy's patches: 8, 16 or 32.")] = 16,
+    renyi_order: Annotated[float, typer.Option(help="Order of the entropy: 1 = Shannon's, else Renyi's.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of split, weights, order, augmentation and masks.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: FoldThreads = 0,
