@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = """
-errors files stats
+errors files stats timing
 kernels
 config metrics dicom_codecs dicom images phantoms
 rows duplicates splits dataset recipes
@@ -23,14 +23,14 @@ evaluate curves ensemble run point calibrate loop parallel pretrain finetune
 report_page report_plots report_training report_evidence report examples reporting stages train recalibrate
 precision export
 runtimes
-gates engines infer certify plans sources card prove build conditions bench judge parity
+gates engines infer certify plans sources card prove build conditions bench judge decoders parity
 display commands cli __main__
 """.split()
 
 RUNTIME_SIDE = """
-errors files stats dicom_codecs dicom images phantoms
+errors files stats timing dicom_codecs dicom images phantoms
 manifest operating records signature evidence bundle pack preflight
-runtimes gates engines infer certify plans conditions bench parity display commands cli
+runtimes gates engines infer certify plans conditions bench decoders parity display commands cli
 """.split()
 HEAVY = {"torch", "torchvision", "timm", "onnx", "onnxscript", "nvidia", "cv2", "sklearn", "matplotlib", "scipy"}
 
