@@ -91,6 +91,14 @@ def metrics(result: dict[str, Any], as_json: bool, title: str) -> None:
             f"ensemble minus the better member ({difference['better']}): accuracy {difference['value']:+.3f} "
             f"[{difference['low']:+.3f}, {difference['high']:+.3f}]"
         )
+    for pair in result.get("comparisons", ()):
+        test, auroc = pair["mcnemar"], pair["auroc"]
+        say(
+            f"  {pair['a']} minus {pair['b']}: accuracy {pair['accuracy']['value']:+.3f}, AUROC "
+            + ("undefined" if auroc["value"] is None else "{value:+.3f} [{low:+.3f}, {high:+.3f}]".format(**auroc))
+            + f"; right on {test['only_a']} images where the other is wrong, wrong on {test['only_b']}: McNemar's p "
+            f"{test['p']:.2g}"
+        )
     if folds := result.get("folds"):
         accuracy = folds["ensemble"]["accuracy"]
         each = ", ".join(f"{value:.3f}" for value in accuracy["folds"])

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.images import image_from_file
-from edgemed.metrics import metrics_with_intervals, paired_difference
+from edgemed.metrics import auroc_change, mcnemar, metrics_with_intervals, paired_difference
 
 Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 """One image uint8 (H, W, 3) RGB -> probabilities float32 (K,) and member probabilities float32 (M, K)."""
@@ -76,10 +76,11 @@ def evaluation(
     classes: Sequence[str],
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The metrics of the ensemble and of each member with group-bootstrap 95 % intervals, and the paired difference.
+    """The metrics of the ensemble and of each member with group-bootstrap 95 % intervals, and how they compare, paired.
 
     `probabilities` (N, K), `members` (N, M, K). "Better" is the member of higher accuracy on these very images: the
-    stricter comparison for the ensemble.
+    stricter comparison for the ensemble. `comparisons` are of the ensemble with each member and of a member with those
+    before it.
     """
     known = np.asarray(labels)
     result: dict[str, Any] = {
@@ -97,4 +98,25 @@ def evaluation(
         better = int(np.argmax(accuracy))
         interval = paired_difference(known, probabilities, members[:, better], groups, seed=seed)
         result["ensemble_minus_better"] = {"better": member_names[better], **interval._asdict()}
+    predictors = {name: members[:, m] for m, name in enumerate(member_names)} | {"ensemble": probabilities}
+    pairs = [("ensemble", name) for name in member_names]
+    pairs += [(later, name) for k, later in enumerate(member_names) for name in member_names[:k]]
+    result["comparisons"] = [
+        {"a": a, "b": b} | comparison(known, predictors[a], predictors[b], groups, seed=seed) for a, b in pairs
+    ]
     return result
+
+
+def comparison(
+    labels: Sequence[int] | NDArray[np.int64], a: Array, b: Array, groups: Sequence[Any], seed: int = 0
+) -> dict[str, Any]:
+    """Predictor a against b on the same images, (N, K) each; ready for JSON.
+
+    `accuracy` and `auroc`: a minus b, with the 95 % interval of a paired bootstrap over groups; `mcnemar`: see there.
+    """
+    auroc = auroc_change(labels, b, a, groups, seed=seed)
+    return {
+        "accuracy": paired_difference(labels, a, b, groups, seed=seed)._asdict(),
+        "auroc": auroc._asdict() if auroc else dict.fromkeys(("value", "low", "high")),
+        "mcnemar": mcnemar(labels, a, b),
+    }

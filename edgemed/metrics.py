@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score, roc_auc_score
 
 from edgemed.errors import InputError
@@ -139,6 +140,22 @@ def auroc_change(
     before, after = (_statistics(*_checked(labels, table, classes))["auroc"] for table in (reference, candidate))
     found = group_bootstrap(lambda rows: after(rows) - before(rows), groups, resamples=resamples, seed=seed)
     return found if np.isfinite(found).all() else None
+
+
+def mcnemar(labels: ArrayLike, probabilities_a: ArrayLike, probabilities_b: ArrayLike) -> dict[str, Any]:
+    """McNemar's exact test of two predictors on the same images: {"only_a", "only_b", "p"}, ready for JSON.
+
+    only_a, only_b: the images that one of them decides rightly and the other does not. p: two-sided, of as uneven a
+    division of these by a fair coin (McNemar 1947; the exact form is the binomial test); 1 where there are none. It
+    takes images for independent, so where groups hold several of them, `paired_difference` is the one to trust.
+    """
+    classes = np.shape(probabilities_a)[-1] if np.ndim(probabilities_a) else 0
+    truth, scores_a = _checked(labels, probabilities_a, classes)
+    _, scores_b = _checked(labels, probabilities_b, classes)
+    right_a, right_b = scores_a.argmax(axis=1) == truth, scores_b.argmax(axis=1) == truth
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return {"only_a": only_a, "only_b": only_b, "p": p}
 
 
 def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> float:

@@ -26,7 +26,7 @@ from edgemed.report_evidence import (
     probabilities_section,
     roc_section,
 )
-from edgemed.report_page import STYLE, Cell, bounds, grid, number, section, table
+from edgemed.report_page import STYLE, Cell, bounds, grid, number, section, signed, table
 from edgemed.report_plots import History, MaskExample
 from edgemed.report_training import curves_html, examples_html
 
@@ -160,7 +160,32 @@ def _results(metrics: Mapping[str, Any]) -> str:
         "mass. Accuracies, F1, AUROC and ECE are fractions from 0 to 1.</p>"
     )
     second = table(["Class", *list(predictors) * len(BY_CLASS)], by_class, over=over)
-    return section("Each member and the ensemble", f"{table(['', *predictors], rows)}{note}<h3>By class</h3>{second}")
+    return section(
+        "Each member and the ensemble",
+        f"{table(['', *predictors], rows)}{note}{_comparisons(metrics)}<h3>By class</h3>{second}",
+    )
+
+
+def _comparisons(metrics: Mapping[str, Any]) -> str:
+    """Each predictor against the others, paired; nothing for a run that is older than they are."""
+    rows: list[list[Cell]] = [
+        [
+            f"{pair['a']} minus {pair['b']}",
+            *((signed(pair[key]["value"]), bounds(pair[key], signed)) for key in ("accuracy", "auroc")),
+            f"{pair['mcnemar']['only_a']:,} / {pair['mcnemar']['only_b']:,}",
+            f"{pair['mcnemar']['p']:.2g}",
+        ]
+        for pair in metrics.get("comparisons", ())
+    ]
+    if not rows:
+        return ""
+    note = (
+        '<p class="note">Differences on the same images, with 95 % intervals of a paired bootstrap of groups. Only one '
+        "right: images that the first alone, and the second alone, decides rightly; McNemar's exact p of that division "
+        "takes images for independent, the intervals do not.</p>"
+    )
+    head = ["", "Accuracy", "AUROC", "Only one right", "McNemar's p"]
+    return f"<h3>Compared on the same images</h3>{table(head, rows)}{note}"
 
 
 def _folds(metrics: Mapping[str, Any]) -> str:

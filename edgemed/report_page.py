@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 Cell = str | tuple[str, str]  # plain text, or text and a smaller line below it; escaped by `table`
@@ -45,12 +45,17 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def bounds(interval: Mapping[str, float | None]) -> str:
+def signed(value: float | None) -> str:
+    """A difference: three digits and its sign; a dash for what is undefined."""
+    return "-" if value is None else f"{value:+.3f}"
+
+
+def bounds(interval: Mapping[str, float | None], show: Callable[[float | None], str] = number) -> str:
     """The interval in brackets, or why there is none."""
     low, high = interval["low"], interval["high"]
     if low is None or high is None:
         return "undefined" if interval["value"] is None else "no interval"
-    return f"({low:.3f} to {high:.3f})"
+    return f"({show(low)} to {show(high)})"
 
 
 def charts(title: str, figures: Sequence[str]) -> str:

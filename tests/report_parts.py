@@ -72,6 +72,15 @@ def metrics_of(classes: list[str]) -> dict[str, Any]:
             for name, probabilities in members.items()
         },
         "ensemble_minus_better": {"better": "imagenet", **difference._asdict()},
+        "comparisons": [
+            {
+                "a": "ensemble",
+                "b": "mae",
+                "accuracy": {"value": 0.0123, "low": -0.0341, "high": 0.0567},
+                "auroc": {"value": -0.0234, "low": -0.0456, "high": 0.0678},
+                "mcnemar": {"only_a": 1432, "only_b": 11, "p": 0.0314},
+            }
+        ],
         "temperatures": {"imagenet": 1.234, "mae": 0.876},
         "risk_coverage": risk_coverage(table),
         "operating": None,

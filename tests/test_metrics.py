@@ -15,6 +15,7 @@ from edgemed.metrics import (
     INTERVAL_METRICS,
     classification_metrics,
     expected_calibration_error,
+    mcnemar,
     metrics_with_intervals,
     paired_difference,
 )
@@ -205,3 +206,16 @@ def test_groups_must_match_the_images() -> None:
     labels, probabilities = predictor(4, seed=0)
     with pytest.raises(InputError, match="3 groups for 4 images"):
         metrics_with_intervals(labels, probabilities, [1, 2, 3], CLASSES)
+
+
+@pytest.mark.parametrize(("only_a", "only_b", "p"), [(8, 1, 20 / 512), (1, 8, 20 / 512), (3, 3, 1.0), (0, 0, 1.0)])
+def test_mcnemar_counts_the_images_that_one_alone_gets_right(only_a: int, only_b: int, p: float) -> None:
+    """By hand: of 9 throws of a fair coin, at most 1 or at least 8 heads have probability 2 (1 + 9) / 512."""
+    both_right, both_wrong = 20, 5
+    right_a = [True] * only_a + [False] * only_b + [True] * both_right + [False] * both_wrong
+    right_b = [False] * only_a + [True] * only_b + [True] * both_right + [False] * both_wrong
+    labels = np.arange(len(right_a)) % 2
+    tables = [np.eye(2)[np.where(right, labels, 1 - labels)] for right in (right_a, right_b)]
+    found = mcnemar(labels, *tables)
+    assert (found["only_a"], found["only_b"]) == (only_a, only_b)
+    assert found["p"] == pytest.approx(p)

@@ -63,6 +63,18 @@ def test_every_figure_given_is_in_the_page() -> None:
     assert "1 of 4 removed" in text
 
 
+def test_members_and_ensemble_are_compared_on_the_same_images() -> None:
+    text = Page(report_html(**arguments())).text
+    row = ["ensemble minus mae", "+0.012", "(-0.034 to +0.057)", "-0.023", "(-0.046 to +0.068)", "1,432 / 11", "0.031"]
+    assert "\n".join(row) in text
+
+
+def test_a_run_of_an_older_version_still_has_its_report() -> None:
+    given = arguments()
+    del given["metrics"]["comparisons"], given["metrics"]["risk_coverage"]
+    assert "Each member and the ensemble" in Page(report_html(**given)).text
+
+
 def test_the_confusion_matrix_reads_row_by_row_with_shares_of_the_true_class() -> None:
     given = arguments()
     given["metrics"]["ensemble"]["confusion"] = [[18, 2, 0], [10, 30, 0], [0, 1, 3]]
