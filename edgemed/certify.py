@@ -68,7 +68,7 @@ def certify(
     """
     table = model.bundle.reference()
     rows = {digest: row for row, digest in enumerate(table.sha256.tolist())}
-    files = list(_files(data))
+    files = list(image_files(data))
     found: dict[int, Path] = {}
     answers: dict[int, NDArray[np.float32]] = {}
     for done, path in enumerate(files, 1):
@@ -139,7 +139,7 @@ def _record_of_onnx(model: Model) -> PlanRecord:
     return PlanRecord.model_validate(values)
 
 
-def _files(data: Path) -> Iterator[Path]:
+def image_files(data: Path) -> Iterator[Path]:
     """The image files below a folder, or those that a CSV names."""
     if data.is_dir():
         found = sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES)

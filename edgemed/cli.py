@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from edgemed import __version__, display
-from edgemed.commands import bench, build, calibrate, certify, cpp, data, predict, train
+from edgemed.commands import bench, build, calibrate, certify, cpp, data, parity, predict, train
 from edgemed.errors import EdgemedError, InputError
 
 TRAIN = ("torch", "torchvision", "timm", "onnx", "onnxscript", "matplotlib", "safetensors")
@@ -49,6 +49,7 @@ for command in (
     certify.inspect,
     predict.predict,
     predict.evaluate,
+    parity.parity,
     bench.bench,
     cpp.cmake_dir,
 ):
