@@ -66,7 +66,9 @@ def main() -> None:
     edgemed("predict", bundle, *files[:5])
     predictions = json.loads(edgemed("predict", bundle, "--json", *files, capture=True))
     edgemed("bench", bundle, "--duration", "3")
-    bench = json.loads(edgemed("bench", bundle, "--duration", "3", "--json", capture=True))
+    bench = json.loads(edgemed("bench", bundle, "--duration", "3", "--json", "-", capture=True))
+    [runtime] = bench["runtimes"]
+    [result] = runtime["results"]
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     accuracy = {name: values["accuracy"]["value"] for name, values in metrics["members"].items()}
     document = {
@@ -74,9 +76,9 @@ def main() -> None:
         "test_images": metrics["n"],
         "accuracy": {**accuracy, "ensemble": metrics["ensemble"]["accuracy"]["value"]},
         "parity": parity(rows, predictions),
-        "latency_ms": bench["latency_ms"],
-        "throughput_images_per_s": bench["throughput_images_per_s"],
-        "runtime": bench["runtime"],
+        "latency_ms": {name: result["latency_ms"][name] for name in ("mean", "p50", "p90", "p99")},
+        "throughput_images_per_s": result["throughput_images_per_s"],
+        "runtime": {name: runtime[name] for name in ("name", "version", "threads")},
         "cores": len(os.sched_getaffinity(0)),
         "seconds": round(time.monotonic() - began, 1),
     }

@@ -1,175 +1,276 @@
 """The latency of a bundle on this machine, measured after its answers were checked.
 
-    edgemed bench BUNDLE [--runtime NAME] [--batch N] [--image-size PIXELS] [--json]
+    edgemed bench BUNDLE [--mode single-stream|burst|sparse] [--batches 1,4,8] [--runtime auto|all|NAME]
+                         [--json FILE] [--markdown FILE] [--plot FILE.svg] [--strict]
 
-Measured: one request after the other from one thread, from uint8 pixels in memory to the probabilities. No sample is
-dropped. Intervals are 95 % bootstrap intervals that take the samples as independent; load from other processes makes
-them too narrow, which is why the load average stands in the report. The golden images are run first, and a bundle
-that answers differently from its reference is not timed.
+Three modes: single-stream sends the next request after the last answer; burst keeps several in flight; sparse waits
+between requests, as a device does that wakes up for one image. Measured is what an application waits for: from uint8
+pixels in memory (from an encoded file with `--include decode`) to the probabilities. No sample is dropped. Intervals
+are 95 % block-bootstrap intervals (`timing.py`). The golden images are run first, and a bundle that answers
+differently from its reference is not timed. What disturbs (start-up, stages, power) is measured in passes of its own.
 """
 
 from __future__ import annotations
 
+import gc
+import io
 import os
-import platform
-import time
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from edgemed import __version__
-from edgemed.bundle import Bundle
-from edgemed.errors import InputError
+from edgemed.bench_stages import front_end_share, stages
+from edgemed.bundle import Bundle, open_bundle
+from edgemed.conditions import (
+    NOT_MEASURED,
+    Snapshot,
+    changes,
+    forget_peak_memory,
+    machine,
+    peak_memory,
+    snapshot,
+    warnings,
+)
+from edgemed.errors import InputError, did_you_mean
 from edgemed.gates import default_gates
 from edgemed.infer import Model, load
-from edgemed.stats import Interval, mean_interval, percentile_interval
+from edgemed.limits import cpu_limits, share_of_limit
+from edgemed.phantoms import MIN_SIDE, phantom
+from edgemed.power import power_of
+from edgemed.runtimes import ORDER, PlanModule, runtime_module
+from edgemed.startup import start_up
+from edgemed.stats import Interval
+from edgemed.timing import mean_interval, percentile_intervals, resampled_medians, stability, timed
 
-SCHEMA = "edgemed.bench/1"
+SCHEMA = "edgemed.bench/2"
+MODES = ("single-stream", "burst", "sparse")
+PERCENTILES = (50, 90, 95, 99)
 P99_SAMPLES = 1000  # 10 samples above the percentile
-NOT_MEASURED = "not measured"
+JPEG_QUALITY = 90
 
 
-def bench(
-    bundle: str | os.PathLike[str] | Bundle,
-    *,
-    runtime: str = "auto",
-    precision: str = "fp32",
-    batch: int = 1,
-    image_size: int | None = None,
-    threads: int | None = None,
-    warmup: float = 1.0,
-    duration: float = 5.0,
-    iterations: int | None = None,
-) -> dict[str, Any]:
-    """Measure, and give a report that is ready for JSON; `table` prints it.
+@dataclass(frozen=True)
+class Settings:
+    """What to measure. The names are those of the flags.
 
-    runtime, precision, threads: as `infer.load` takes them. batch: images per request. image_size: side of the square
-    images in pixels; None = the size that the bundle was built for. warmup, duration: seconds; iterations: so many
-    requests in place of a duration.
-
-    The report: schema; what was measured; bundle, runtime and machine; correctness (golden images, largest error);
-    cold_start_ms (load, first answer; whether the runtime's cache was used); samples; latency_ms per request (mean,
-    p50, p90, p99, each with an interval; p99 is None below 1,000 samples, and p99_note says so); throughput in
-    images/s.
-
-    Raises InputError for a bundle or argument that cannot be used, GateError where a golden image differs.
+    runtime: "auto", "all", or a name of `runtimes.ORDER`. streams: requests in flight (burst); idle_ms: milliseconds
+    between requests (sparse). batches: images per request. image_size: side of the square images in pixels; None = the
+    size that the bundle was built for. threads: CPU threads of a request; None = all cores. warmup, duration: seconds.
+    iterations: so many requests of each stream in place of a duration. include: "decode" begins at the encoded file (a
+    JPEG of a phantom), and ends at the decision.
     """
-    if batch < 1 or warmup < 0 or not duration > 0 or (iterations is not None and iterations < 1):
-        raise InputError("bench needs a batch and iterations of 1 or more, a duration above 0, a warm-up of 0 or more")
-    begin = time.perf_counter_ns()
-    model = load(bundle, runtime=runtime, precision=precision, threads=threads)
-    loaded = time.perf_counter_ns()
-    side = model.bundle.manifest.input.opt_side if image_size is None else image_size
-    if side < 1:
-        raise InputError(f"--image-size is {side}; give the side of the images in pixels")
-    pixels = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
-    first = time.perf_counter_ns()
-    model.predict_pixels(pixels)
-    answered = time.perf_counter_ns()
-    golden = model.self_test()
 
-    load_average = os.getloadavg()[0]
-    end = time.perf_counter_ns() + int(warmup * 1e9)
-    while time.perf_counter_ns() < end:
-        model.predict_pixels(pixels)
-    samples = _samples_ms(model, pixels, duration, iterations)
-    mean = mean_interval(samples)
-    enough = len(samples) >= P99_SAMPLES
+    runtime: str = "auto"
+    precision: str = "fp32"
+    mode: str = "single-stream"
+    streams: int = 1
+    idle_ms: float = 0.0
+    batches: tuple[int, ...] = (1,)
+    image_size: int | None = None
+    threads: int | None = None
+    warmup: float = 1.0
+    duration: float = 5.0
+    iterations: int | None = None
+    include: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise InputError(f"--mode '{self.mode}' is unknown.{did_you_mean(self.mode, MODES)}")
+        if (self.mode == "burst") != (self.streams > 1) or self.streams < 1:
+            raise InputError(f"--mode burst takes --streams of 2 or more, and no other mode does; got {self.streams}")
+        if (self.mode == "sparse") != (self.idle_ms > 0) or self.idle_ms < 0:
+            raise InputError(f"--mode sparse takes --idle-ms above 0, and no other mode does; got {self.idle_ms:g}")
+        if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
+            raise InputError("--batches takes numbers of images from 1 on, each once, such as 1,4,8")
+        if self.warmup < 0 or not self.duration > 0 or (self.iterations is not None and self.iterations < 1):
+            raise InputError("--warmup takes seconds from 0 on, --duration above 0; iterations are 1 or more")
+        if self.image_size is not None and self.image_size < 1:
+            raise InputError(f"--image-size is {self.image_size}; give the side of the images in pixels")
+        if unknown := set(self.include) - {"decode"}:
+            raise InputError(f"--include '{min(unknown)}' is unknown; there is decode")
+
+    @property
+    def measured(self) -> str:
+        """What a sample is, in words."""
+        way = "encoded file to decision" if self.include else "pixels in memory to probabilities"
+        if self.mode == "burst":
+            return f"{way}, {self.streams} requests in flight"
+        return f"{way}, one request at a time" + (f", {self.idle_ms:g} ms apart" if self.mode == "sparse" else "")
+
+
+def bench(bundle: str | os.PathLike[str] | Bundle, settings: Settings = Settings()) -> dict[str, Any]:
+    """Measure, and give a report that is ready for JSON; `bench_report` shows it, `bench_diff` compares two.
+
+    The report: schema, edgemed, created; measured (in words); bundle; settings; machine; limits (of the CPU); runtimes,
+    one for each that was asked for: {name, not_run} with the reason, or {name, version, device, threads, reason, state,
+    correctness (golden images, largest error), start (see `startup.start_up`), results}. A result is of one batch size;
+    see `_result`.
+
+    Raises InputError for a bundle or setting that cannot be used, GateError where a golden image differs.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    side = opened.manifest.input.opt_side if settings.image_size is None else settings.image_size
+    if settings.runtime != "all":
+        runtimes = [_runtime(opened, settings.runtime, settings, side)]
+    else:
+        runtimes = [_tried(opened, name, settings, side) for name in ORDER]
+        if not any("results" in entry for entry in runtimes):
+            raise InputError(
+                "no runtime works here: " + "; ".join(f"{one['name']}: {one['not_run']}" for one in runtimes)
+            )
+    manifest = opened.manifest
     return {
         "schema": SCHEMA,
         "edgemed": __version__,
-        "measured": "pixels in memory to probabilities, one request at a time, one thread",
-        "bundle": {"path": str(model.bundle.path), "id": model.bundle.manifest.bundle_id, "precision": precision},
-        "runtime": {
-            "name": model.runtime,
-            "version": model.session.version,
-            "threads": model.session.threads,
-            "reason": model.reason,
+        "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "measured": settings.measured,
+        "bundle": {
+            "path": str(opened.path),
+            "id": manifest.bundle_id,
+            "flops_per_image": manifest.flops,
+            "weight_bytes": manifest.weight_bytes,
         },
-        "machine": machine() | {"load_average_before": load_average},
-        "batch": batch,
-        "image_size": [side, side],
+        "settings": {**asdict(settings), "image_size": side},
+        "machine": machine(),
+        "runtimes": runtimes,
+    }
+
+
+def results(report: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """(runtime, result) of every measurement in a report."""
+    for runtime in report["runtimes"]:
+        for result in runtime.get("results", ()):
+            yield runtime, result
+
+
+def _tried(bundle: Bundle, name: str, settings: Settings, side: int) -> dict[str, Any]:
+    reason = runtime_module(name).availability()
+    if reason is None:
+        try:
+            return _runtime(bundle, name, settings, side)
+        except InputError as error:
+            reason = str(error)
+    return {"name": name, "not_run": reason}
+
+
+def _runtime(bundle: Bundle, name: str, settings: Settings, side: int) -> dict[str, Any]:
+    """A runtime's part of the report: correctness first, then the start, then each batch size."""
+    model = load(bundle, runtime=name, precision=settings.precision, threads=settings.threads)
+    golden = model.self_test()
+    on_cpu = not isinstance(runtime_module(model.runtime), PlanModule)
+    entry: dict[str, Any] = {
+        "name": model.runtime,
+        "version": model.session.version,
+        "device": model.session.device,
+        "threads": model.session.threads,
+        "precision": settings.precision,
+        "reason": model.reason,
+        "state": model.state,
         "correctness": {
             "golden_images": golden.n,
             "max_prob_error": golden.max_prob_error,
-            "gates": asdict(default_gates(precision)),
+            "gates": asdict(default_gates(settings.precision)),
         },
-        "cold_start_ms": {
-            "load": (loaded - begin) / 1e6,
-            "first_answer": (answered - first) / 1e6,
-            "from_cache": model.session.from_cache,
-        },
-        "samples": len(samples),
-        "latency_ms": {
-            "mean": mean._asdict(),
-            "p50": percentile_interval(samples, 50)._asdict(),
-            "p90": percentile_interval(samples, 90)._asdict(),
-            "p99": percentile_interval(samples, 99)._asdict() if enough else None,
-        },
-        "p99_note": None if enough else f"needs {P99_SAMPLES} samples, has {len(samples)}",
-        "throughput_images_per_s": Interval(*(1e3 * batch / value for value in (mean[0], mean[2], mean[1])))._asdict(),
+        "start": start_up(
+            bundle.path, runtime=model.runtime, precision=settings.precision, threads=settings.threads, side=side
+        ),
+        "limits": cpu_limits(model.session.threads) if on_cpu else NOT_MEASURED,
     }
+    entry["results"] = [_result(model, batch, side, settings, entry["limits"]) for batch in settings.batches]
+    return entry
 
 
-def table(report: dict[str, Any]) -> str:
-    """The report as lines of text."""
-    latency, runtime, machine_ = report["latency_ms"], report["runtime"], report["machine"]
-    height, width = report["image_size"]
-    cache = {True: "from cache", False: "compiled", None: "no cache"}[report["cold_start_ms"]["from_cache"]]
-    lines = [
-        f"{runtime['name']} {runtime['version']}, {report['bundle']['precision']}, {runtime['threads']} threads; "
-        f"{machine_['cpu']}, {machine_['cores']} CPUs, load {machine_['load_average_before']:.1f}, "
-        f"governor {machine_['governor']}",
-        f"batch {report['batch']}, {height} x {width} px: {report['measured']}; {report['samples']} samples",
-        f"correct on {report['correctness']['golden_images']} golden images "
-        f"(largest error {report['correctness']['max_prob_error']:.1e})",
-    ]
-    for name, value in latency.items():
-        lines.append(f"{name:<11}{_with_interval(value, 'ms') if value else report['p99_note']}")
-    lines.append(f"{'throughput':<11}{_with_interval(report['throughput_images_per_s'], 'images/s')}")
-    cold = report["cold_start_ms"]
-    lines.append(f"{'cold start':<11}load {cold['load']:.0f} ms ({cache}), first answer {cold['first_answer']:.1f} ms")
-    return "\n".join(lines)
+def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any) -> dict[str, Any]:
+    """One measurement.
 
+    batch, samples; latency_ms of a request: mean, p50, p90, p95, p99 with intervals (p99 is None below 1,000 samples,
+    and p99_note says so), max, cov (standard deviation over mean), p50_resampled (101 quantiles of the p50s that the
+    bootstrap saw); throughput_images_per_s (None in sparse mode); stability; stages_ms; front_end_share; limit (see
+    `limits.share_of_limit`); peak_host_bytes of the process; conditions, warnings; power; times_ms: every sample.
+    """
+    image = phantom("oval", 0, max(side, MIN_SIDE), max(side, MIN_SIDE))[:side, :side]
+    pixels = np.repeat(image[None], batch, axis=0)
+    request = _decoding(image, batch) if settings.include else lambda model_: model_.predict_pixels(pixels)
 
-def machine() -> dict[str, Any]:
-    """The machine that this process runs on; what cannot be read is "not measured"."""
+    def call() -> object:
+        return request(model)
+
+    call()  # compiles this batch size
+    gc.collect()
+    fresh = forget_peak_memory()
+    before: list[Snapshot] = []
+    found = timed(
+        call,
+        seconds=settings.duration,
+        requests=settings.iterations,
+        streams=settings.streams,
+        idle=settings.idle_ms / 1e3,
+        warmup=settings.warmup,
+        begin=lambda: before.append(snapshot()),
+    )
+    conditions = changes(before[0], snapshot())
+    peak = peak_memory() if fresh else NOT_MEASURED
+    latency = _latency(found.latencies)
+    rate = [1e3 * batch * settings.streams / latency["mean"][key] for key in ("value", "high", "low")]
+    part = settings.duration / 5  # of each pass besides
+    manifest = model.bundle.manifest
     return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "architecture": platform.machine(),
-        "os": platform.platform(),
-        "python": platform.python_version(),
-        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "batch": batch,
+        "samples": len(found.latencies),
+        "latency_ms": latency,
+        "p99_note": _p99_note(len(found.latencies), settings),
+        "throughput_images_per_s": None if settings.mode == "sparse" else Interval(*rate)._asdict(),
+        "stability": stability(found.latencies)._asdict(),
+        "stages_ms": stages(model, request, part, decodes=bool(settings.include)),
+        "front_end_share": front_end_share(model, pixels, latency["p50"]["value"], part),
+        "limit": NOT_MEASURED
+        if limits == NOT_MEASURED
+        else share_of_limit(
+            limits,
+            flops=manifest.flops,
+            weight_bytes=manifest.weight_bytes,
+            pixel_bytes=image.nbytes,
+            batch=batch,
+            images_per_s=rate[0],
+        ),
+        "peak_host_bytes": peak,
+        "conditions": conditions,
+        "warnings": warnings(machine(), conditions),
+        "power": power_of(call, images=batch, seconds=part),
+        "times_ms": found.latencies,
     }
 
 
-def _samples_ms(model: Model, pixels: Any, duration: float, iterations: int | None) -> list[float]:
-    """The latency of each request in ms: so many of them, or as many as fit into the duration, but at least one."""
-    samples: list[float] = []
-    end = time.perf_counter_ns() + int(duration * 1e9)
-    while len(samples) < iterations if iterations else not samples or time.perf_counter_ns() < end:
-        begin = time.perf_counter_ns()
-        model.predict_pixels(pixels)
-        samples.append((time.perf_counter_ns() - begin) / 1e6)
-    return samples
+def _latency(samples: list[float]) -> dict[str, Any]:
+    figures = dict(zip(PERCENTILES, percentile_intervals(samples, PERCENTILES), strict=True))
+    enough = len(samples) >= P99_SAMPLES
+    mean = mean_interval(samples)
+    quantiles = np.quantile(resampled_medians(samples), (np.arange(101) + 0.5) / 101)
+    return {
+        "mean": mean._asdict(),
+        **{f"p{q}": figure._asdict() if q != 99 or enough else None for q, figure in figures.items()},
+        "max": max(samples),
+        "cov": float(np.std(samples)) / mean.value,
+        "p50_resampled": quantiles.tolist(),
+    }
 
 
-def _with_interval(value: dict[str, float], unit: str) -> str:
-    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}] {unit}"
+def _p99_note(count: int, settings: Settings) -> str | None:
+    if count >= P99_SAMPLES:
+        return None
+    seconds = int(settings.duration * P99_SAMPLES / count * 1.1) + 1
+    return f"needs {P99_SAMPLES} samples, has {count}" + ("" if settings.iterations else f": --duration {seconds}")
 
 
-def _cpu_model() -> str:
-    for line in _text("/proc/cpuinfo").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return _text("/proc/device-tree/model").rstrip("\0")  # boards such as a Jetson
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except OSError:
-        return NOT_MEASURED
+def _decoding(image: NDArray[np.uint8], batch: int) -> Callable[[Model], object]:
+    """A request that begins with encoded files in memory and ends with the decisions."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG", quality=JPEG_QUALITY)
+    files: list[Any] = [buffer.getvalue()] * batch
+    return lambda model: model(files, batch=batch)

@@ -20,17 +20,19 @@ manifest operating records signature evidence bundle pack preflight
 loader_torch loader_dali loader
 models preprocess masking mae norms distributed
 evaluate curves ensemble run point calibrate loop parallel pretrain finetune
-report_page report_plots report_training report_evidence report examples reporting stages train recalibrate
+report_page report_plots report_training report_evidence report examples reporting stages train recalibrate ablation ablate
 precision export
 runtimes
-gates engines infer certify plans sources card prove build conditions bench judge decoders parity
+gates engines infer certify plans sources card prove build nvml conditions power limits
+bench_stages startup bench bench_report bench_diff judge decoders parity
 display commands cli __main__
 """.split()
 
 RUNTIME_SIDE = """
 errors files stats timing dicom_codecs dicom images phantoms
 manifest operating records signature evidence bundle pack preflight
-runtimes gates engines infer certify plans conditions bench decoders parity display commands cli
+runtimes gates engines infer certify plans nvml conditions power limits
+bench_stages startup bench bench_report bench_diff decoders parity display commands cli
 """.split()
 HEAVY = {"torch", "torchvision", "timm", "onnx", "onnxscript", "nvidia", "cv2", "sklearn", "matplotlib", "scipy"}
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny_bundles as tiny
 
 from edgemed import bench as bench_module
-from edgemed.bench import bench, table
+from edgemed.bench import SCHEMA, Settings, bench, results
 from edgemed.bundle import Bundle
 from edgemed.errors import GateError, InputError
 from edgemed.infer import Model
+
+QUICK = {"iterations": 20, "warmup": 0.0, "duration": 0.05}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +35,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def requests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+def only_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No start of processes, no measuring of the machine: those have tests of their own."""
+    limits = {"sgemm_gflops": 1e-3, "copy_gb_per_s": 1.0, "threads": 1, "sgemm_threads": 1}
+    monkeypatch.setattr(bench_module, "start_up", lambda *_, **__: {})
+    monkeypatch.setattr(bench_module, "cpu_limits", lambda threads: limits)
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch, only_requests: None) -> list[tuple[int, ...]]:
     """The shape of every request, in order; the clock advances 1 ms in each, and 9 ms more in every tenth."""
     seen: list[tuple[int, ...]] = []
     now = [0]
@@ -40,56 +55,108 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return real(self, batch)
 
     monkeypatch.setattr(Model, "predict_pixels", predict)
-    monkeypatch.setattr(bench_module.time, "perf_counter_ns", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: now[0])
     return seen
 
 
+def measured(bundle: Bundle, **settings: Any) -> dict[str, Any]:
+    """The first result of a report."""
+    [(_, result), *_] = results(bench(bundle, Settings(**{**QUICK, **settings})))
+    return result
+
+
 def test_the_report_is_one_json_document_with_every_figure_and_its_place(bundle: Bundle) -> None:
-    report = json.loads(json.dumps(bench(bundle, iterations=20, warmup=0, threads=1), allow_nan=False))
-    assert report["schema"] == "edgemed.bench/1"
-    assert report["bundle"] == {
-        "path": str(bundle.path),
-        "id": bundle.manifest.bundle_id,
-        "precision": "fp32",
-    }
-    assert (report["runtime"]["name"], report["runtime"]["threads"]) == ("openvino", 1)
-    assert (report["batch"], report["image_size"], report["samples"]) == (1, [48, 48], 20)
-    assert report["correctness"]["golden_images"] == 2
-    assert report["cold_start_ms"]["load"] > 0
-    for name in ("cpu", "cores", "governor", "load_average_before", "architecture"):
+    report = json.loads(json.dumps(bench(bundle, Settings(**QUICK, threads=1, batches=(1, 2))), allow_nan=False))
+    assert report["schema"] == SCHEMA
+    manifest = bundle.manifest
+    assert report["bundle"]["id"] == manifest.bundle_id
+    assert (report["bundle"]["flops_per_image"], report["bundle"]["weight_bytes"]) == (1000, manifest.weight_bytes)
+    assert report["measured"] == "pixels in memory to probabilities, one request at a time"
+    assert report["settings"]["image_size"] == 48
+    for name in ("cpu", "cores", "governor", "architecture", "power_mode", "gpu"):
         assert report["machine"][name] not in (None, "")
-    for figure in (report["latency_ms"]["mean"], report["latency_ms"]["p50"], report["throughput_images_per_s"]):
-        assert 0 < figure["low"] <= figure["value"] <= figure["high"]
+    [runtime] = report["runtimes"]
+    assert (runtime["name"], runtime["threads"], runtime["state"]) == ("openvino", 1, "built")
+    assert runtime["correctness"]["golden_images"] == 2
+    assert runtime["start"]["cold"]["total"] > 0
+    assert runtime["limits"]["sgemm_gflops"] > 0
+    assert [result["batch"] for result in runtime["results"]] == [1, 2]
+    for result in runtime["results"]:
+        latency = result["latency_ms"]
+        for figure in (latency["mean"], latency["p50"], latency["p90"], result["throughput_images_per_s"]):
+            assert 0 < figure["low"] <= figure["value"] <= figure["high"]
+        assert latency["p50"]["value"] <= latency["p90"]["value"] <= latency["p95"]["value"] <= latency["max"]
+        assert len(result["times_ms"]) == result["samples"] == 20
+        assert result["stages_ms"]["compute"] > 0
+        assert result["limit"]["share"] > 0
+        assert result["peak_host_bytes"] > 10e6
+        assert result["conditions"]["seconds"] > 0
 
 
 def test_every_sample_counts_and_percentiles_are_those_of_the_samples(
     bundle: Bundle, requests: list[tuple[int, ...]]
 ) -> None:
-    report = bench(bundle, iterations=100, warmup=0, batch=2, image_size=64)
-    assert report["samples"] == 100
-    assert requests[0] == (2, 64, 64, 3)  # the first answer, before the golden images
-    assert requests[3:] == [(2, 64, 64, 3)] * 100
-    latency = report["latency_ms"]
-    assert latency["mean"]["value"] == pytest.approx(1.9)  # one request in ten takes 10 ms: none is dropped
-    assert latency["p50"]["value"] == 1
-    assert latency["p90"]["high"] == 10
-    assert report["throughput_images_per_s"]["value"] == pytest.approx(2 / 1.9e-3)
+    result = measured(bundle, iterations=100, batches=(2,), image_size=64)
+    assert requests[:2] == [(1, 40, 56, 3), (1, 64, 48, 3)]  # the golden images come first
+    assert requests[2:103] == [(2, 64, 64, 3)] * 101  # one that compiles, and the samples
+    latency = result["latency_ms"]
+    assert sorted(result["times_ms"]) == [1.0] * 90 + [10.0] * 10  # none is dropped
+    assert latency["mean"]["value"] == pytest.approx(1.9)
+    assert (latency["p50"]["value"], latency["p95"]["value"], latency["max"]) == (1, 10, 10)
+    assert latency["cov"] == pytest.approx(2.7 / 1.9)
+    assert result["throughput_images_per_s"]["value"] == pytest.approx(2 / 1.9e-3)
 
 
 def test_warm_up_and_duration_are_seconds(bundle: Bundle, requests: list[tuple[int, ...]]) -> None:
-    report = bench(bundle, warmup=0.019, duration=0.19)
-    assert report["samples"] == pytest.approx(100, abs=5)
-    assert len(requests) - 3 - report["samples"] == pytest.approx(10, abs=5)
+    result = measured(bundle, iterations=None, warmup=0.019, duration=0.19)
+    assert result["samples"] == pytest.approx(100, abs=5)
 
 
 def test_p99_needs_a_thousand_samples(bundle: Bundle, requests: list[tuple[int, ...]]) -> None:
-    few = bench(bundle, iterations=999, warmup=0)
+    few = measured(bundle, iterations=None, duration=0.19)
     assert few["latency_ms"]["p99"] is None
-    assert few["p99_note"] == "needs 1000 samples, has 999"
-    assert "needs 1000 samples, has 999" in table(few)
-    enough = bench(bundle, iterations=1000, warmup=0)
+    assert few["p99_note"].startswith("needs 1000 samples, has 1")
+    assert few["p99_note"].endswith(": --duration 3")
+    enough = measured(bundle, iterations=1000)
     assert enough["latency_ms"]["p99"]["value"] == 10
     assert enough["p99_note"] is None
+
+
+def test_the_share_of_the_limit_is_that_of_the_manifests_work(bundle: Bundle, requests: list[tuple[int, ...]]) -> None:
+    limit = measured(bundle, iterations=100, batches=(4,))["limit"]
+    assert limit["least_ms_by_flops"] == pytest.approx(4 * 1000 / 1e6 * 1e3)  # at 1e-3 GFLOP/s
+    assert limit["least_ms_by_bytes"] == pytest.approx((bundle.manifest.weight_bytes + 4 * 48 * 48 * 3) / 1e9 * 1e3)
+    assert (limit["bound"], limit["share"]) == ("flops", pytest.approx(4.0 / 1.9))
+
+
+def test_burst_counts_the_images_of_all_streams(bundle: Bundle, only_requests: None) -> None:
+    result = measured(bundle, mode="burst", streams=3, iterations=50)
+    assert result["samples"] == 150
+    assert result["throughput_images_per_s"]["value"] == pytest.approx(3e3 / result["latency_ms"]["mean"]["value"])
+
+
+def test_idle_time_between_requests_is_no_latency(bundle: Bundle, only_requests: None) -> None:
+    result = measured(bundle, mode="sparse", idle_ms=20, iterations=10)
+    assert result["latency_ms"]["p50"]["value"] < 20
+    assert result["conditions"]["seconds"] > 0.2
+    assert result["throughput_images_per_s"] is None
+
+
+def test_decoding_is_part_of_the_request_where_it_is_included(bundle: Bundle, only_requests: None) -> None:
+    report = bench(bundle, Settings(**QUICK, include=("decode",), image_size=480, batches=(2,)))
+    [(_, result)] = results(report)
+    stages = result["stages_ms"]
+    assert report["measured"].startswith("encoded file to decision")
+    assert stages["decode"] > 0.5  # two JPEGs of 480 x 480
+    assert measured(bundle, image_size=480)["stages_ms"]["decode"] is None
+
+
+def test_all_runtimes_are_measured_and_those_that_do_not_work_say_why(bundle: Bundle, only_requests: None) -> None:
+    report = bench(bundle, Settings(**QUICK, runtime="all"))
+    found = {entry["name"]: entry for entry in report["runtimes"]}
+    assert list(found) == ["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
+    assert {runtime["name"] for runtime, _ in results(report)} >= {"openvino", "onnxruntime"}
+    assert all(entry["not_run"] for entry in found.values() if "results" not in entry)
 
 
 @pytest.mark.parametrize("member", [None, 1])
@@ -104,42 +171,46 @@ def test_a_bundle_that_answers_wrong_is_not_timed(
     files = {**tiny.fields()["files"], "model.fp32.onnx": tiny.model(weights)}
     wrong = tiny.bundle(tmp_path / "bundle", files=files)
     with pytest.raises(GateError, match="differs from its reference on 2 images") as raised:
-        bench(wrong, iterations=5, warmup=0)
+        bench(wrong, Settings(**QUICK))
     assert ("member imagenet" in str(raised.value)) == (member is not None)
-    assert len(requests) == 3  # the first answer and the golden images: no sample
+    assert len(requests) == 2  # the golden images: no sample
 
 
-def test_the_second_run_starts_from_the_cache(bundle: Bundle) -> None:
-    runs = [bench(bundle, iterations=2, warmup=0)["cold_start_ms"]["from_cache"] for _ in range(2)]
-    assert runs == [False, True]
-
-
-def test_the_table_states_unit_samples_place_and_interval(bundle: Bundle) -> None:
-    report = bench(bundle, iterations=30, warmup=0)
-    text = table(report)
-    p50 = report["latency_ms"]["p50"]
-    assert f"p50        {p50['value']:.2f} [{p50['low']:.2f}, {p50['high']:.2f}] ms" in text
-    for part in ("30 samples", "batch 1, 48 x 48 px", "2 golden images", report["machine"]["cpu"], "images/s"):
-        assert part in text
-
-
-def test_what_the_machine_does_not_tell_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    real = Path.read_text
-
-    def hidden(self: Path, *args: str, **options: str) -> str:
-        if self.parts[:2] in (("/", "sys"), ("/", "proc")):
-            raise FileNotFoundError(self)
-        return real(self, *args, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Path, "read_text", hidden)
-    machine = bench_module.machine()
-    assert (machine["cpu"], machine["governor"]) == ("not measured", "not measured")
+def test_a_process_that_burns_a_core_beside_it_is_noticed(bundle: Bundle, only_requests: None) -> None:
+    burning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        result = measured(bundle, iterations=None, duration=1.5)
+    finally:
+        burning.kill()
+        burning.wait()
+    assert result["conditions"]["other_processes_cpus"] > 0.2  # it has to share the cores with us
+    assert any("other processes used" in line for line in result["warnings"])
+    assert result["conditions"]["own_cpus"] <= len(os.sched_getaffinity(0)) + 0.1
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"batch": 0}, {"warmup": -1.0}, {"duration": 0.0}, {"iterations": 0}, {"image_size": 0}, {"image_size": 600}],
+    ("wrong", "flag"),
+    [
+        ({"mode": "brust"}, "'burst'"),
+        ({"mode": "burst"}, "--streams"),
+        ({"streams": 2}, "--streams"),
+        ({"mode": "sparse"}, "--idle-ms"),
+        ({"idle_ms": 5}, "--idle-ms"),
+        ({"batches": ()}, "--batches"),
+        ({"batches": (0,)}, "--batches"),
+        ({"batches": (1, 1)}, "--batches"),
+        ({"warmup": -1.0}, "--warmup"),
+        ({"duration": 0.0}, "--duration"),
+        ({"iterations": 0}, "iterations"),
+        ({"image_size": 0}, "--image-size"),
+        ({"include": ("encode",)}, "--include"),
+    ],
 )
-def test_wrong_arguments_are_refused(bundle: Bundle, wrong: dict[str, int]) -> None:
-    with pytest.raises(InputError):
-        bench(bundle, **wrong)  # type: ignore[arg-type]
+def test_wrong_settings_are_refused_by_the_name_of_the_flag(wrong: dict[str, Any], flag: str) -> None:
+    with pytest.raises(InputError, match=flag):
+        Settings(**wrong)
+
+
+def test_a_size_that_the_bundle_does_not_take_is_refused(bundle: Bundle, only_requests: None) -> None:
+    with pytest.raises(InputError, match="600 x 600"):
+        bench(bundle, Settings(**QUICK, image_size=600))

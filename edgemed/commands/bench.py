@@ -2,41 +2,115 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from edgemed import display
-from edgemed.commands import Bundle, Json, Precision, Runtime, Threads
+from edgemed.commands import Precision, Threads
+from edgemed.errors import InputError, UnstableError
+
+STDOUT = "-"
 
 
 def bench(
-    bundle: Bundle,
-    runtime: Runtime = "auto",
+    bundle: Annotated[
+        Path | None, typer.Argument(help="A bundle from `edgemed build-engine`.", show_default=False)
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="A runtime's name; auto: the first that works here; or all.")] = "auto",
     precision: Precision = "fp32",
-    batch: Annotated[int, typer.Option(min=1, help="Images per request.")] = 1,
+    mode: Annotated[
+        str, typer.Option(help="single-stream, burst (--streams) or sparse (--idle-ms).")
+    ] = "single-stream",
+    streams: Annotated[int, typer.Option(min=1, help="Requests in flight (burst).")] = 1,
+    idle_ms: Annotated[float, typer.Option(min=0, help="Milliseconds between requests (sparse).")] = 0.0,
+    batches: Annotated[str, typer.Option(help="Images per request, such as 1,4,8.")] = "1",
     image_size: Annotated[
         int | None, typer.Option(help="Side of the images in pixels.", show_default="typical")
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="decode: from the encoded file to the decision.", show_default="pixels only"),
     ] = None,
     threads: Threads = 0,
     warmup: Annotated[float, typer.Option(min=0, help="Seconds before measuring.")] = 1.0,
     duration: Annotated[float, typer.Option(min=0.1, help="Seconds of measuring.")] = 5.0,
-    json_: Json = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 where a measurement did not settle.")] = False,
+    json_: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write one JSON document; - prints it.")
+    ] = None,
+    export_times: Annotated[bool, typer.Option("--export-times", help="Every sample in the JSON document.")] = False,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown.", show_default=False)] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the latencies: FILE.svg.", show_default=False)] = None,
+    diff: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="OLD NEW", help="Compare two JSON documents.", show_default=False),
+    ] = None,
 ) -> None:
     """Measure the latency of a bundle on this machine, after checking that its answers are right."""
     from edgemed import bench as bench_module
+    from edgemed import bench_diff, bench_report
+    from edgemed.files import write_atomic
 
+    if (bundle is None) == (diff is None):
+        raise InputError("give a bundle to measure, or --diff OLD.json NEW.json to compare two measurements")
+    if diff is not None:
+        difference = bench_diff.diff(*(bench_diff.read_report(path) for path in diff))
+        _show(difference, bench_diff.table, json_)
+        return
+    assert bundle is not None
+    if export_times and json_ is None:
+        raise InputError("--export-times puts every sample into the JSON document: add --json FILE")
+    if plot is not None and plot.suffix.lower() != ".svg":
+        raise InputError(f"--plot {plot}: it draws SVG; name a file that ends in .svg")
     report = bench_module.bench(
         bundle,
-        runtime=runtime,
-        precision=precision,
-        batch=batch,
-        image_size=image_size,
-        threads=threads or None,
-        warmup=warmup,
-        duration=duration,
+        bench_module.Settings(
+            runtime=runtime,
+            precision=precision,
+            mode=mode,
+            streams=streams,
+            idle_ms=idle_ms,
+            batches=_numbers(batches),
+            image_size=image_size,
+            threads=threads or None,
+            warmup=warmup,
+            duration=duration,
+            include=tuple(include or ()),
+        ),
     )
-    if json_:
-        display.document(report)
-    else:
-        display.say(bench_module.table(report))
+    if markdown is not None:
+        write_atomic(markdown, bench_report.markdown(report))
+    if plot is not None:
+        write_atomic(plot, bench_report.svg(report))
+    if not export_times:
+        for _, result in bench_module.results(report):
+            del result["times_ms"]
+    _show(report, bench_report.table, json_)
+    unstable = [
+        f"{one['name']}, batch {result['batch']}: {reason}"
+        for one, result in bench_module.results(report)
+        if (reason := bench_report.unsettled(result)) is not None
+    ]
+    if strict and unstable:
+        raise UnstableError(f"a measurement did not settle: {'; '.join(unstable)}")
+
+
+def _show(document: dict[str, Any], table: Any, json_: str | None) -> None:
+    """The document to standard output, or the table there and the document to a file."""
+    from edgemed.files import write_json
+
+    if json_ == STDOUT:
+        display.document(document)
+        return
+    if json_ is not None:
+        write_json(Path(json_), document)
+    display.say(table(document))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--batches {text}: give whole numbers, such as 1,4,8") from None
