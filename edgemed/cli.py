@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from edgemed import __version__, display
-from edgemed.commands import bench, build, calibrate, certify, cpp, data, parity, predict, train
+from edgemed.commands import ablate, bench, build, calibrate, certify, cpp, data, parity, predict, train
 from edgemed.errors import EdgemedError, InputError
 
 TRAIN = ("torch", "torchvision", "timm", "onnx", "onnxscript", "matplotlib", "safetensors")
@@ -43,6 +43,7 @@ def _edgemed(
 for command in (
     train.sample,
     train.train,
+    ablate.ablate,
     calibrate.calibrate,
     build.build_engine,
     certify.certify,

@@ -105,10 +105,34 @@ def metrics(result: dict[str, Any], as_json: bool, title: str) -> None:
         say(f"ensemble accuracy by fold: {each}; mean {accuracy['mean']:.3f}, sd {accuracy['std']:.3f}")
 
 
-def _interval(value: dict[str, float | None]) -> str:
+def ablation(found: dict[str, Any], as_json: bool, title: str) -> None:
+    """Members and ensembles with their differences from the method's own, what was not run, and the sentence."""
+    if as_json:
+        document(found)
+        return
+    for kind in ("members", "ensembles"):
+        reference = next((row["minus"]["b"] for row in found[kind] if row["minus"]), "")
+        table = Table(title=escape(f"{title}: {kind}"), title_justify="left", box=SIMPLE_HEAD, caption_justify="left")
+        table.caption = f"{found['n']} images in {found['groups']} groups; 95 % group-bootstrap intervals"
+        table.add_column("")
+        for name in ("accuracy", "AUROC", *((f"accuracy minus\n{reference}", "AUROC minus") if reference else ())):
+            table.add_column(escape(name), justify="right", no_wrap=True)
+        for row in found[kind]:
+            cells = [_interval(row[key]) for key in ("accuracy", "auroc")]
+            if minus := row["minus"]:
+                cells += [_interval(minus[key], "+") for key in ("accuracy", "auroc")]
+            table.add_row(escape(row["name"]), *cells)
+        _out.print(table)
+    if found["not_run"]:
+        say(f"not run: {', '.join(found['not_run'])}")
+    say(found["sentence"])
+
+
+def _interval(value: dict[str, float | None], sign: str = "") -> str:
     if value["value"] is None:
         return "undefined"
-    return f"{value['value']:.3f}\n{value['low']:.3f}-{value['high']:.3f}"
+    to = " to " if sign else "-"
+    return f"{value['value']:{sign}.3f}\n{value['low']:{sign}.3f}{to}{value['high']:{sign}.3f}"
 
 
 def predictions(found: Sequence[Prediction], model: Model) -> None:

@@ -26,7 +26,7 @@ from edgemed.report_evidence import (
     probabilities_section,
     roc_section,
 )
-from edgemed.report_page import STYLE, Cell, bounds, grid, number, section, signed, table
+from edgemed.report_page import Cell, bounds, grid, number, page, section, signed, table
 from edgemed.report_plots import History, MaskExample
 from edgemed.report_training import curves_html, examples_html
 
@@ -39,8 +39,8 @@ NAMES = {
     "auroc": "AUROC, one versus rest",
     "ece": "Calibration error (ECE)",
 }
+PATIENT_DATA = "This page shows patient data and must not be shared."
 BY_CLASS = {"sensitivity": "Sensitivity", "specificity": "Specificity", "auroc_per_class": "AUROC"}
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 SplitTable = Mapping[str, Mapping[str, int]]
@@ -84,17 +84,8 @@ def report_html(
         duplicates_section(duplicates),
         _what_was_run(info, folded="folds" in metrics),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="robots" content="noindex">'
-        f"<title>{escape(title)} - edgemed report</title><style>{STYLE}</style></head><body>\n"
-        '<div class="banner"><p><strong>This page shows patient data and must not be shared.</strong> '
-        "Keep it where the images are kept. Research software, not a medical device.</p></div>\n"
-        f'<main><h1>{escape(title)}</h1><p class="soft">{escape(_summary(info))}</p>\n'
-        + "\n".join(section for section in sections if section)
-        + "\n</main></body></html>\n"
-    )
+    content = f'<p class="soft">{escape(_summary(info))}</p>\n' + "\n".join(part for part in sections if part)
+    return page(title, f"<strong>{PATIENT_DATA}</strong> Keep it where the images are kept.", content)
 
 
 def _summary(info: Mapping[str, Any]) -> str:

@@ -8,6 +8,21 @@ from html import escape
 Cell = str | tuple[str, str]  # plain text, or text and a smaller line below it; escaped by `table`
 
 
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def page(title: str, warning: str, content: str) -> str:
+    """The whole page as text, to be written as UTF-8; the title is escaped here, warning and content are HTML."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="robots" content="noindex">'
+        f"<title>{escape(title)} - edgemed report</title><style>{STYLE}</style></head><body>\n"
+        f'<div class="banner"><p>{warning} Research software, not a medical device.</p></div>\n'
+        f"<main><h1>{escape(title)}</h1>{content}\n</main></body></html>\n"
+    )
+
+
 def section(title: str, content: str) -> str:
     """A box of the page; the title is the program's own, the content is HTML."""
     return f"<section><h2>{title}</h2>{content}</section>"
@@ -108,7 +123,7 @@ table.confusion { font-size: .875rem; }
 .confusion td { text-align: center; border: 2px solid var(--paper); min-width: 3.9rem; }
 .confusion thead th { text-align: center; } .confusion .sub { color: inherit; }
 .grid, .curves, .examples { display: grid; gap: 1.25rem; }
-.curves { grid-template-columns: repeat(2, minmax(0, 480px)); }
+.curves { grid-template-columns: repeat(2, minmax(0, 480px)); } .wide { margin: 1rem 0 0; max-width: 820px; }
 .examples { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 1rem .75rem; margin: 1rem 0 0; max-width: 900px; }
 .three { grid-template-columns: repeat(3, minmax(0, 1fr)); max-width: 675px; }
 .grid > * { min-width: 0; }

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,34 @@ from edgemed.run import MEMBERS, begin_run, previous_run, read_predictions, requ
 from edgemed.stages import train_one
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A run whose `run.json` and `split.csv` are written: what its stages need."""
+
+    dataset: Dataset
+    parts: tuple[Dataset, ...]  # the folds; none without --folds
+    fingerprint: str
+    device: str
+    weights: dict[str, str]
+
+
 def train(config: TrainConfig, data: Path, out: Path, progress: Progress) -> dict[str, Any]:
     """Run every stage that is not done yet and return `metrics.json`.
 
     Raises:
         InputError: the data, a flag, or an `out` that holds something else; nothing is written then.
         EdgemedError: training failed; the message says on what, and the run resumes.
+    """
+    return trained(config, begun(config, data, out, progress), out, progress)
+
+
+def begun(config: TrainConfig, data: Path, out: Path, progress: Progress, last: str = "report.html") -> Begun:
+    """Check everything, scan and split the data, and write what marks `out` as a run; or take up an earlier one.
+
+    `last`: the file that ends it; where it is there, the ImageNet weights are not looked for.
+
+    Raises:
+        InputError: the data, a flag, or an `out` that holds something else; nothing is written then.
     """
     check_backbone(config.backbone)
     device = resolved_device(config.device)
@@ -71,18 +94,22 @@ def train(config: TrainConfig, data: Path, out: Path, progress: Progress) -> dic
         dataset, pairs = join_near_duplicates(dataset)
         dataset = dataset if config.folds else _split(config, dataset)
     parts = _folds(config, dataset) if config.folds else []
-    if not (out / "report.html").exists():  # the last file of a run
+    if not (out / last).exists():
         weights = _weights(config, previous, out)
     if previous is None:
         write_json(out / "duplicates.json", [dataclasses.asdict(pair) for pair in pairs])
         begin_run(out, config, dataset, fingerprint, device, weights)
-    if not config.folds:
-        return train_one(config, dataset, out, device, progress)
-    weights = read_json(out / "run.json")["weights"]
-    jobs = [(config, k, part, out, fingerprint, device, weights) for k, part in enumerate(parts)]
-    run_jobs(_train_fold, jobs, _folds_at_once(config, device), progress)
+    return Begun(dataset, tuple(parts), fingerprint, device, read_json(out / "run.json")["weights"])
+
+
+def trained(config: TrainConfig, run: Begun, out: Path, progress: Progress) -> dict[str, Any]:
+    """Every stage of the run in `out` that is not done yet, on the split or folds of `run`; returns `metrics.json`."""
+    if not run.parts:
+        return train_one(config, run.dataset, out, run.device, progress)
+    jobs = [(config, k, part, out, run.fingerprint, run.device, run.weights) for k, part in enumerate(run.parts)]
+    run_jobs(_train_fold, jobs, _folds_at_once(config, run.device), progress)
     if not (out / "metrics.json").exists():
-        write_json(out / "metrics.json", _pooled_folds(config, dataset, out))
+        write_json(out / "metrics.json", _pooled_folds(config, run.dataset, out))
     metrics: dict[str, Any] = read_json(out / "metrics.json")
     if not (out / "report.html").exists():
         write_atomic(out / "report.html", report_of_run(out, metrics))
@@ -182,14 +209,14 @@ def _pooled_folds(config: TrainConfig, dataset: Dataset, out: Path) -> dict[str,
     of_fold = {"ensemble": [fold["ensemble"] for fold in folds]}
     of_fold |= {member: [fold["members"][member] for fold in folds] for member in MEMBERS}
     summary = {
-        name: {key: _spread([fold[key]["value"] for fold in of]) for key in INTERVAL_METRICS}
+        name: {key: spread([fold[key]["value"] for fold in of]) for key in INTERVAL_METRICS}
         for name, of in of_fold.items()
     }
     selective = selective_metrics([out / "folds" / str(k) for k in range(config.folds)], dataset.classes)
     return {"schema": 1, "split": f"out of fold, {config.folds} folds"} | pooled | {"folds": summary} | selective
 
 
-def _spread(folds: list[float | None]) -> dict[str, Any]:
+def spread(folds: list[float | None]) -> dict[str, Any]:
     """Mean and standard deviation over the folds where a metric is defined, and each fold's own value."""
     known = [value for value in folds if value is not None]
     mean = float(np.mean(known)) if known else None

@@ -18,7 +18,7 @@ def _edgemed(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_every_command() -> None:
     done = _edgemed("--help")
     assert done.returncode == 0
-    for command in ("train", "build-engine", "predict", "evaluate", "bench", "inspect", "sample"):
+    for command in ("train", "ablate", "build-engine", "predict", "evaluate", "bench", "inspect", "sample"):
         assert command in done.stdout
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from edgemed.errors import InputError
+from edgemed.evaluate import evaluation
 from edgemed.metrics import (
     INTERVAL_METRICS,
     classification_metrics,
@@ -219,3 +220,21 @@ def test_mcnemar_counts_the_images_that_one_alone_gets_right(only_a: int, only_b
     found = mcnemar(labels, *tables)
     assert (found["only_a"], found["only_b"]) == (only_a, only_b)
     assert found["p"] == pytest.approx(p)
+
+
+def test_every_two_predictors_of_a_run_are_compared_on_the_same_images() -> None:
+    labels, first = predictor(90, 0, 1.0)
+    members = np.stack([first, predictor(90, 0, 2.0)[1]], axis=1).astype(np.float32)
+    groups = [k // 3 for k in range(90)]
+    found = evaluation(labels.tolist(), members.mean(axis=1), members, ("imagenet", "mae"), groups, CLASSES)
+    figures = found["members"] | {"ensemble": found["ensemble"]}
+    pairs = [(pair["a"], pair["b"]) for pair in found["comparisons"]]
+    assert pairs == [("ensemble", "imagenet"), ("ensemble", "mae"), ("mae", "imagenet")]
+    for pair in found["comparisons"]:
+        for key in ("accuracy", "auroc"):
+            difference = figures[pair["a"]][key]["value"] - figures[pair["b"]][key]["value"]
+            assert pair[key]["value"] == pytest.approx(difference)
+            assert pair[key]["low"] < pair[key]["value"] < pair[key]["high"]
+        test = pair["mcnemar"]
+        assert test["only_a"] - test["only_b"] == pytest.approx(pair["accuracy"]["value"] * 90)
+    assert found["comparisons"][2]["auroc"]["low"] > 0  # the second member was made the better one

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgemed import display
 from edgemed.commands import Json
 from edgemed.errors import InputError
+
+if TYPE_CHECKING:
+    from edgemed.config import TrainConfig
 
 FoldThreads = Annotated[
     int,
@@ -22,6 +25,14 @@ def _parts(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise InputError(f"--split '{text}': give three numbers like 0.7,0.15,0.15") from error
+
+
+def settings(options: dict[str, Any]) -> TrainConfig:
+    """The settings that the command line's options ask for."""
+    from edgemed.config import TrainConfig
+
+    weights = options["weights"]
+    return TrainConfig(**options | {"split": _parts(options["split"]), "weights": str(weights) if weights else None})
 
 
 def train(
@@ -71,14 +82,13 @@ def train(
     options = dict(locals())
     for name in ("data", "out", "json_"):
         options.pop(name)
-    from edgemed.config import TrainConfig
     from edgemed.distributed import follow, process_group
     from edgemed.train import train as run_train
 
     with process_group(device, threads) as leads:
         if not leads:
             return follow()
-        config = TrainConfig(**options | {"split": _parts(split), "weights": str(weights) if weights else None})
+        config = settings(options)
         with display.progress() as progress:
             metrics = run_train(config, data, out, progress)
     display.metrics(metrics, json_, f"{out} ({metrics['split']})")

@@ -1,0 +1,171 @@
+"""What an ablation says: from the cells' predictions to a table, a figure and a sentence.
+
+    edgemed ablate DATA --out FOLDER        # writes FOLDER/ablation.json and FOLDER/ablation.html
+
+Every predictor is judged on the same test images, out of fold, and compared with the method's own by a paired
+bootstrap over groups. The sentence rests on one comparison that was chosen beforehand, not on the best of many:
+imagenet + mae against imagenet + imagenet', two members that differ in their seed alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgemed.curves import joined
+from edgemed.evaluate import Array, Table, comparison
+from edgemed.metrics import metrics_with_intervals
+from edgemed.report_page import Cell, bounds, figure, number, page, section, signed, table
+from edgemed.report_plots import intervals_svg
+from edgemed.run import read_table
+
+CELLS = {
+    "entropy-imagenet": "mae",
+    "none-imagenet": "imagenet'",
+    "random-imagenet": "mae, random masks",
+    "again-imagenet": "mae'",
+    "low-entropy-imagenet": "mae, low-entropy masks",
+    "renyi-imagenet": "mae, Renyi's entropy",
+    "entropy-scratch": "mae from scratch",
+    "random-scratch": "mae from scratch, random masks",
+    "low-entropy-scratch": "mae from scratch, low-entropy masks",
+    "none-scratch": "scratch, no pretraining",
+}
+"""Each cell, in the order in which they are trained, and what its second member is called; ' means another seed."""
+
+MEMBER, ENSEMBLE, CONTROL = "mae", "imagenet + mae", "imagenet + imagenet'"
+SEEN = {"accuracy": "accuracy", "auroc": "AUROC"}
+
+
+def ablation(cells: Mapping[str, Sequence[Path]], classes: Sequence[str], info: Mapping[str, Any]) -> dict[str, Any]:
+    """The document `ablation.json` of at least one finished cell.
+
+    cells: the finished ones' names with their run, or its folds. info: `run.json` of the whole.
+    """
+    tables = {name: [read_table(run, classes, "test") for run in runs] for name, runs in cells.items()}
+    whole = {name: joined(parts) for name, parts in tables.items()}
+    test = next(iter(whole.values()))
+    assert all(each.paths == test.paths for each in whole.values())  # they were begun on the same folds
+    folds = [len(part.labels) for part in next(iter(tables.values()))]
+    members = {"imagenet": test.members[:, 0]} | {CELLS[name]: each.members[:, 1] for name, each in whole.items()}
+    ensembles = {f"imagenet + {CELLS[name]}": each.probabilities for name, each in whole.items()}
+    if MEMBER in members and "mae'" in members:
+        # Each calibrated in its own cell, beside the ImageNet member.
+        ensembles["mae + mae'"] = np.asarray((members[MEMBER] + members["mae'"]) / 2, np.float32)
+    of_member = {CELLS[name]: name for name in cells}
+    result: dict[str, Any] = {
+        "schema": 1,
+        "edgemed": info["edgemed"],
+        "config": info["config"],
+        "fingerprint": info["dataset"]["fingerprint"],
+        "classes": list(classes),
+        "n": len(test.labels),
+        "groups": len(set(test.groups)),
+        "folds": len(folds),
+        "cells": list(cells),
+        "not_run": [name for name in CELLS if name not in cells],
+        "members": [
+            {"name": name, "cell": of_member.get(name)} | _row(shares, members.get(MEMBER), name, MEMBER, test, classes)
+            for name, shares in members.items()
+        ],
+        "ensembles": [
+            {"name": name} | _row(shares, ensembles.get(ENSEMBLE), name, ENSEMBLE, test, classes)
+            for name, shares in ensembles.items()
+        ],
+        "claim": None,
+    }
+    for row, shares in zip(result["members"] + result["ensembles"], (members | ensembles).values(), strict=True):
+        right = np.split(shares.argmax(axis=1) == test.labels, np.cumsum(folds)[:-1])
+        row["accuracy_by_fold"] = [float(part.mean()) for part in right]
+    if ENSEMBLE in ensembles and CONTROL in ensembles:
+        found = comparison(test.labels, ensembles[ENSEMBLE], ensembles[CONTROL], test.groups)
+        result["claim"] = {"a": ENSEMBLE, "b": CONTROL} | found
+    return result | {"sentence": sentence(result)}
+
+
+def _row(
+    shares: Array, reference: Array | None, name: str, other: str, test: Table, classes: Sequence[str]
+) -> dict[str, Any]:
+    """The metrics of one predictor, (N, K), and its comparison with the reference, if that is another one."""
+    row: dict[str, Any] = metrics_with_intervals(test.labels, shares, test.groups, classes)
+    row["minus"] = None
+    if reference is not None and name != other:
+        row["minus"] = {"b": other} | comparison(test.labels, shares, reference, test.groups)
+    return row
+
+
+def sentence(found: Mapping[str, Any]) -> str:
+    """What the data say of the method's claim; a null result is called one, and a missing cell too."""
+    claim = found["claim"]
+    if claim is None:
+        missing = [name for name in ("entropy-imagenet", "none-imagenet") if name in found["not_run"]]
+        return f"Whether masked pretraining adds to a second seed is not known: not run: {', '.join(missing)}."
+    figures = "; ".join(
+        f"{name} {signed(claim[key]['value'])} {bounds(claim[key], signed)}" for key, name in SEEN.items()
+    )
+    adds = [name for key, name in SEEN.items() if (claim[key]["low"] or 0) > 0]
+    takes = [name for key, name in SEEN.items() if (claim[key]["high"] or 0) < 0]
+    says = [f"masked pretraining {word} another seed in {' and '.join(names)}"
+            for word, names in (("adds more than", adds), ("falls behind", takes)) if names]  # fmt: skip
+    null = "no interval excludes 0: these images do not show that masked pretraining adds more than another seed does"
+    return (
+        f"{claim['a']} minus {claim['b']} on the same {found['n']:,} images in {found['groups']:,} groups: {figures}; "
+        f"{', but '.join(says) or null}."
+    )
+
+
+def ablation_html(found: Mapping[str, Any], name: str) -> str:
+    """The table, the figure and the sentence as one page without scripts; it holds no image and names none."""
+    kinds = {"Members": found["members"], "Ensembles of two": found["ensembles"]}
+    body = section("What the data say", f"<p><strong>{escape(found['sentence'])}</strong></p>{_basis(found)}")
+    for (title, rows), reference in zip(kinds.items(), (MEMBER, ENSEMBLE), strict=True):
+        picture = _figure(rows, reference)
+        body += section(title, f'{_table(rows, reference)}<div class="wide">{picture}</div>')
+    if found["not_run"]:
+        body += section("Not run", f"<p>{escape(', '.join(found['not_run']))}</p>")
+    config = table(["Setting", "Value"], [[key, str(value)] for key, value in found["config"].items()], "text")
+    body += section("Settings", f"<details><summary>Those that the cells share</summary>{config}</details>")
+    title = f"Ablation of {found['config']['backbone']} on {name}"
+    return page(title, "Figures of one data set; no images.", body)
+
+
+def _basis(found: Mapping[str, Any]) -> str:
+    return (
+        f'<p class="note">{found["n"]:,} images in {found["groups"]:,} groups, '
+        + (f"out of fold ({found['folds']} folds)" if found["folds"] > 1 else "the test split")
+        + ". Brackets: 95 % intervals of a bootstrap that draws whole groups; differences are paired. They tell of "
+        "other images, not of another training: what a seed does is the difference of mae and mae'. The many "
+        "differences below are not corrected for their number; the sentence rests on one, chosen beforehand.</p>"
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]], reference: str) -> str:
+    lines: list[list[Cell]] = []
+    for row in rows:
+        cells: list[Cell] = [row["name"]]
+        cells += [(number(row[key]["value"]), bounds(row[key])) for key in SEEN]
+        cells.append(number(row["ece"]))
+        if minus := row["minus"]:
+            cells += [(signed(minus[key]["value"]), bounds(minus[key], signed)) for key in SEEN]
+            cells.append(f"{minus['mcnemar']['p']:.2g}")
+        else:
+            cells += ["-"] * 3
+        lines.append(cells)
+    over = [("", 4), (f"minus {reference}", 3)]
+    return table(["", "Accuracy", "AUROC", "ECE", "Accuracy", "AUROC", "McNemar's p"], lines, over=over)
+
+
+def _figure(rows: Sequence[Mapping[str, Any]], reference: str) -> str:
+    def of(interval: Mapping[str, float]) -> tuple[float, float, float]:
+        return interval["value"], interval["low"], interval["high"]
+
+    panels = {"accuracy": {row["name"]: of(row["accuracy"]) for row in rows}}
+    if any(row["minus"] for row in rows):
+        nothing = (0.0, 0.0, 0.0)
+        minus = {row["name"]: of(row["minus"]["accuracy"]) if row["minus"] else nothing for row in rows}
+        panels[f"accuracy minus that of {reference}, paired"] = minus
+    return figure(intervals_svg(panels, [reference]), "accuracy with its 95 % interval; the reference in orange")

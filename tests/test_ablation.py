@@ -1,0 +1,262 @@
+"""An ablation: cells that differ in one thing, figures that are paired, a sentence that says what the data say."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="extra train is not installed")
+from conftest import tiny_flags  # noqa: E402
+from safetensors.torch import save  # noqa: E402
+
+from edgemed.ablate import ablate, cell_config  # noqa: E402
+from edgemed.ablation import CELLS, ablation, ablation_html  # noqa: E402
+from edgemed.commands import ablate as ablate_command  # noqa: E402
+from edgemed.commands import train as train_command  # noqa: E402
+from edgemed.config import TrainConfig  # noqa: E402
+from edgemed.dataset import Dataset, Row  # noqa: E402
+from edgemed.errors import EdgemedError, InputError  # noqa: E402
+from edgemed.files import write_atomic  # noqa: E402
+from edgemed.run import predictions_csv  # noqa: E402
+
+CLASSES = ("a", "b", "c")
+BASE = TrainConfig(sharpness=1.5, renyi_order=2.0, seed=3)
+
+
+def test_a_cell_differs_from_the_method_in_one_thing() -> None:
+    method = cell_config(BASE, "entropy-imagenet").as_dict()
+    assert method == BASE.as_dict() | {"renyi_order": 1.0}
+    changed = {
+        name: {key: value for key, value in cell_config(BASE, name).as_dict().items() if value != method[key]}
+        for name in CELLS
+    }
+    assert changed.pop("again-imagenet").keys() == {"seed"}
+    scratch = {"start": "scratch"}
+    assert changed == {
+        "entropy-imagenet": {},
+        "random-imagenet": {"sharpness": 0.0},
+        "low-entropy-imagenet": {"sharpness": -1.5},
+        "none-imagenet": {"pretrain_epochs": 0},
+        "renyi-imagenet": {"renyi_order": 2.0},
+        "entropy-scratch": scratch,
+        "random-scratch": scratch | {"sharpness": 0.0},
+        "low-entropy-scratch": scratch | {"sharpness": -1.5},
+        "none-scratch": scratch | {"pretrain_epochs": 0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "cells", "says"),
+    [
+        ({}, ["random-imagenett"], "Did you mean 'random-imagenet'?"),
+        ({}, [], "--cells names none; they are: entropy-imagenet, none-imagenet"),
+        ({}, ["again-imagenet"], "is entropy-imagenet with another seed; ask for both"),
+        ({"sharpness": -1.0}, ["entropy-imagenet"], "give the positive values of the method"),
+        ({"renyi_order": 1.0}, ["renyi-imagenet"], "try --renyi-order 2"),
+    ],
+)
+def test_a_cell_that_would_compare_nothing_is_refused(
+    changes: dict[str, Any], cells: list[str], says: str, tmp_path: Path
+) -> None:
+    config = TrainConfig(**BASE.as_dict() | changes)
+    with pytest.raises(InputError) as caught:
+        ablate(config, tmp_path / "data", tmp_path / "out", lambda *_: None, cells)
+    assert says in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_takes_the_flags_of_train_but_for_what_the_cells_set() -> None:
+    train = inspect.signature(train_command.train, eval_str=True).parameters
+    own = inspect.signature(ablate_command.ablate).parameters
+    assert set(train) - set(own) == {"start"}
+    assert set(own) - set(train) == {"cells", "budget"}
+    differing = {name for name in set(own) & set(train) if own[name].default != train[name].default}
+    assert differing == {"folds", "renyi_order"}
+
+
+def _cell(folder: Path, of_members: Sequence[np.ndarray], folds: int = 2) -> list[Path]:
+    """A cell's folds with these members' probabilities (N, K), over images in groups of two."""
+    members = np.stack(of_members, axis=1).astype(np.float32)
+    runs = []
+    for k in range(folds):
+        chosen = np.flatnonzero(np.arange(len(members)) // 2 % folds == k)
+        rows = tuple(Row(f"{n}.png", CLASSES[n % 3], f"g{n // 2}", "test") for n in chosen)
+        run = folder / str(k)
+        write_atomic(run / "predictions.csv", predictions_csv([(Dataset(folder, rows, CLASSES), members[chosen])]))
+        runs.append(run)
+    return runs
+
+
+def _answers(seed: int, strength: float, n: int = 120) -> np.ndarray:
+    """Probabilities (n, 3) of a member that is right on about `strength` of the images of class n % 3."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(n, 3))
+    scores[np.arange(n), np.arange(n) % 3] += strength
+    return np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+
+
+def _found(tmp_path: Path, mae: float, control: float, leave_out: str = "") -> dict[str, Any]:
+    imagenet = _answers(0, 1.0)
+    second = {"entropy-imagenet": _answers(1, mae), "none-imagenet": _answers(2, control),
+              "again-imagenet": _answers(3, mae)}  # fmt: skip
+    cells = {
+        name: _cell(tmp_path / name, [imagenet, shares]) for name, shares in second.items() if name != leave_out
+    }
+    info = {"edgemed": "0", "config": {"backbone": "net"}, "dataset": {"fingerprint": "f"}}
+    return ablation(cells, CLASSES, info)
+
+
+def test_the_figures_are_those_of_the_cells_pooled_over_their_folds(tmp_path: Path) -> None:
+    found = _found(tmp_path, 2.0, 1.0)
+    order = np.concatenate([np.flatnonzero(np.arange(120) // 2 % 2 == k) for k in (0, 1)])
+    labels = (np.arange(120) % 3)[order]
+    shares = {"imagenet": _answers(0, 1.0)[order], "mae": _answers(1, 2.0)[order], "imagenet'": _answers(2, 1.0)[order],
+              "mae'": _answers(3, 2.0)[order]}  # fmt: skip
+    right = {name: float((each.argmax(1) == labels).mean()) for name, each in shares.items()}
+    assert {row["name"]: row["accuracy"]["value"] for row in found["members"]} == pytest.approx(right)
+    both = (("imagenet", "mae"), ("imagenet", "imagenet'"), ("imagenet", "mae'"), ("mae", "mae'"))
+    pairs = {f"{a} + {b}": float(((shares[a] + shares[b]).argmax(1) == labels).mean()) for a, b in both}
+    ensembles = {row["name"]: row for row in found["ensembles"]}
+    assert {name: row["accuracy"]["value"] for name, row in ensembles.items()} == pytest.approx(pairs)
+    assert ensembles["imagenet + mae"]["minus"] is None
+    minus = ensembles["imagenet + imagenet'"]["minus"]
+    assert minus["b"] == "imagenet + mae"
+    assert minus["accuracy"]["value"] == pytest.approx(pairs["imagenet + imagenet'"] - pairs["imagenet + mae"])
+    member = next(row for row in found["members"] if row["name"] == "imagenet")
+    assert np.mean(member["accuracy_by_fold"]) == pytest.approx(right["imagenet"])  # the folds are equally large
+    assert found["groups"] == 60
+    assert found["not_run"] == [name for name in CELLS if name not in found["cells"]]
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("mae", "control", "says"),
+    [
+        (3.0, 0.5, "; masked pretraining adds more than another seed in accuracy and AUROC."),
+        (0.5, 3.0, "; masked pretraining falls behind another seed in accuracy and AUROC."),
+        (1.0, 1.0, "; no interval excludes 0: these images do not show that masked pretraining adds more than"),
+    ],
+)
+def test_the_sentence_says_what_the_intervals_say(mae: float, control: float, says: str, tmp_path: Path) -> None:
+    found = _found(tmp_path, mae, control)
+    assert says in found["sentence"]
+    assert f"accuracy {found['claim']['accuracy']['value']:+.3f} (" in found["sentence"]
+    page = ablation_html(found, "scans")
+    assert page.count("data:image/svg+xml") == 2
+    assert "<script" not in page
+    assert "0.png" not in page  # it may be shown to others
+
+
+def test_without_the_control_the_sentence_claims_nothing(tmp_path: Path) -> None:
+    found = _found(tmp_path, 2.0, 1.0, leave_out="none-imagenet")
+    assert found["claim"] is None
+    assert found["sentence"] == (
+        "Whether masked pretraining adds to a second seed is not known: not run: none-imagenet."
+    )
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
+    """(cell, fold, stage) of every training that is begun; each only writes what the real one would, untrained."""
+    begun: list[tuple[str, str, str]] = []
+
+    def note(folder: Path, stage: str) -> None:
+        begun.append((folder.parts[-5], folder.parts[-3], stage))
+
+    def pretrain(config: TrainConfig, files: object, start: object, source: str, folder: Path, *_: object,
+                 **__: object) -> None:  # fmt: skip
+        from edgemed.pretrain import _tensors, autoencoder
+
+        note(folder, "pretrain")
+        tensors = _tensors(autoencoder(config, start, source))  # type: ignore[arg-type]
+        write_atomic(folder / "pretrained.safetensors", save(tensors))
+
+    def finetune(config: TrainConfig, member: str, model: torch.nn.Module, front: object, dataset: object,
+                 folder: Path, *_: object, **__: object) -> None:  # fmt: skip
+        note(folder, member)
+        write_atomic(folder / "history.jsonl", "")
+        write_atomic(folder / "model.safetensors", save(model.state_dict()))
+
+    monkeypatch.setattr("edgemed.stages.pretrain", pretrain)
+    monkeypatch.setattr("edgemed.stages.finetune", finetune)
+    monkeypatch.setattr("edgemed.train._folds_at_once", lambda *_: 1)
+    for module in ("stages", "train"):
+        monkeypatch.setattr(f"edgemed.{module}.report_of_run", lambda *_: "report")
+    return begun
+
+
+def test_the_imagenet_member_is_trained_once_and_a_finished_cell_never_again(
+    trainings: list[tuple[str, str, str]], phantoms: Path, weights: Path, tmp_path: Path, edgemed: Callable[..., int],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+
+    def run(*more: str) -> tuple[int, str]:
+        capsys.readouterr()
+        code = edgemed("ablate", phantoms, "--out", out, *tiny_flags(weights), "--folds", "2", "--json", *more)
+        return code, capsys.readouterr().out
+
+    both = ("--cells", "none-imagenet, entropy-imagenet")
+    assert run(*both, "--budget", "1e-9")[0] == 2  # no time for a cell: nothing is claimed
+    assert not (out / "ablation.json").exists()
+
+    real = ablate.__globals__["trained"]
+
+    def failing(config: TrainConfig, *arguments: Any) -> Any:
+        if not config.pretrain_epochs:
+            raise EdgemedError("the disk is full")
+        return real(config, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgemed.ablate.trained", failing)
+        assert run(*both)[0] == 1
+    method = [("entropy-imagenet", fold, stage) for fold in "01" for stage in ("pretrain", "imagenet", "mae")]
+    assert trainings == method
+
+    code, shown = run(*both)
+    assert code == 0
+    assert trainings == method + [("none-imagenet", fold, stage) for fold in "01" for stage in ("pretrain", "mae")]
+    found = json.loads(shown)
+    assert found["cells"] == ["entropy-imagenet", "none-imagenet"]
+    assert found["n"] == 42
+    cells = [out / "cells" / name / "folds/1" for name in found["cells"]]
+    models = [(cell / "members/imagenet/model.safetensors").read_bytes() for cell in cells]
+    assert models[0] == models[1]
+    assert (cells[0] / "split.csv").read_bytes() == (cells[1] / "split.csv").read_bytes()
+    mae = [(cell / "members/mae/model.safetensors").read_bytes() for cell in cells]
+    assert mae[0] != models[0]  # another seed
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert run(*both) == (0, shown)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+    assert run("--cells", "again-imagenet")[0] == 0
+    assert trainings[10:] == [("again-imagenet", fold, stage) for fold in "01" for stage in ("pretrain", "mae")]
+    pretrained = [out / "cells" / name / "folds/0/members/mae/pretrained.safetensors"
+                  for name in ("entropy-imagenet", "again-imagenet")]  # fmt: skip
+    assert pretrained[0].read_bytes() != pretrained[1].read_bytes()
+    assert "mae + mae'" in [row["name"] for row in json.loads((out / "ablation.json").read_text())["ensembles"]]
+
+
+@pytest.mark.slow
+def test_every_cell_trains_and_the_shared_member_is_what_the_cell_would_have_trained(
+    phantoms: Path, weights: Path, tmp_path: Path, edgemed: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, flags = tmp_path / "out", [*tiny_flags(weights), "--folds", "2"]
+    assert edgemed("ablate", phantoms, "--out", out, *flags) == 0
+    assert "minus imagenet + imagenet' on the same 42 images" in capsys.readouterr().out
+    found = json.loads((out / "ablation.json").read_text())
+    assert found["cells"] == list(CELLS)
+    assert len(found["members"]) == 1 + len(CELLS)
+    assert len(found["ensembles"]) == 1 + len(CELLS)
+    alone = tmp_path / "alone"
+    assert edgemed("train", phantoms, "--out", alone, *flags, "--start", "scratch", "--sharpness", "0") == 0
+    for name in ("members/imagenet/model.safetensors", "members/mae/model.safetensors", "predictions.csv"):
+        cell = out / "cells/random-scratch/folds/1" / name
+        assert cell.read_bytes() == (alone / "folds/1" / name).read_bytes()
