@@ -98,13 +98,26 @@ class Bundle:
         )
 
     def read_plan(self, record: PlanRecord) -> bytes:
-        """The bytes of a plan, verified against its record. Raises InputError where it has none, or it was changed."""
+        """The bytes of a plan, verified against its record.
+
+        Raises InputError where it has none, it was changed, or it was built from another graph than this bundle's.
+        """
         path = self.path / PLANS_FOLDER / f"{record.id}.plan"
         if record.sha256 is None or record.bytes is None:
             raise InputError(f"{path} does not exist: this record certifies an ONNX file that runs without a plan")
         if self.plan_key is not None:
             self.check_signature(record)
+        self.check_source(record)
         return verified_content(path, record.sha256, record.bytes)
+
+    def check_source(self, record: PlanRecord) -> None:
+        """Raise InputError unless the record is about this bundle's own graph: a plan of another model answers too."""
+        source = self.manifest.files.get(MODEL_FILES[record.precision])
+        if source is None or source.sha256 != record.onnx_sha256:
+            raise InputError(
+                f"plan {record.id} was built from another {record.precision} graph than this bundle's; remove it from "
+                f"{PLANS_FOLDER}/, and build one with `edgemed build-engine {self.path}`"
+            )
 
     def check_signature(self, record: PlanRecord) -> None:
         """Raise InputError unless the record is signed by `plan_key`, which must be there."""

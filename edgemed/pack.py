@@ -17,7 +17,6 @@ from edgemed.errors import InputError
 from edgemed.files import write_atomic
 from edgemed.manifest import (
     MANIFEST_NAME,
-    MODEL_FILES,
     PLANS_FOLDER,
     SIGNATURE_NAME,
     FileEntry,
@@ -127,7 +126,7 @@ def add_plan(bundle: Bundle, record: PlanRecord, plan: bytes | None, signing_key
     described = (None, None) if plan is None else (sha256_of(plan), len(plan))
     if (record.sha256, record.bytes) != described:
         raise InputError(f"plan {record.id}: its record states another sha256 or length than the plan has")
-    _check_source(bundle, record)
+    bundle.check_source(record)
     if plan is not None:
         write_atomic(bundle.path / PLANS_FOLDER / f"{record.id}.plan", plan)
     return put_record(bundle, record, signing_key)
@@ -139,7 +138,7 @@ def put_record(bundle: Bundle, record: PlanRecord, signing_key: bytes | None = N
     signing_key: signs the record (Ed25519, PEM); without one an old signature is removed, since it would not fit.
     Raises InputError where the record is about another graph than the bundle's, or the disk refuses.
     """
-    _check_source(bundle, record)
+    bundle.check_source(record)
     path = bundle.path / PLANS_FOLDER / f"{record.id}.json"
     data = document_bytes(record)
     signed = None if signing_key is None else signature.sign(signing_key, data)
@@ -148,12 +147,6 @@ def put_record(bundle: Bundle, record: PlanRecord, signing_key: bytes | None = N
     if signed is not None:
         write_atomic(path.with_suffix(".sig"), signed)
     return path
-
-
-def _check_source(bundle: Bundle, record: PlanRecord) -> None:
-    source = bundle.manifest.files.get(MODEL_FILES[record.precision])
-    if source is None or source.sha256 != record.onnx_sha256:
-        raise InputError(f"plan {record.id} was built from another {record.precision} graph than this bundle's")
 
 
 def _put_in_place(staging: Path, target: Path) -> None:

@@ -30,6 +30,7 @@ ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519
 HERE = Here("tensorrt-rtx", "1.7.1.116", "sm86", "Linux", "x86_64")
 RTX = b"vtrt" + bytes(20) + bytes([1, 7, 1, 116]) + bytes(100)
 CLASSIC = b"ftrt" + bytes(124)
+OTHER = -tiny.WEIGHTS  # of a model that answers otherwise
 
 
 class Spy(PlanModule):
@@ -101,6 +102,23 @@ def with_plan(plan: bytes, **changes: Any) -> Callable[[Path], None]:
     return damage
 
 
+def flipped_plan(bundle: Path) -> None:
+    with_plan(RTX)(bundle)
+    flipped("plans/made-by-hand.plan")(bundle)
+
+
+def flipped_record(bundle: Path) -> None:
+    with_plan(RTX)(bundle)
+    path = bundle / "plans" / "made-by-hand.json"
+    path.write_bytes(path.read_bytes().replace(b'"precision"', b'"prdcision"'))
+
+
+def plan_of_another_model(bundle: Path) -> None:
+    other = tiny.bundle(bundle.parent / "other", files={**tiny.fields()["files"], "model.fp32.onnx": tiny.model(OTHER)})
+    with_plan(RTX)(other.path)
+    shutil.copytree(other.path / "plans", bundle / "plans", dirs_exist_ok=True)
+
+
 def cut_plan(bundle: Path) -> None:
     with_plan(RTX)(bundle)
     path = bundle / "plans" / "made-by-hand.plan"
@@ -138,6 +156,9 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a flipped byte in the golden outputs": (flipped("golden/outputs.json"), r"outputs\.json was changed after"),
     "a flipped byte in the reference": (flipped("reference.npz"), r"reference\.npz was changed after the build"),
     "a flipped byte in the model card": (flipped("model_card.md"), r"model_card\.md was changed after the build"),
+    "a flipped byte in a plan": (flipped_plan, r"made-by-hand\.plan was changed after the build"),
+    "a flipped byte in a plan's record": (flipped_record, r"made-by-hand\.json"),
+    "a plan of another model": (plan_of_another_model, "was built from another fp32 graph than this bundle's"),
     "a missing file": (lambda bundle: (bundle / "golden" / "001.png").unlink(), r"001\.png is missing"),
     "an extra file": (lambda bundle: (bundle / "golden" / "x.so").touch() or None, r"x\.so is not listed"),
     "a plan of another version": (
