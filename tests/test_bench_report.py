@@ -102,7 +102,8 @@ def test_the_picture_holds_every_sample(report: dict[str, Any]) -> None:
     assert {"10.00 ms", "500.00 ms", "openvino, batch 1: 40 samples"} <= set(texts)
     assert {text.split()[0] for text in texts} >= {"p50", "p90", "p95"}
     [first, _] = root.findall("{http://www.w3.org/2000/svg}g")
-    assert len(first.findall("{http://www.w3.org/2000/svg}rect")) == 2  # 39 in the first bin, one in the last
+    few, many = sorted(float(bar.get("height", 0)) for bar in first.findall("{http://www.w3.org/2000/svg}rect"))
+    assert many / few == pytest.approx(39, rel=0.1)  # two bars: 39 samples in the first bin, one in the last
 
 
 def test_power_is_shown_with_its_source(report: dict[str, Any]) -> None:

@@ -1,0 +1,102 @@
+"""Stages add up to the request, a GPU's come from its stream, and the front end's share is found from outside."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_bundles as tiny
+
+from edgemed.bench_stages import front_end_share, stages
+from edgemed.infer import Model, load
+from edgemed.manifest import ImageInput
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return load(tiny.bundle(tmp_path / "bundle"), runtime="onnxruntime", threads=1)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands until a test moves it: [milliseconds]."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: round(now[0] * 1e6))
+    return now
+
+
+class Session:
+    """A session that takes a constant time, and one for each pixel of a side."""
+
+    name = "slow"
+
+    def __init__(self, session: Any, clock: list[float], constant: float, per_pixel: float = 0.0) -> None:
+        self.session, self.clock, self.constant, self.per_pixel = session, clock, constant, per_pixel
+
+    def run(self, images: np.ndarray) -> Any:
+        self.clock[0] += self.constant + self.per_pixel * images.shape[1] * images.shape[2]
+        return self.session.run(images)
+
+
+class Gpu(Session):
+    """A session with marks on its stream."""
+
+    def run_timed(self, images: np.ndarray) -> Any:
+        return self.run(images), {"h2d": 1.0, "compute": 5.0, "d2h": 0.5}
+
+
+def pixels(side: int = 48) -> np.ndarray:
+    return np.zeros((1, side, side, 3), dtype=np.uint8)
+
+
+def test_stages_add_up_to_the_request(model: Model, clock: list[float]) -> None:
+    slow = replace(model, session=Session(model.session, clock, 7.0))
+
+    def request(one: Model) -> None:
+        clock[0] += 2  # decoding
+        one.predict_pixels(pixels())
+        clock[0] += 0.25
+
+    found = stages(slow, request, 0.1, decodes=True)
+    assert {name: found[name] for name in ("decode", "compute", "post")} == {"decode": 2, "compute": 7, "post": 0.25}
+    assert (found["h2d"], found["d2h"], found["launch"]) == (None, None, None)
+    assert found["requests"] == 11
+    without = stages(slow, request, 0.1, decodes=False)
+    assert (without["decode"], without["compute"], without["post"]) == (None, 7, 2.25)
+
+
+def test_a_gpus_stages_come_from_its_stream(model: Model, clock: list[float]) -> None:
+    gpu = replace(model, session=Gpu(model.session, clock, 7.0))
+    found = stages(gpu, lambda one: one.predict_pixels(pixels()), 0.05, decodes=False)
+    assert [found[name] for name in ("h2d", "compute", "d2h", "launch")] == [1.0, 5.0, 0.5, pytest.approx(0.5)]
+
+
+def test_a_request_of_several_runs_counts_them_all(model: Model, clock: list[float]) -> None:
+    slow = replace(model, session=Session(model.session, clock, 7.0))
+    found = stages(slow, lambda one: [one.predict_pixels(pixels()) for _ in range(3)], 0.05, decodes=False)
+    assert found["compute"] == 21
+
+
+@pytest.mark.parametrize(("side", "other"), [(48, 16), (20, 40), (512, 16)])
+def test_the_front_ends_share_is_what_grows_with_the_image(
+    model: Model, clock: list[float], side: int, other: int
+) -> None:
+    """tiny_bundles takes sides from 16 to 512."""
+    per_pixel = 3.0 / side**2
+    slow = replace(model, session=Session(model.session, clock, 9.0, per_pixel))
+    found = front_end_share(slow, pixels(side), 12.0, 1.0)
+    assert isinstance(found, dict)
+    assert found["value"] == pytest.approx(3 / 12)
+    assert found["low"] <= found["value"] + 1e-9 and found["value"] <= found["high"] + 1e-9
+    assert (found["other_side"], found["rounds"]) == (other, 41)
+
+
+def test_an_engine_of_one_size_has_no_share_that_could_be_measured(tmp_path: Path) -> None:
+    fixed = tiny.bundle(tmp_path / "fixed", image_input=ImageInput(min_side=48, opt_side=48, max_side=48))
+    model = load(fixed, runtime="onnxruntime", threads=1)
+    assert front_end_share(model, pixels(), 1.0, 1.0) == "not measured: the engine takes one size only"
