@@ -24,7 +24,7 @@ report_page report_plots report_training report_evidence report examples reporti
 precision export
 runtimes
 gates engines infer certify plans sources card prove build nvml conditions power limits
-bench_stages startup bench bench_report bench_diff judge decoders parity
+bench_stages startup bench bench_report bench_diff contenders judge decoders parity
 display commands cli __main__
 """.split()
 
@@ -32,7 +32,7 @@ RUNTIME_SIDE = """
 errors files stats timing dicom_codecs dicom images phantoms
 manifest operating records signature evidence bundle pack preflight
 runtimes gates engines infer certify plans nvml conditions power limits
-bench_stages startup bench bench_report bench_diff decoders parity display commands cli
+bench_stages startup bench bench_report bench_diff contenders decoders parity display commands cli
 """.split()
 HEAVY = {"torch", "torchvision", "timm", "onnx", "onnxscript", "nvidia", "cv2", "sklearn", "matplotlib", "scipy"}
 

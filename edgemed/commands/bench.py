@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +11,12 @@ from edgemed import display
 from edgemed.commands import Precision, Threads
 from edgemed.errors import InputError, UnstableError
 
+if TYPE_CHECKING:
+    from edgemed.bench import Settings
+    from edgemed.ensemble import Ensemble
+
 STDOUT = "-"
+WITHOUT_RUN = "none"
 
 
 def bench(
@@ -43,6 +48,14 @@ def bench(
     export_times: Annotated[bool, typer.Option("--export-times", help="Every sample in the JSON document.")] = False,
     markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown.", show_default=False)] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the latencies: FILE.svg.", show_default=False)] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Also time what one would do without edgemed. RUN: what the bundle was built from, or none.",
+            show_default=False,
+        ),
+    ] = None,
     diff: Annotated[
         tuple[Path, Path] | None,
         typer.Option(metavar="OLD NEW", help="Compare two JSON documents.", show_default=False),
@@ -50,7 +63,7 @@ def bench(
 ) -> None:
     """Measure the latency of a bundle on this machine, after checking that its answers are right."""
     from edgemed import bench as bench_module
-    from edgemed import bench_diff, bench_report
+    from edgemed import bench_diff, bench_report, contenders
     from edgemed.files import write_atomic
 
     if (bundle is None) == (diff is None):
@@ -64,22 +77,21 @@ def bench(
         raise InputError("--export-times puts every sample into the JSON document: add --json FILE")
     if plot is not None and plot.suffix.lower() != ".svg":
         raise InputError(f"--plot {plot}: it draws SVG; name a file that ends in .svg")
-    report = bench_module.bench(
-        bundle,
-        bench_module.Settings(
-            runtime=runtime,
-            precision=precision,
-            mode=mode,
-            streams=streams,
-            idle_ms=idle_ms,
-            batches=_numbers(batches),
-            image_size=image_size,
-            threads=threads or None,
-            warmup=warmup,
-            duration=duration,
-            include=tuple(include or ()),
-        ),
+    settings = bench_module.Settings(
+        runtime=runtime,
+        precision=precision,
+        mode=mode,
+        streams=streams,
+        idle_ms=idle_ms,
+        batches=_numbers(batches),
+        image_size=image_size,
+        threads=threads or None,
+        warmup=warmup,
+        duration=duration,
+        include=tuple(include or ()),
     )
+    ensemble = None if compare in (None, WITHOUT_RUN) else contenders.ensemble_of_run(Path(compare))
+    report = bench_module.bench(bundle, settings)
     if markdown is not None:
         write_atomic(markdown, bench_report.markdown(report))
     if plot is not None:
@@ -87,7 +99,11 @@ def bench(
     if not export_times:
         for _, result in bench_module.results(report):
             del result["times_ms"]
-    _show(report, bench_report.table, json_)
+    if compare is None:
+        _show(report, bench_report.table, json_)
+    else:
+        report["comparison"] = _comparison(bundle, settings, ensemble)
+        _show(report, _table_and_comparison, json_)
     unstable = [
         f"{one['name']}, batch {result['batch']}: {reason}"
         for one, result in bench_module.results(report)
@@ -95,6 +111,27 @@ def bench(
     ]
     if strict and unstable:
         raise UnstableError(f"a measurement did not settle: {'; '.join(unstable)}")
+
+
+def _comparison(bundle: Path, settings: Settings, ensemble: Ensemble | None) -> dict[str, Any]:
+    """The first batch size, on the runtime that was asked for (the first that works, where it was all of them)."""
+    from edgemed import contenders
+    from edgemed.infer import load
+
+    runtime = "auto" if settings.runtime == "all" else settings.runtime
+    model = load(bundle, runtime=runtime, precision=settings.precision, threads=settings.threads)
+    batch, side = settings.batches[0], settings.image_size or model.bundle.manifest.input.opt_side
+    others = contenders.contenders(model, ensemble, (batch, side, side, 3))
+    return contenders.compared(model, others, batch=batch, side=side, seconds=settings.duration)
+
+
+def _table_and_comparison(report: dict[str, Any]) -> Any:
+    from rich.console import Group
+    from rich.text import Text
+
+    from edgemed import bench_report, contenders
+
+    return Group(bench_report.table(report), *map(Text, contenders.lines_of(report["comparison"])))
 
 
 def _show(document: dict[str, Any], table: Any, json_: str | None) -> None:
