@@ -126,13 +126,22 @@ def parity(
         except InputError as error:
             refused.append({"path": str(file), "reason": str(error)})
             continue
-        try:
-            answers = {name: model.predict_pixels(ours[None])[0][0] for name, model in models.items()}
-        except InputError as error:  # outside the range of sizes
-            refused.append({"path": str(file), "reason": f"{file}: {error}"})
+        answers: dict[str, NDArray[np.float32]] = {}
+        for name, model in models.items():
+            try:
+                answers[name] = model.predict_pixels(ours[None])[0][0]
+            except InputError as error:  # outside the range of sizes: the bundle's, or that of one runtime's plan
+                runtimes[name]["refused"] += 1
+                runtimes[name]["refusal"] = runtimes[name]["refusal"] or f"{file}: {error}"
+                why_not = f"{file}: {error}"
+        if not answers:
+            refused.append({"path": str(file), "reason": why_not})
             continue
         for pair, found in of_runtimes.items():
-            found.add(file, *(answers[name] for name in pair))
+            if all(name in answers for name in pair):
+                found.add(file, *(answers[name] for name in pair))
+        if common not in answers:
+            continue
         kind, encoded = kind_of(file), dicom.frame_of(file)[0].read_bytes()
         pixels: dict[str, Rgb | None] = {OURS: ours}
         pixels.update((name, one(encoded)) for name, one in decode.items())
@@ -193,6 +202,7 @@ def _models(
     models, told = {}, {}
     for name in ORDER:
         entry: dict[str, Any] = {"version": None, "state": None, "not_run": runtime_module(name).availability()}
+        entry |= {"refused": 0, "refusal": None}  # images that this runtime alone may refuse, and its first reason
         if entry["not_run"] is None:
             try:
                 models[name] = load(opened, runtime=name, precision=precision, threads=threads)

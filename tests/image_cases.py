@@ -48,6 +48,13 @@ def tiff(values: np.ndarray, bits: int, photometric: int, order: str = "<") -> b
     return mark + struct.pack(f"{order}HI", 42, 8 + len(strip)) + strip + directory
 
 
+def turned(orientation: int) -> Image.Exif:
+    """EXIF data that say how the picture lies, 1 to 8."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    return exif
+
+
 def three(grey: np.ndarray) -> np.ndarray:
     return np.repeat(grey[:, :, None], 3, axis=2)
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_bundles as tiny
-from image_cases import COLOUR, DEEP, encoded
+from image_cases import DEEP, turned
 from PIL import Image
 
-from edgemed.decoders import PLAIN, kind_of
+from edgemed.decoders import PLAIN
+from edgemed.errors import InputError
 from edgemed.images import image_from_file
 from edgemed.runtimes import onnxruntime as onnxruntime_module
 
@@ -31,12 +32,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     return tiny.bundle(tmp_path / "bundle").path
-
-
-def turned(orientation: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[274] = orientation
-    return exif
 
 
 @pytest.fixture
@@ -66,6 +61,22 @@ def by_decoder(report: dict[str, Any], second: str) -> dict[str, dict[str, Any]]
         for pair in report["decoder_pairs"]
         if (pair["first"], pair["second"]) == ("edgemed", second)
     }
+
+
+class Narrow:
+    """A session with a plan for one size: it refuses every image that is not upright 40 x 56."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        if images.shape[1:3] != (40, 56):
+            raise InputError("the plan takes 40 x 56")
+        answers: dict[str, np.ndarray] = self._inner.run(images)
+        return answers
 
 
 class Wrong:
@@ -224,6 +235,26 @@ def test_a_refused_file_is_named_and_the_others_go_on(
     assert "empty.png: is empty" in message and "sides from 16 to 512" in message
 
 
+def test_an_image_that_one_runtime_refuses_is_not_compared_on_it(
+    bundle: Path,
+    images: Path,
+    edgemed: Edgemed,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = onnxruntime_module.open_session
+    monkeypatch.setattr(onnxruntime_module, "open_session", lambda *a, **k: Narrow(whole(*a, **k)))
+    assert edgemed("parity", bundle, images, "--json") == 0
+    report = report_of(capsys)
+    assert (report["images"], report["refused"]) == (7, [])
+    assert report["runtime_pairs"][0]["images"] == 6  # all but the one that lies on its side
+    assert report["runtimes"]["onnxruntime"]["refused"] == 1
+    assert "turned.jpg: the plan takes 40 x 56" in report["runtimes"]["onnxruntime"]["refusal"]
+    assert by_decoder(report, "Pillow")["orientation"]["images"] == 1  # compared on openvino
+    assert edgemed("parity", bundle, images) == 0
+    assert "onnxruntime refuses 1 images" in capsys.readouterr().out
+
+
 def test_nothing_to_compare_is_an_error(
     bundle: Path, tmp_path: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,21 +281,3 @@ def test_a_named_runtime_that_cannot_serve_is_an_error(
     assert "--runtime tensorrt cannot serve" in capsys.readouterr().err
     assert edgemed("parity", bundle, images, "--runtime", "onnxruntim") == 2
     assert "Did you mean 'onnxruntime'?" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "data"),
-    [
-        (PLAIN, "x.jpg", encoded(Image.fromarray(COLOUR), "JPEG")),
-        ("orientation", "x.jpg", encoded(Image.fromarray(COLOUR), "JPEG", exif=turned(3))),
-        ("CMYK", "x.jpg", encoded(Image.fromarray(COLOUR).convert("CMYK"), "JPEG")),
-        ("palette", "x.png", encoded(Image.fromarray(COLOUR).quantize(200), "PNG")),
-        ("transparency", "x.png", encoded(Image.fromarray(COLOUR).convert("RGBA"), "PNG")),
-        ("fewer than 8 bits", "x.png", encoded(Image.fromarray(COLOUR).convert("1"), "PNG")),
-        ("16 bit", "x.tif", encoded(Image.fromarray(DEEP), "TIFF")),
-        ("other BMP", "x.png", encoded(Image.fromarray(COLOUR), "BMP")),
-    ],
-)
-def test_the_kind_of_a_file_names_the_rule(kind: str, name: str, data: bytes, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(data)
-    assert kind_of(tmp_path / name) == kind

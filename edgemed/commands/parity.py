@@ -84,6 +84,8 @@ def _show(report: dict[str, Any]) -> None:
     for name, entry in (*report["runtimes"].items(), *report["decoders"].items()):
         if entry["not_run"]:
             display.say(f"not run: {name}: {entry['not_run']}")
+        elif entry.get("refused"):
+            display.say(f"{name} refuses {entry['refused']} images: {entry['refusal']}")
 
 
 def _table(title: str, *columns: str) -> Table:
