@@ -45,14 +45,20 @@ def pixels(files: list[Path]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
                 yield kind, np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
-def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    data, run, bundle = Path(sys.argv[1]).resolve(), WORK / "run", WORK / "bundle"
+def trained_bundle(data: Path) -> tuple[Path, Path]:
+    """A run on `data`, made once and resumed, and a bundle of it, built by the edgemed that is here now."""
+    run, bundle = WORK / "run", WORK / "bundle"
     command = [sys.executable, "-m", "edgemed"]
     subprocess.run([*command, "train", str(data), "--out", str(run), *shlex.split(FLAGS)], check=True)
     shutil.rmtree(bundle, ignore_errors=True)
     subprocess.run([*command, "build-engine", str(run), "--out", str(bundle), "--runtime", "none"], check=True)
+    return run, bundle
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    run, bundle = trained_bundle(Path(sys.argv[1]).resolve())
     trained = load_run(run)
     parts = [trained.dataset.subset(split) for split in ("test", "validation")]
     files = [part.file(row) for part in parts for row in part.rows]
