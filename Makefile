@@ -30,6 +30,20 @@ install: .venv/all  ## a .venv with edgemed (editable) and everything the tests 
 demo: .venv/demo  ## the whole path on phantoms, under build/demo; the last line is one JSON document
 	$(BIN)/python benchmarks/demo.py build/demo
 
+.PHONY: bench
+bench: .venv/all  ## benchmarks/README.md from the results that are there
+	$(BIN)/python benchmarks/readme.py
+
+.PHONY: bench-run
+bench-run: .venv/all  ## measure again what needs no run of its own, on a quiet machine: DATA=FOLDER (images per class)
+	@test -n "$(DATA)" || { echo "name a folder of images per class: make bench-run DATA=FOLDER"; exit 2; }
+	-$(BIN)/python benchmarks/peers.py
+	-$(BIN)/python benchmarks/graph_forms.py
+	-$(BIN)/python benchmarks/scaling.py
+	-$(BIN)/python benchmarks/patch_entropy.py
+	-$(BIN)/python benchmarks/loading.py "$(DATA)"
+	$(MAKE) --no-print-directory bench
+
 CPP_PACKAGES := cmake g++ pkg-config nlohmann-json3-dev libpng-dev libjpeg-dev libssl-dev
 .PHONY: cpp-deps
 cpp-deps:  ## Debian's packages for the C++ library and its tests, where they are missing (needs root)

@@ -9,15 +9,14 @@ The settings below were chosen on validation images only (the test folds were ru
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from common import ROOT, keep
+
 RUN = Path("build") / "busi-folds"
 FLAGS = (
     "--backbone tf_efficientnet_lite0 --folds 5 --seed 0 --size 160 --pretrain-size 160 --epochs 22 "
@@ -26,15 +25,11 @@ FLAGS = (
 )
 
 
-def summary(metrics: dict[str, Any], info: dict[str, Any], command: str) -> dict[str, Any]:
-    """What is kept of the run: the figures by fold and pooled, with the command, machine and versions."""
+def summary(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of the run: the figures by fold and pooled."""
     folds = metrics["folds"]
     return {
-        "benchmark": "busi-folds",
-        "command": command,
-        "date": date.today().isoformat(),
-        "machine": f"{_cpu()}, {len(os.sched_getaffinity(0))} cores",
-        "versions": info["versions"],
+        "training": f"edgemed train DATA --out {RUN} {FLAGS}",
         "images": metrics["n"],
         "groups": metrics["groups"],
         "ensemble": folds["ensemble"],
@@ -42,13 +37,6 @@ def summary(metrics: dict[str, Any], info: dict[str, Any], command: str) -> dict
         "pooled": {"ensemble": metrics["ensemble"], "members": metrics["members"]},
         "ensemble_minus_better": metrics["ensemble_minus_better"],
     }
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return "unknown CPU"
 
 
 def main() -> None:
@@ -61,11 +49,7 @@ def main() -> None:
         check=True,
     )
     metrics = json.loads((ROOT / RUN / "metrics.json").read_text(encoding="utf-8"))
-    info = json.loads((ROOT / RUN / "run.json").read_text(encoding="utf-8"))
-    document = summary(metrics, info, f"edgemed train DATA --out {RUN} {FLAGS}")
-    result = ROOT / "benchmarks" / "results" / "busi-folds.json"
-    result.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(document))
+    keep("busi-folds", summary(metrics))
 
 
 if __name__ == "__main__":

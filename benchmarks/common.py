@@ -8,10 +8,10 @@ business), the date, the commit, the machine with who else used it, and the vers
 
 from __future__ import annotations
 
-import __main__
 import json
 import os
 import subprocess
+import sys
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,7 +31,7 @@ def keep(name: str, document: dict[str, Any]) -> None:
     """Write results/`name`.json and print it as one line."""
     whole = {
         "benchmark": name,
-        "command": command_of(__main__.__doc__ or ""),
+        "command": command_of(sys.modules["__main__"].__doc__ or ""),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "commit": commit(),
         "machine": {**machine(), "load_average": os.getloadavg()[0]},

@@ -11,12 +11,12 @@ where an alteration of the bar (rescaled, cropped, re-encoded, marked, all at on
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from common import keep
 from PIL import Image, ImageDraw, ImageEnhance
 
 from edgemed.dataset import scan
@@ -25,7 +25,6 @@ from edgemed.images import image_from_file
 
 COPIES = 150
 BAR = 0.95
-RESULT = Path(__file__).parent / "results" / "near-duplicates.json"
 
 Alteration = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -106,7 +105,7 @@ def measured(
 def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    document: dict[str, object] = {"benchmark": "near-duplicates", "bar": {"recall": BAR, "of": OF_THE_BAR}, "sets": {}}
+    document: dict[str, object] = {"bar": {"recall": BAR, "of": OF_THE_BAR}, "sets": {}}
     missed = []
     for data in map(Path, sys.argv[1:]):
         dataset = scan(data)
@@ -125,8 +124,7 @@ def main() -> None:
                 missed.append(f"{data.name}: {name}")
         document["sets"][data.name] = results  # type: ignore[index]
     document["missed"] = missed
-    RESULT.write_text(json.dumps(document, indent=2) + "\n")
-    print(json.dumps(document))
+    keep("near-duplicates", document)
     sys.exit(1 if missed else 0)
 
 

@@ -1,0 +1,187 @@
+"""benchmarks/README.md from the scripts of this folder and their latest results.
+
+    make bench      (or: python benchmarks/readme.py)
+
+A row per result: what the first sentence of the script says, the figure, the command, the date and the machine. A
+script without a result is listed as not measured. Nothing is measured here.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, ROOT, command_of
+
+Document = dict[str, Any]
+HEAD = """# Benchmarks
+
+One script per claim. Each checks its results before it times anything, runs alone, ends in one line of JSON, and keeps
+`results/NAME.json` with machine, versions, date and commit. This table is made from those files by `make bench`;
+`make bench-run DATA=FOLDER` measures what needs no GPU and no training again (FOLDER: a folder of images per class).
+Figures in brackets are 95 % intervals.
+
+| claim | latest figure | command | date | machine |
+|---|---|---|---|---|
+"""
+
+
+def _interval(value: Document, digits: int = 2) -> str:
+    low, high = value.get("interval") or (value["low"], value["high"])
+    return f"{value['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _peers(found: Document) -> str:
+    times = "; ".join(f"{name} {_interval(one['times_bundle'])}" for name, one in found["timed"].items())
+    missed = [name for name, one in found["bars"].items() if not one["met"]]
+    return (
+        f"bundle {found['bundle']['p50_ms']['value']:.0f} ms, {found['share_of_sgemm']['share']:.0%} of the sgemm "
+        f"rate; times the bundle's latency: {times}; bars missed: {', '.join(missed) or 'none'}"
+    )
+
+
+def _scaling(found: Document) -> str:
+    return "; ".join(f"{name} {one['p50_ms']['value']:.0f} ms" for name, one in found["points"].items())
+
+
+def _graph_forms(found: Document) -> str:
+    ways = found["ways"].items()
+    return f"fastest: {found['fastest']}; " + "; ".join(f"{name} {one['p50_ms']['value']:.0f} ms" for name, one in ways)
+
+
+def _loading(found: Document) -> str:
+    rates = ", ".join(f"{name} {rate:.0f} images/s" for name, rate in found["images_per_s"].items())
+    return f"{rates}: {_interval(found['dali_times_torch'])} times"
+
+
+def _entropy(found: Document) -> str:
+    times = found["times_faster_than_loop"].items()
+    return "times as fast as a bincount loop: " + ", ".join(
+        f"{name} {rate:.1f}" for name, rate in times if name not in ("scipy per patch", "bincount loop", "reference")
+    )
+
+
+def _busi(found: Document) -> str:
+    pooled = found["pooled"]["ensemble"]
+    return f"ensemble: accuracy {_interval(pooled['accuracy'], 3)}, AUROC {_interval(pooled['auroc'], 3)}"
+
+
+def _near_duplicates(found: Document) -> str:
+    lowest = {
+        name: min(results[kind]["recall"] for kind in found["bar"]["of"]) for name, results in found["sets"].items()
+    }
+    return "lowest recall of the bar's alterations: " + ", ".join(f"{k} {v:.3f}" for k, v in lowest.items())
+
+
+def _onnx_parity(found: Document) -> str:
+    own = {precision: found[precision]["own size"] for precision in ("fp32", "fp16")}
+    return "; ".join(
+        f"{k}: {v['images']} images, error {v['max_prob_error']:.1e}, {v['flips']} flips" for k, v in own.items()
+    )
+
+
+def _cpp_parity(found: Document) -> str:
+    same = found["same_pixels"]
+    return f"{found['images']} images: error {same['max_error']:.1e}, {same['other_decisions']} other decisions"
+
+
+def _ratio_to_python(found: Document) -> str:
+    return f"C takes {_interval(found['ratio'], 3)} times as long as Python"
+
+
+def _overhead(found: Document) -> str:
+    return f"{_interval(found['overhead_ms'], 3)} ms at p50"
+
+
+def _warm_start(found: Document) -> str:
+    warm = found["median_ms"]["warm"]
+    parts = ", ".join(f"{name} {value:.0f}" for name, value in warm.items() if name in ("verify", "engine", "process"))
+    return f"warm {warm['total']:.0f} ms ({parts})"
+
+
+def _repeatability(found: Document) -> str:
+    noticed = "noticed" if found["burning_process_noticed"] else "not noticed"
+    return (
+        f"{found['no_significant_change']} of {found['repeats']} repeats without a change; a busy neighbour {noticed}"
+    )
+
+
+def _fp16(found: Document) -> str:
+    return "; ".join(
+        f"{one['backbone']}: error {one['max_prob_error']:.1e}, {one['flips']} flips on {one['images']} images"
+        for one in found["runs"]
+    )
+
+
+def _passed(found: Document) -> str:
+    return "bars met" if found["passed"] else "a bar missed"
+
+
+FIGURES: dict[str, Callable[[Document], str]] = {
+    "peers": _peers,
+    "scaling": _scaling,
+    "graph-forms": _graph_forms,
+    "loading": _loading,
+    "patch-entropy": _entropy,
+    "patch-entropy-gpu": _entropy,
+    "patch-entropy-h100": _entropy,
+    "busi-folds": _busi,
+    "near-duplicates": _near_duplicates,
+    "onnx-parity": _onnx_parity,
+    "cpp-parity": _cpp_parity,
+    "cpp-latency": _ratio_to_python,
+    "overhead": _overhead,
+    "warm-start": _warm_start,
+    "bench-repeatability": _repeatability,
+    "convnext-plans": _passed,
+    "fp16-rounding": _fp16,
+}
+
+
+def rows() -> list[list[str]]:
+    """Claim, figure, command, date, machine of every result, and of every script that has none."""
+    found = []
+    for script in sorted(Path(__file__).parent.glob("*.py")):
+        docstring = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+        command = command_of(docstring)
+        if not command or script.name == Path(__file__).name:
+            continue  # what others import
+        claim, name = docstring.splitlines()[0].rstrip(".:"), script.stem.replace("_", "-")
+        results = [
+            path for path in sorted(RESULTS.glob("*.json")) if path.stem == name or path.stem.startswith(f"{name}-")
+        ]
+        for path in results:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            link = f"[{path.stem}](results/{path.name})"
+            figure = FIGURES[path.stem](document) if path.stem in FIGURES else "see the result"
+            told = [f"{figure} ({link})", f"`{command}`", document.get("date", "not noted"), _machine(document)]
+            found.append([claim, *told])
+        if not results:
+            found.append([claim, "not measured", f"`{command}`", "", ""])
+    return found
+
+
+def _machine(document: Document) -> str:
+    machine = document.get("machine")
+    if not isinstance(machine, dict):
+        return machine or "not noted"
+    kind = machine.get("cpu") or machine.get("processor") or "unknown"
+    parts = [kind, f"{machine['cores']} cores"]
+    if machine.get("gpu", "not measured") != "not measured":
+        parts.append(machine["gpu"])
+    parts += [f"note: {warning}" for warning in document.get("warnings", ())]
+    return ", ".join(parts)
+
+
+def main() -> None:
+    table = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows()]
+    target = ROOT / "benchmarks" / "README.md"
+    target.write_text(HEAD + "".join(f"| {row} |\n" for row in table), encoding="utf-8")
+    print(json.dumps({"readme": "benchmarks/README.md", "results": len(table)}))
+
+
+if __name__ == "__main__":
+    main()
