@@ -227,7 +227,7 @@ def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any
         "p99_note": _p99_note(len(found.latencies), settings),
         "throughput_images_per_s": None if settings.mode == "sparse" else Interval(*rate)._asdict(),
         "stability": stability(found.latencies)._asdict(),
-        "stages_ms": stages(model, request, part, decodes=bool(settings.include)),
+        "stages_ms": stages(model, request, part, decodes=bool(settings.include), idle=settings.idle_ms / 1e3),
         "front_end_share": front_end_share(model, pixels, latency["p50"]["value"], part),
         "limit": NOT_MEASURED
         if limits == NOT_MEASURED

@@ -43,8 +43,10 @@ class _Stopwatch:
         return getattr(self.session, name)
 
 
-def stages(model: Model, request: Callable[[Model], object], seconds: float, *, decodes: bool) -> dict[str, Any]:
-    """Median milliseconds of each stage of a request, of `requests` requests one after the other.
+def stages(
+    model: Model, request: Callable[[Model], object], seconds: float, *, decodes: bool, idle: float = 0.0
+) -> dict[str, Any]:
+    """Median milliseconds of each stage of a request, of `requests` requests one after the other, `idle` seconds apart.
 
     decode: from the encoded file to pixels (None unless `decodes`); h2d, compute, d2h: upload, execution, download; on
     a CPU, which reads the pixels where they lie, compute is all of the runtime's work and the others are None; launch:
@@ -66,7 +68,7 @@ def stages(model: Model, request: Callable[[Model], object], seconds: float, *, 
         whole = (end - begin) / 1e6
         rows.append({**row, "decode": before, "post": whole - engine - (before if decodes else 0.0)})
 
-    timed(call, seconds=seconds)
+    timed(call, seconds=seconds, idle=idle)
     found: dict[str, Any] = {"requests": len(rows)}
     for name in ("decode", "h2d", "compute", "d2h", "launch", "post"):
         known = name in rows[0] and (decodes or name != "decode")

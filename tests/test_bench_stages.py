@@ -27,6 +27,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that stands until a test moves it: [milliseconds]."""
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter_ns", lambda: round(now[0] * 1e6))
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds * 1e3))
     return now
 
 
@@ -68,6 +69,12 @@ def test_stages_add_up_to_the_request(model: Model, clock: list[float]) -> None:
     assert found["requests"] == 11
     without = stages(slow, request, 0.1, decodes=False)
     assert (without["decode"], without["compute"], without["post"]) == (None, 7, 2.25)
+
+
+def test_an_idle_device_is_seen_in_its_stages(model: Model, clock: list[float]) -> None:
+    slow = replace(model, session=Session(model.session, clock, 7.0))
+    found = stages(slow, lambda one: one.predict_pixels(pixels()), 0.1, decodes=False, idle=0.018)
+    assert (found["requests"], found["compute"], found["post"]) == (4, 7, 0)  # one every 25 ms
 
 
 def test_a_gpus_stages_come_from_its_stream(model: Model, clock: list[float]) -> None:
