@@ -5,7 +5,7 @@
 
 A cell is a run of its own (FOLDER/cells/NAME, with its report). All have the same folds, the same seeds and the same
 ImageNet member, which is trained once; they differ in what their second member was pretrained with: masks by entropy,
-random or by low entropy, from ImageNet's weights or from scratch, by Renyi's entropy, with another seed, or not at all.
+random or by low entropy, from ImageNet's weights or from scratch, by Rényi's entropy, with another seed, or not at all.
 No pretraining from ImageNet's weights is the control that matters: a second ImageNet member with another seed.
 
 A finished cell is kept: a killed or ended command, run again, goes on with the next one.
@@ -72,7 +72,7 @@ def ablate(
 
 
 def cell_config(config: TrainConfig, name: str) -> TrainConfig:
-    """The settings of one cell; `config`: those that all share, with Renyi's order for the cell that takes it."""
+    """The settings of one cell; `config`: those that all share, with Rényi's order for the cell that takes it."""
     kind, _, start = name.rpartition("-")
     own: dict[str, dict[str, Any]] = {
         "entropy": {},
@@ -98,7 +98,7 @@ def _check(config: TrainConfig, cells: Sequence[str], out: Path) -> None:
             "positive values of the method"
         )
     if config.renyi_order == 1 and "renyi-imagenet" in cells:
-        raise InputError("--renyi-order 1 is Shannon's entropy, with which Renyi's is compared; try --renyi-order 2")
+        raise InputError("--renyi-order 1 is Shannon's entropy, with which Rényi's is compared; try --renyi-order 2")
     if "again-imagenet" in cells and "entropy-imagenet" not in cells and not _finished(out, "entropy-imagenet"):
         raise InputError("--cells again-imagenet is entropy-imagenet with another seed; ask for both")
 

@@ -19,7 +19,7 @@ import numpy as np
 from edgemed.curves import joined
 from edgemed.evaluate import Array, Table, comparison
 from edgemed.metrics import metrics_with_intervals
-from edgemed.report_page import Cell, bounds, figure, number, page, section, signed, table
+from edgemed.report_page import Cell, bounds, charts, figure, number, page, section, signed, table
 from edgemed.report_plots import intervals_svg
 from edgemed.run import read_table
 
@@ -29,7 +29,7 @@ CELLS = {
     "random-imagenet": "mae, random masks",
     "again-imagenet": "mae'",
     "low-entropy-imagenet": "mae, low-entropy masks",
-    "renyi-imagenet": "mae, Renyi's entropy",
+    "renyi-imagenet": "mae, Rényi's entropy",
     "entropy-scratch": "mae from scratch",
     "random-scratch": "mae from scratch, random masks",
     "low-entropy-scratch": "mae from scratch, low-entropy masks",
@@ -123,8 +123,7 @@ def ablation_html(found: Mapping[str, Any], name: str) -> str:
     kinds = {"Members": found["members"], "Ensembles of two": found["ensembles"]}
     body = section("What the data say", f"<p><strong>{escape(found['sentence'])}</strong></p>{_basis(found)}")
     for (title, rows), reference in zip(kinds.items(), (MEMBER, ENSEMBLE), strict=True):
-        picture = _figure(rows, reference)
-        body += section(title, f'{_table(rows, reference)}<div class="wide">{picture}</div>')
+        body += section(title, _table(rows, reference) + charts("In pictures", _figures(rows, reference)))
     if found["not_run"]:
         body += section("Not run", f"<p>{escape(', '.join(found['not_run']))}</p>")
     config = table(["Setting", "Value"], [[key, str(value)] for key, value in found["config"].items()], "text")
@@ -159,13 +158,15 @@ def _table(rows: Sequence[Mapping[str, Any]], reference: str) -> str:
     return table(["", "Accuracy", "AUROC", "ECE", "Accuracy", "AUROC", "McNemar's p"], lines, over=over)
 
 
-def _figure(rows: Sequence[Mapping[str, Any]], reference: str) -> str:
+def _figures(rows: Sequence[Mapping[str, Any]], reference: str) -> list[str]:
     def of(interval: Mapping[str, float]) -> tuple[float, float, float]:
         return interval["value"], interval["low"], interval["high"]
 
-    panels = {"accuracy": {row["name"]: of(row["accuracy"]) for row in rows}}
+    values = {row["name"]: of(row["accuracy"]) for row in rows}
+    caption = "accuracy, 95 % intervals"
+    figures = [figure(intervals_svg(values, "accuracy", reference, nothing=False), caption)]
     if any(row["minus"] for row in rows):
-        nothing = (0.0, 0.0, 0.0)
-        minus = {row["name"]: of(row["minus"]["accuracy"]) if row["minus"] else nothing for row in rows}
-        panels[f"accuracy minus that of {reference}, paired"] = minus
-    return figure(intervals_svg(panels, [reference]), "accuracy with its 95 % interval; the reference in orange")
+        minus = {row["name"]: of(row["minus"]["accuracy"]) if row["minus"] else (0.0, 0.0, 0.0) for row in rows}
+        caption = f"accuracy minus that of {reference} (orange), paired, 95 % intervals"
+        figures.append(figure(intervals_svg(minus, "difference of accuracy", reference, nothing=True), caption))
+    return figures

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from edgemed.certify import Finding
     from edgemed.infer import Model, Prediction
 
+FINISHED_BARS = 8
+
 _out = Console()
 _log = Console(stderr=True)
 
@@ -53,7 +55,10 @@ def start_logging(level: int) -> None:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int, str], None]]:
-    """A callback progress(stage, done, total, detail) that draws one bar per stage on standard error."""
+    """A callback progress(stage, done, total, detail) that draws one bar per stage on standard error.
+
+    Of the finished ones the last few stay: a terminal shows no more, and would cut off the newest.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -68,6 +73,8 @@ def progress() -> Iterator[Callable[[str, int, int, str], None]]:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(escape(stage), total=total, detail="")
             bars.update(tasks[stage], completed=done, total=total, detail=escape(detail))
+            for task in [task for task in bars.tasks if task.finished and task.visible][:-FINISHED_BARS]:
+                bars.update(task.id, visible=False)
 
         yield update
 

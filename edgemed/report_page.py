@@ -123,7 +123,7 @@ table.confusion { font-size: .875rem; }
 .confusion td { text-align: center; border: 2px solid var(--paper); min-width: 3.9rem; }
 .confusion thead th { text-align: center; } .confusion .sub { color: inherit; }
 .grid, .curves, .examples { display: grid; gap: 1.25rem; }
-.curves { grid-template-columns: repeat(2, minmax(0, 480px)); } .wide { margin: 1rem 0 0; max-width: 820px; }
+.curves { grid-template-columns: repeat(2, minmax(0, 480px)); }
 .examples { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 1rem .75rem; margin: 1rem 0 0; max-width: 900px; }
 .three { grid-template-columns: repeat(3, minmax(0, 1fr)); max-width: 675px; }
 .grid > * { min-width: 0; }
@@ -143,7 +143,7 @@ details { margin: .75rem 0 0; } summary { cursor: pointer; color: #0b5f94; margi
   h1 { font-size: 1.4rem; } .tile { padding: .6rem .7rem; } .tile b { font-size: 1.4rem; }
   .tiles, .examples { grid-template-columns: repeat(2, minmax(0, 1fr)); } .curves { grid-template-columns: 100%; }
   .three { grid-template-columns: repeat(3, minmax(0, 1fr)); }
-  th, td { padding: .35rem .3rem; } thead th { font-size: .8rem; } td .sub { white-space: normal; min-width: 3.9rem; }
+  th, td { padding: .35rem .3rem; } thead th { font-size: .8rem; } td .sub { white-space: normal; min-width: 4.2rem; font-size: .75rem; }
   th:first-child, td:first-child { min-width: 5rem; max-width: 7.5rem; } .text td:nth-child(-n+2) { min-width: 6.5rem; }
 }
 @media print { body { background: none; } section { break-inside: avoid; border: 0; padding: .5rem 0; } }

@@ -137,32 +137,26 @@ def roc_svg(curve: Roc) -> str:
     return _svg(draw, 3.0, 2.8)
 
 
-def intervals_svg(panels: Mapping[str, Mapping[str, tuple[float, float, float]]], references: Sequence[str]) -> str:
-    """Rows of (value, low, high), the same names in every panel, one panel beside the other; by the title of its axis.
+def intervals_svg(rows: Mapping[str, tuple[float, float, float]], xlabel: str, reference: str, nothing: bool) -> str:
+    """(value, low, high) by name, one below the other, the reference in another colour; `nothing`: a line at 0.
 
-    The reference rows are drawn in another colour, with a line down the panel at their value in the first panel.
+    The names must be the program's own words, not the user's.
     """
-    rows = list(next(iter(panels.values())))
 
-    def draw(axes: Axes, name: str, of: Mapping[str, tuple[float, float, float]], first: bool) -> None:
-        for place, row in enumerate(rows):
-            value, low, high = of[row]
-            colour = VALIDATION if row in references else TRAINING
+    def draw(axes: Axes) -> None:
+        for place, (name, (value, low, high)) in enumerate(rows.items()):
+            colour = VALIDATION if name == reference else TRAINING
             axes.plot((low, high), (place, place), color=colour, lw=1.4, solid_capstyle="butt")
             axes.plot(value, place, color=colour, marker="o", ms=4)
-        if not first:
+        if nothing:
             axes.axvline(0, color=GREY, lw=1, ls="--", zorder=1)
-        axes.set_xlabel(name)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.set_xlabel(xlabel)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=3))
+        axes.grid(False, axis="y")
+        axes.set_yticks(range(len(rows)), list(rows))
         axes.set_ylim(len(rows) - 0.5, -0.5)
 
-    with matplotlib.rc_context(_SETTINGS | {"axes.grid.axis": "x"}):
-        figure = Figure(figsize=(3.4 * len(panels) + 1.6, 0.24 * len(rows) + 0.8), layout="constrained")
-        every = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
-        for number, (axes, (name, of)) in enumerate(zip(every, panels.items(), strict=True)):
-            draw(axes, name, of, number == 0)
-        every[0].set_yticks(range(len(rows)), rows)
-        return _data_svg(figure)
+    return _svg(draw, 5.2, 0.24 * len(rows) + 0.7)
 
 
 def _svg(draw: Callable[[Axes], None], width: float = 4.4, height: float = 2.7) -> str:
@@ -170,13 +164,9 @@ def _svg(draw: Callable[[Axes], None], width: float = 4.4, height: float = 2.7) 
     with matplotlib.rc_context(_SETTINGS):
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure.subplots())
-        return _data_svg(figure)
-
-
-def _data_svg(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+        buffer = io.BytesIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -148,7 +148,7 @@ def test_the_sentence_says_what_the_intervals_say(mae: float, control: float, sa
     assert says in found["sentence"]
     assert f"accuracy {found['claim']['accuracy']['value']:+.3f} (" in found["sentence"]
     page = ablation_html(found, "scans")
-    assert page.count("data:image/svg+xml") == 2
+    assert page.count("data:image/svg+xml") == 4
     assert "<script" not in page
     assert "0.png" not in page  # it may be shown to others
 

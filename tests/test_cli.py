@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 import edgemed as package
+from edgemed import display
 
 
 def _edgemed(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -18,7 +19,7 @@ def _edgemed(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_every_command() -> None:
     done = _edgemed("--help")
     assert done.returncode == 0
-    for command in ("train", "ablate", "build-engine", "predict", "evaluate", "bench", "inspect", "sample"):
+    for command in "train ablate build-engine predict evaluate bench inspect certify parity sample".split():
         assert command in done.stdout
 
 
@@ -69,3 +70,14 @@ def test_an_internal_error_is_not_dressed_up_as_the_users_fault(
     monkeypatch.setattr("edgemed.phantoms.write_dataset", broken)
     with pytest.raises(ZeroDivisionError):
         edgemed("sample", "anywhere")
+
+
+def test_the_bars_of_many_folds_leave_room_for_the_newest(capsys: pytest.CaptureFixture[str]) -> None:
+    with display.progress() as progress:
+        for fold in range(40):
+            progress(f"fold {fold} done", 1, 1, "")
+        progress("fold 40 running", 1, 2, "loss 0.5")
+    shown = capsys.readouterr().err.splitlines()
+    assert len([line for line in shown if "fold" in line]) < 20
+    assert "fold 39 done" in shown[-2]
+    assert "fold 40 running" in shown[-1]
