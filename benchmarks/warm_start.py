@@ -1,6 +1,6 @@
 """How long a device waits for its first answer, process start included, and where the time goes.
 
-    python benchmarks/warm_start.py BUNDLE [REPEATS]      # default 5; BUNDLE: two ConvNeXt-Tiny, as `train` makes them
+    python benchmarks/warm_start.py [BUNDLE] [REPEATS]      # default: two ConvNeXt-Tiny at 224 px, 5
 
 Each repeat is a cold start (the runtime's cache is empty) and a warm one (it is filled), each in a process of its own;
 medians of the parts. Files are in the page cache. Beside it stand the bytes that are read and hashed, and how fast this
@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 from common import keep
+from twins import twins
 
 import edgemed
 from edgemed.conditions import changes, machine, snapshot, warnings
@@ -35,9 +36,8 @@ def hash_rate() -> float:
 
 
 def main() -> None:
-    if len(sys.argv) not in (2, 3):
-        sys.exit(__doc__)
-    bundle, repeats = Path(sys.argv[1]).resolve(), int(sys.argv[2]) if len(sys.argv) == 3 else 5
+    bundle = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else twins()[0]
+    repeats = int(sys.argv[2]) if len(sys.argv) > 2 else 5
     model: Any = edgemed.load(bundle, self_test=True)
     manifest = model.bundle.manifest
     before = snapshot()

@@ -40,7 +40,7 @@ def start_up(bundle: Path, *, runtime: str, precision: str, threads: int | None,
     and why.
     """
     request = {
-        "bundle": str(bundle), "runtime": runtime, "precision": precision, "threads": threads, "side": side,
+        "bundle": str(bundle.resolve()), "runtime": runtime, "precision": precision, "threads": threads, "side": side,
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="edgemed-") as cache:
         return {kind: _start(request, cache) for kind in ("cold", "warm")}
@@ -49,7 +49,9 @@ def start_up(bundle: Path, *, runtime: str, precision: str, threads: int | None,
 def _start(request: dict[str, Any], cache: str) -> dict[str, Any] | str:
     spawned = time.monotonic_ns()  # the same clock in all processes
     command = [sys.executable, "-m", "edgemed.startup", json.dumps({**request, "spawned": spawned})]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "XDG_CACHE_HOME": cache})
+    env = {**os.environ, "XDG_CACHE_HOME": cache}
+    # In a folder of its own: a file of the user's that is called like a module would be imported in its place.
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=cache)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return f"{NOT_MEASURED}: {reason}"

@@ -29,6 +29,15 @@ def test_a_start_is_the_sum_of_its_parts_and_the_second_one_comes_from_the_cache
     assert not users.exists()  # the user's own cache is as it was
 
 
+def test_files_of_the_users_folder_are_not_taken_for_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.bundle(tmp_path / "bundle")
+    (tmp_path / "numpy.py").write_text("raise SystemExit('this is no numpy')")
+    monkeypatch.chdir(tmp_path)
+    found = start_up(Path("bundle"), runtime="onnxruntime", precision="fp32", threads=1, side=48)
+    assert found["cold"]["from_cache"] is None  # ONNX Runtime has no cache
+    assert found["cold"]["total"] > 0
+
+
 def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
     bundle = tiny.bundle(tmp_path / "bundle")
     (bundle.path / "model.fp32.onnx").write_bytes(b"other")
