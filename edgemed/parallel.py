@@ -1,4 +1,4 @@
-"""Several trainings at once, each in a process of its own: how `--folds` uses a machine with many cores.
+"""Several trainings at once, each in a process of its own: how `--folds` uses a machine with many cores or GPUs.
 
 On a small network one thread per fold beats many threads on one fold by far. The workers die with their parent, so a
 killed command leaves nobody behind who writes into the run that the next one resumes.
@@ -20,8 +20,16 @@ from edgemed.errors import EdgemedError
 from edgemed.loop import Progress
 
 
-def run_jobs(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: int, progress: Progress) -> None:
+def run_jobs(
+    work: Callable[..., Any],
+    jobs: Sequence[tuple[Any, ...]],
+    workers: int,
+    progress: Progress,
+    gpus: Sequence[str] = (),
+) -> None:
     """Call `work(*job, progress)` for every job, `workers` at a time. `work` must be a module's own function.
+
+    gpus: one for each worker, as CUDA_VISIBLE_DEVICES names it; the worker sees that one alone, as `cuda`.
 
     Raises:
         What the first failing job raises, when those that run beside it are done; the others are not begun.
@@ -36,8 +44,11 @@ def run_jobs(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers:
     manager = SyncManager(ctx=context)
     manager.start(die_with_parent, (os.getpid(),))
     with manager:
-        messages = manager.Queue()
-        with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(os.getpid(), level)) as pool:
+        messages, free = manager.Queue(), manager.Queue()
+        for gpu in gpus:
+            free.put(gpu)
+        own = (os.getpid(), level, free if gpus else None)
+        with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=own) as pool:
             waiting, running = list(jobs), set[Future[None]]()
             failure: BaseException | None = None
             while running or (waiting and failure is None):
@@ -59,7 +70,9 @@ def _work(work: Callable[..., Any], job: tuple[Any, ...], messages: Any) -> None
     work(*job, lambda *message: messages.put(message))
 
 
-def _start_worker(parent: int, level: int) -> None:
+def _start_worker(parent: int, level: int, free: Any) -> None:
     die_with_parent(parent)
+    if free is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = free.get_nowait()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("edgemed").setLevel(level)

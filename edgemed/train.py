@@ -107,7 +107,8 @@ def trained(config: TrainConfig, run: Begun, out: Path, progress: Progress) -> d
     if not run.parts:
         return train_one(config, run.dataset, out, run.device, progress)
     jobs = [(config, k, part, out, run.fingerprint, run.device, run.weights) for k, part in enumerate(run.parts)]
-    run_jobs(_train_fold, jobs, _folds_at_once(config, run.device), progress)
+    gpus = _gpus(run.device)[: config.folds]
+    run_jobs(_train_fold, jobs, len(gpus) or _folds_at_once(config, run.device), progress, gpus)
     if not (out / "metrics.json").exists():
         write_json(out / "metrics.json", _pooled_folds(config, run.dataset, out))
     metrics: dict[str, Any] = read_json(out / "metrics.json")
@@ -127,8 +128,16 @@ def _folds(config: TrainConfig, dataset: Dataset) -> list[Dataset]:
     return [with_calibration(part, config.calibration, seed) for part, seed in zip(parts, seeds, strict=True)]
 
 
+def _gpus(device: str) -> list[str]:
+    """The GPUs that folds are dealt to, as CUDA_VISIBLE_DEVICES names them; none on a CPU, by number or by torchrun."""
+    if device != "cuda" or world() > 1:
+        return []
+    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(k) for k in range(count)]
+
+
 def _folds_at_once(config: TrainConfig, device: str) -> int:
-    """As many folds as the cores allow at --threads each; one at a time on a GPU, or where a fold takes all cores."""
+    """As many folds as the cores allow at --threads each; one where a fold takes all cores, or on a GPU by number."""
     if device != "cpu" or not config.threads or world() > 1:
         return 1
     return min(config.folds, max(1, len(os.sched_getaffinity(0)) // config.threads))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,3 +17,10 @@ def touch(folder: Path, number: int, progress: Callable[[str, int, int, str], No
         raise InputError("job 0 is bad")
     progress(f"job {number}", 1, 1, "")
     time.sleep(1)
+
+
+def tell_gpu(folder: Path, number: int, progress: Callable[[str, int, int, str], None]) -> None:
+    """Write down which GPU this worker sees, in time for the other worker to take a job too."""
+    (folder / str(number)).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+    while number < 2 and len(list(folder.iterdir())) < 2:
+        time.sleep(0.01)

@@ -22,6 +22,8 @@ from edgemed.config import TrainConfig  # noqa: E402
 from edgemed.errors import InputError  # noqa: E402
 from edgemed.loop import autocast, balanced_parts, gradients  # noqa: E402
 from edgemed.models import create_backbone  # noqa: E402
+from edgemed.parallel import run_jobs  # noqa: E402
+from edgemed.train import _gpus  # noqa: E402
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 
@@ -122,6 +124,21 @@ def test_a_gpu_computes_in_bfloat16_unless_told_otherwise() -> None:
     for amp, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         with autocast("cuda", amp):
             assert layer(pixels).dtype == dtype
+
+
+def test_folds_are_dealt_to_the_gpus_one_for_each_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fold_jobs
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert _gpus("cuda") == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
+    assert _gpus("cuda") == ["3", "GPU-5"]
+    assert _gpus("cuda:1") == _gpus("cpu") == []
+    run_jobs(fold_jobs.tell_gpu, [(tmp_path, k) for k in range(4)], 2, lambda *_: None, _gpus("cuda"))
+    seen = [(tmp_path / str(k)).read_text() for k in range(4)]
+    assert {seen[0], seen[1]} == set(seen) == {"3", "GPU-5"}
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,GPU-5"
 
 
 @pytest.mark.slow
