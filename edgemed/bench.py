@@ -201,6 +201,7 @@ def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any
     def call() -> object:
         return request(model)
 
+    idle, part = settings.idle_ms / 1e3, settings.duration / 5  # seconds; part: of each pass besides
     call()  # compiles this batch size
     gc.collect()
     fresh = forget_peak_memory()
@@ -210,7 +211,7 @@ def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any
         seconds=settings.duration,
         requests=settings.iterations,
         streams=settings.streams,
-        idle=settings.idle_ms / 1e3,
+        idle=idle,
         warmup=settings.warmup,
         begin=lambda: before.append(snapshot()),
     )
@@ -218,7 +219,6 @@ def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any
     peak = peak_memory() if fresh else NOT_MEASURED
     latency = _latency(found.latencies)
     rate = [1e3 * batch * settings.streams / latency["mean"][key] for key in ("value", "high", "low")]
-    part = settings.duration / 5  # of each pass besides
     manifest = model.bundle.manifest
     return {
         "batch": batch,
@@ -227,7 +227,7 @@ def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any
         "p99_note": _p99_note(len(found.latencies), settings),
         "throughput_images_per_s": None if settings.mode == "sparse" else Interval(*rate)._asdict(),
         "stability": stability(found.latencies)._asdict(),
-        "stages_ms": stages(model, request, part, decodes=bool(settings.include), idle=settings.idle_ms / 1e3),
+        "stages_ms": stages(model, request, part, decodes=bool(settings.include), idle=idle),
         "front_end_share": front_end_share(model, pixels, latency["p50"]["value"], part),
         "limit": NOT_MEASURED
         if limits == NOT_MEASURED
@@ -242,7 +242,7 @@ def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any
         "peak_host_bytes": peak,
         "conditions": conditions,
         "warnings": warnings(machine(), conditions),
-        "power": power_of(call, images=batch, seconds=part),
+        "power": power_of(call, images=batch, seconds=part, streams=settings.streams, idle=idle),
         "times_ms": found.latencies,
     }
 

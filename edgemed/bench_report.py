@@ -104,7 +104,7 @@ def _panel(runtime: dict[str, Any], result: dict[str, Any]) -> Iterator[str]:
     marks = {f"p{q}": figure["value"] for q in PERCENTILES if (figure := result["latency_ms"][f"p{q}"])}
     for k, (mark, value) in enumerate(marks.items()):
         x = _MARGIN + (value - low) / max(high - low, low * 0.001) * inner
-        yield f'<path d="M{x:.1f} {base}V{20 + 5 * k}" stroke="#b03030"/>'
+        yield f'<path d="M{x:.1f} {base}V{20 + 10 * k}" stroke="#b03030"/>'
         yield f'<text x="{x + 2:.1f}" y="{28 + 10 * k}" fill="#b03030">{mark} {value:.2f}</text>'
     yield f'<text x="{_MARGIN}" y="{base + 14}">{low:.2f} ms</text>'
     yield f'<text x="{width - _MARGIN}" y="{base + 14}" text-anchor="end">{high:.2f} ms</text>'

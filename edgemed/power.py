@@ -37,9 +37,17 @@ class Meter:
 
 
 def power_of(
-    call: Callable[[], object], *, images: int, seconds: float, meters: Sequence[Meter] | None = None
+    call: Callable[[], object],
+    *,
+    images: int,
+    seconds: float,
+    streams: int = 1,
+    idle: float = 0.0,
+    meters: Sequence[Meter] | None = None,
 ) -> dict[str, Any] | str:
     """Mean power in watts and energy per image in joules of `call`, run again and again; images: how many one call has.
+
+    streams, idle: as `timing.timed` takes them; what the machine draws while it waits is in the energy of its images.
 
     {"seconds", "images", "poll_ms", "sources": [{"name", "watts", "joules_per_image", "readings"}, ...]}, or "not
     measured" where no source answers. meters: by default all that this machine has.
@@ -64,7 +72,7 @@ def power_of(
         poller.start()
     begin, before = time.perf_counter(), [meter.read() for meter in counters]
     try:
-        calls = len(timed(call, seconds=seconds).latencies)
+        calls = len(timed(call, seconds=seconds, streams=streams, idle=idle).latencies)
         took, after = time.perf_counter() - begin, [meter.read() for meter in counters]
     finally:
         done.set()

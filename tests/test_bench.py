@@ -135,6 +135,14 @@ def test_burst_counts_the_images_of_all_streams(bundle: Bundle, only_requests: N
     assert result["throughput_images_per_s"]["value"] == pytest.approx(3e3 / result["latency_ms"]["mean"]["value"])
 
 
+def test_power_is_that_of_the_mode(bundle: Bundle, only_requests: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(bench_module, "power_of", lambda call, **pattern: seen.append(pattern) or "not measured")
+    measured(bundle, mode="sparse", idle_ms=20, iterations=2)
+    measured(bundle, mode="burst", streams=2, iterations=2, batches=(3,))
+    assert [(one["images"], one["streams"], one["idle"]) for one in seen] == [(1, 1, 0.02), (3, 2, 0)]
+
+
 def test_idle_time_between_requests_is_no_latency(bundle: Bundle, only_requests: None) -> None:
     result = measured(bundle, mode="sparse", idle_ms=20, iterations=10)
     assert result["latency_ms"]["p50"]["value"] < 20

@@ -64,6 +64,14 @@ def test_energy_per_image_of_a_counter_and_of_a_polled_rail() -> None:
     assert rail["readings"] >= 2
 
 
+def test_waiting_is_in_the_energy_of_a_sparse_image() -> None:
+    meters = [Meter("rail", "W", lambda: 5.0)]
+    found = power_of(lambda: None, images=1, seconds=0.1, idle=0.05, meters=meters)
+    assert isinstance(found, dict)
+    assert found["images"] <= 3
+    assert found["sources"][0]["joules_per_image"] > 5.0 * 0.05
+
+
 def test_a_counter_that_starts_anew_counts_on() -> None:
     readings = iter([990.0, 30.0])
     found = power_of(lambda: None, images=1, seconds=0.01, meters=[Meter("m", "J", lambda: next(readings), 1000.0)])
