@@ -144,6 +144,11 @@ Bytes Bundle::read_plan(const PlanRecord& record) const {
         if (!signed_record.plan || signed_record.plan->sha256 != record.plan->sha256)
             throw bundle_error(base + ".json was changed while it was read; " + again);
     }
+    const auto source = manifest.files.find("model." + record.precision + ".onnx");
+    if (source == manifest.files.end() || source->second.sha256 != record.onnx_sha256)  // it would answer too, wrongly
+        throw bundle_error("plan " + record.id + " was built from another " + record.precision +
+                           " graph than this bundle's; remove it from plans/, and build one with `edgemed build-engine " +
+                           path + "`");
     return verified_content(base + ".plan", *record.plan);
 }
 

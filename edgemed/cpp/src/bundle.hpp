@@ -28,7 +28,8 @@ public:
     // The records in plans/, sorted by id.
     std::vector<PlanRecord> plans() const;
 
-    // The bytes of a plan, verified against its record, which must be signed where there is a plan key.
+    // The bytes of a plan of this bundle's own graph, verified against its record, which must be signed where there is
+    // a plan key.
     Bytes read_plan(const PlanRecord& record) const;
 
     std::string path;
