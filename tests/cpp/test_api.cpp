@@ -96,6 +96,15 @@ void wrong_arguments_are_refused(edgemed_model* model) {
     CHECK(edgemed_predict_encoded(model, nullptr, 3, &request.outputs) == EDGEMED_ERROR_INPUT);
     CHECK(edgemed_predict_encoded(model, "", 0, &request.outputs) == EDGEMED_ERROR_INPUT && last_error_has("is empty"));
     CHECK(edgemed_predict_device(model, nullptr, 1, 20, 20, nullptr, &request.outputs) == EDGEMED_ERROR_INPUT);
+    int low = -1, high = -1;
+    edgemed_image_sides(model, &low, &high);
+    edgemed_image_sides(model, nullptr, nullptr);
+    CHECK(low == 16 && high == 512);
+    edgemed_image_sides(nullptr, &low, &high);
+    CHECK(low == 0 && high == 0 && edgemed_label_count(nullptr) == 0 && edgemed_member_count(nullptr) == 0);
+    CHECK(!edgemed_label(nullptr, 0) && !edgemed_member_name(nullptr, 0) && !edgemed_decision_name(nullptr, 0));
+    CHECK(!edgemed_runtime(nullptr) && !edgemed_runtime_version(nullptr) && !edgemed_bundle_id(nullptr));
+    CHECK(!edgemed_reason(nullptr) && !edgemed_state(nullptr));
     CHECK(edgemed_label(model, 3) == nullptr && edgemed_label(model, -1) == nullptr);
     CHECK(edgemed_decision_name(model, EDGEMED_REFER) == std::string("refer"));
 }

@@ -18,7 +18,8 @@
  * Handles, clones and threads may otherwise be mixed freely, and closed in any order. With OpenVINO, clones take turns
  * on all cores, which is the shortest latency.
  * Memory: the caller owns every buffer that it passes; none is kept after a call returns. After the first call of a
- * shape, predicting allocates nothing in this library. Strings that it gives belong to the handle and live as long.
+ * shape, predicting allocates nothing in this library (OpenVINO and the decoders of PNG and JPEG take some for
+ * themselves, and give it back). Strings that it gives belong to the handle and live as long.
  * Errors: a function that can fail returns a status; the text is in `edgemed_last_error`, one line that says what
  * failed and what to do. No exception leaves the library, it never exits, prints or starts threads of its own (the
  * runtime starts `threads` of them).
@@ -122,6 +123,7 @@ EDGEMED_API edgemed_status edgemed_predict_encoded(edgemed_model* model, const v
 EDGEMED_API edgemed_status edgemed_predict_device(edgemed_model* model, const void* pixels, size_t n, int height, int width,
                                                   void* cuda_stream, const edgemed_outputs* outputs);
 
+/* What a model is. Of no model (NULL): 0, or NULL. */
 EDGEMED_API int edgemed_label_count(const edgemed_model* model);  /* K */
 EDGEMED_API int edgemed_member_count(const edgemed_model* model); /* M */
 EDGEMED_API const char* edgemed_label(const edgemed_model* model, int index);       /* NULL where there is none */

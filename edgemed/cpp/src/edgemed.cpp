@@ -207,15 +207,15 @@ edgemed_status edgemed_predict_device(edgemed_model* model, const void* pixels, 
     });
 }
 
-int edgemed_label_count(const edgemed_model* model) { return int(model->labels()); }
-int edgemed_member_count(const edgemed_model* model) { return int(model->members()); }
+int edgemed_label_count(const edgemed_model* model) { return model ? int(model->labels()) : 0; }
+int edgemed_member_count(const edgemed_model* model) { return model ? int(model->members()) : 0; }
 
 const char* edgemed_label(const edgemed_model* model, int index) {
-    return name_at(model->shared->bundle.manifest.labels, index);
+    return model ? name_at(model->shared->bundle.manifest.labels, index) : nullptr;
 }
 
 const char* edgemed_member_name(const edgemed_model* model, int index) {
-    return name_at(model->shared->bundle.manifest.member_names, index);
+    return model ? name_at(model->shared->bundle.manifest.member_names, index) : nullptr;
 }
 
 const char* edgemed_decision_name(const edgemed_model* model, int decision) {
@@ -223,15 +223,19 @@ const char* edgemed_decision_name(const edgemed_model* model, int decision) {
 }
 
 void edgemed_image_sides(const edgemed_model* model, int* smallest, int* largest) {
-    *smallest = int(model->shared->limits.smallest);
-    *largest = int(model->shared->limits.largest);
+    if (smallest) *smallest = model ? int(model->shared->limits.smallest) : 0;
+    if (largest) *largest = model ? int(model->shared->limits.largest) : 0;
 }
 
-const char* edgemed_bundle_id(const edgemed_model* model) { return model->shared->bundle.manifest.bundle_id.c_str(); }
-const char* edgemed_runtime(const edgemed_model* model) { return model->shared->runtime.c_str(); }
-const char* edgemed_runtime_version(const edgemed_model* model) { return model->shared->version.c_str(); }
-const char* edgemed_reason(const edgemed_model* model) { return model->shared->reason.c_str(); }
-const char* edgemed_state(const edgemed_model* model) { return model->shared->state.c_str(); }
+const char* edgemed_bundle_id(const edgemed_model* model) {
+    return model ? model->shared->bundle.manifest.bundle_id.c_str() : nullptr;
+}
+const char* edgemed_runtime(const edgemed_model* model) { return model ? model->shared->runtime.c_str() : nullptr; }
+const char* edgemed_runtime_version(const edgemed_model* model) {
+    return model ? model->shared->version.c_str() : nullptr;
+}
+const char* edgemed_reason(const edgemed_model* model) { return model ? model->shared->reason.c_str() : nullptr; }
+const char* edgemed_state(const edgemed_model* model) { return model ? model->shared->state.c_str() : nullptr; }
 
 const char* edgemed_last_error(void) { return last_error; }
 const char* edgemed_version(void) { return EDGEMED_VERSION; }

@@ -43,7 +43,7 @@ Runtime* usable_runtime(const std::string& name, const std::string& modules, Her
         return nullptr;
 #endif
     }
-    // Newer libraries first; each module links to its own major version of TensorRT, and loads only where that is.
+    // Newer libraries first; each module looks for its own major version of TensorRT, and works only where that is.
     const bool rtx = name == "tensorrt-rtx";
     for (const char* file : {rtx ? "edgemed_tensorrt_rtx.so" : "edgemed_tensorrt11.so", "edgemed_tensorrt10.so"}) {
         std::string reason;

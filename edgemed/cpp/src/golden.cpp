@@ -12,7 +12,7 @@ namespace {
 
 std::vector<float> row_from(const Json& list, size_t length, const std::string& place) {
     std::vector<float> row;
-    if (list.is_array())
+    if (list.is_array() && list.size() == length)  // nothing else may stand between them
         for (const Json& value : list)
             if (value.is_number() && std::isfinite(float(value.get<double>()))) row.push_back(float(value.get<double>()));
     if (row.size() != length) throw FieldError(place, "should hold " + std::to_string(length) + " finite numbers");
