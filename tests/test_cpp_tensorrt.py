@@ -9,6 +9,8 @@ NVIDIA/TensorRT's `include/` at that release), the module is compiled against ea
 from __future__ import annotations
 
 import functools
+import importlib.metadata
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -115,9 +117,10 @@ def test_promises_hold_on_a_gpu(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["address,undefined", "thread"])
-def test_sanitizers_are_silent(kind: str, tmp_path: Path) -> None:
+def test_sanitizers_are_silent(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = f"-DCMAKE_CXX_FLAGS=-fsanitize={kind} -fno-sanitize-recover=all -g"
     folder = module_tests(f"cpp-tensorrt-{kind.split(',')[0]}", flags)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(folder / "edgemed"))  # their dlopen does not know the module's own folder
     done = run(folder, tmp_path, before=("setarch", "-R"))  # ThreadSanitizer wants fixed addresses
     assert done.returncode == 0, done.stderr[-4000:]
     assert "Sanitizer" not in done.stderr
@@ -156,3 +159,21 @@ def test_a_version_may_leave_the_build_number_out(version: str, status: int, tmp
     build = built("cpp")
     found = probe(build, "open", bundle, f"modules={build / 'stub'}", "runtime=tensorrt-rtx")
     assert found["status"] == status, found
+
+
+@pytest.mark.skipif(not FOLDERS, reason="EDGEMED_TENSORRT_HEADERS names no folder with NVIDIA's headers")
+def test_nvidias_own_library_is_started_and_its_words_are_in_the_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT-RTX of the Python wheel by the newest headers; CUDA is the stand-in, so that this needs no driver."""
+    if (wheel := importlib.util.find_spec("tensorrt_rtx_libs")) is None or not wheel.submodule_search_locations:
+        pytest.skip("no tensorrt_rtx_libs: pip install 'edgemed[rtx]'")
+    if (version := importlib.metadata.version("tensorrt-rtx-cu13")) != "1.7.1.116":
+        pytest.skip(f"the plan made by hand is one of TensorRT-RTX 1.7.1.116, this is {version}")
+    folder = module_tests("cpp-tensorrt-wheel", f"-DTENSORRT_HEADERS={FOLDERS[-1]}")
+    bundle = tiny.bundle(tmp_path / "bundle").path
+    damaged.with_plan(damaged.RTX)(bundle)
+    monkeypatch.setenv("LD_LIBRARY_PATH", wheel.submodule_search_locations[0])
+    found = probe(built("cpp"), "open", bundle, f"modules={folder / 'edgemed'}", "runtime=tensorrt-rtx")
+    assert found["status"] == 5
+    assert f"tensorrt-rtx {version} refuses plan made-by-hand: IRuntime::deserializeCudaEngine" in found["message"]

@@ -10,6 +10,7 @@ find_path(EDGEMED_CUDA_INCLUDE_DIR cuda_runtime_api.h
 find_library(EDGEMED_CUDART cudart_static PATHS /usr/local/cuda/lib64 /usr/local/cuda/targets/aarch64-linux/lib
   DOC "CUDA's runtime library: libcudart_static.a, or a shared one")
 
+set(EDGEMED_MODULE_EXPORTS "${CMAKE_CURRENT_LIST_DIR}/../cmake/module.map")
 function(edgemed_tensorrt_module name include library)
   add_library(${name} MODULE src/tensorrt.cpp src/tensorrt_engine.cpp)
   set_target_properties(${name} PROPERTIES PREFIX "" LIBRARY_OUTPUT_DIRECTORY "${EDGEMED_MODULE_DIR}"
@@ -18,7 +19,7 @@ function(edgemed_tensorrt_module name include library)
   target_include_directories(${name} SYSTEM PRIVATE "${include}" "${EDGEMED_CUDA_INCLUDE_DIR}")
   target_compile_definitions(${name} PRIVATE EDGEMED_TENSORRT_LIBRARY="${library}" ${ARGN})
   target_link_libraries(${name} PRIVATE edgemed_files "${EDGEMED_CUDART}" Threads::Threads ${CMAKE_DL_LIBS} rt)
-  target_link_options(${name} PRIVATE "LINKER:--exclude-libs,ALL" "LINKER:-z,defs")
+  target_link_options(${name} PRIVATE "LINKER:--version-script=${EDGEMED_MODULE_EXPORTS}" "LINKER:-z,defs")
   install(TARGETS ${name} LIBRARY DESTINATION ${EDGEMED_INSTALL_MODULES})
   message(STATUS "TensorRT: ${name} from ${include}, for ${library}")
 endfunction()
