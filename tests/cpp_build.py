@@ -41,7 +41,7 @@ def missing(compiler: str = "c++") -> str | None:
 
 
 @functools.cache
-def built(name: str, *settings: str, compiler: str = "c++") -> Path:
+def built(name: str, *settings: str, compiler: str = "c++", targets: tuple[str, ...] = ("all",)) -> Path:
     """The build folder build/NAME, up to date. Skips the test where something is missing."""
     if (reason := missing(compiler)) is not None:
         pytest.skip(reason)
@@ -50,7 +50,8 @@ def built(name: str, *settings: str, compiler: str = "c++") -> Path:
     configure += [f"-DCMAKE_CXX_COMPILER={compiler}", *settings]
     if compiler == "clang++":
         configure.append("-DCMAKE_C_COMPILER=clang")
-    for command in (configure, ["cmake", "--build", folder, "--parallel", str(os.cpu_count() or 1)]):
+    build = ["cmake", "--build", folder, "--parallel", str(os.cpu_count() or 1), "--target", *targets]
+    for command in (configure, build):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             pytest.fail(f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}", pytrace=False)

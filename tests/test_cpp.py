@@ -5,6 +5,7 @@ Skipped, visibly, where a compiler, CMake or a Debian package is missing (`make 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import tiny_bundles as tiny
 from cpp_build import ROOT, built, certificate_record, ctest, probe
 
 import edgemed
+from edgemed.manifest import canonical_bytes
 from edgemed.pack import add_plan, put_record
 
 OK, INPUT, GATE, BUNDLE, RUNTIME = 0, 2, 3, 4, 5  # edgemed_status
@@ -141,6 +143,15 @@ def test_the_self_test_fails_where_the_answers_differ(build: Path, tmp_path: Pat
     assert (found["status"], "differs from its reference on 2 images" in found["message"]) == (GATE, True), found
 
 
+def test_a_golden_row_that_holds_anything_else_is_refused(build: Path, tmp_path: Path) -> None:
+    files = tiny.fields()["files"]
+    outputs = json.loads(files["golden/outputs.json"])
+    outputs["images"][0]["probabilities"].append([["deep"]])
+    bundle = tiny.bundle(tmp_path / "bundle", files=files | {"golden/outputs.json": canonical_bytes(outputs)}).path
+    found = opened(build, bundle, "openvino", self_test=1)
+    assert (found["status"], "should hold 3 finite numbers" in found["message"]) == (BUNDLE, True), found
+
+
 def test_a_graph_that_openvino_refuses_is_one_line(build: Path, tmp_path: Path) -> None:
     files = tiny.fields()["files"] | {"model.fp32.onnx": b"\x08\x0a this is no graph"}
     found = opened(build, tiny.bundle(tmp_path / "bundle", files=files).path, "openvino")
@@ -220,7 +231,8 @@ def test_sanitizers_are_silent_with_openvino() -> None:
 @pytest.mark.slow
 def test_the_thread_sanitizer_is_silent_with_the_stub() -> None:
     settings = ("-DEDGEMED_SANITIZE=thread", "-DEDGEMED_OPENVINO=OFF", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
-    ctest(built("cpp-tsan", *settings), "test_threads|test_api", EDGEMED_TEST_SECONDS="60")
+    build = built("cpp-tsan", *settings, targets=("stub", "test_threads", "test_api"))
+    ctest(build, "test_threads|test_api", EDGEMED_TEST_SECONDS="60")
 
 
 @pytest.mark.slow
@@ -233,7 +245,7 @@ def test_a_thousand_openings_leave_nothing_behind(build: Path) -> None:
 def test_fuzzing_finds_nothing(target: str, tmp_path: Path) -> None:
     """EDGEMED_FUZZ_SECONDS for each target, 60 unless told."""
     settings = ("-DEDGEMED_FUZZ=ON", "-DEDGEMED_SANITIZE=address,undefined", "-DEDGEMED_OPENVINO=OFF")
-    build = built("cpp-fuzz", *settings, compiler="clang++")
+    build = built("cpp-fuzz", *settings, compiler="clang++", targets=("fuzz_documents", "fuzz_images"))
     ctest(build, "golden_files")
     corpus = tmp_path / "corpus"
     corpus.mkdir()

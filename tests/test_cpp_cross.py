@@ -3,6 +3,8 @@
 Skipped, visibly, where the cross-compiler, qemu or the target's libraries are missing:
 
     apt install g++-aarch64-linux-gnu qemu-user && sh edgemed/cpp/cmake/sysroot-aarch64.sh build/sysroot-aarch64
+
+They build everything anew for another processor, so they are among the long ones (`make test-long`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from pathlib import Path
 import pytest
 from cpp_build import ROOT
 from test_cpp_tensorrt import cmake, cuda_folder
+
+pytestmark = pytest.mark.slow
 
 SYSROOT = ROOT / "build" / "sysroot-aarch64"
 TARGETS = ("edgemed", "edgemed-predict", "stub", "test_api", "test_inside", "test_threads")

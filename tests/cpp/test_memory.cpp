@@ -5,7 +5,9 @@
 #include <malloc.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <climits>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -122,20 +124,27 @@ void calls(const std::string& data, const char* modules, const char* runtime) {
     edgemed_close(all.model);
 }
 
-void opens(const std::string& data, const char* modules, const char* runtime, int times) {
-    long before = 0;
-    for (int k = 0; k < times + 5; ++k) {
-        if (k == 5) ::malloc_trim(0), before = resident_kib();
+// How much more is resident after opening and closing so often.
+long growth(const std::string& data, const char* modules, const char* runtime, int times) {
+    const long before = resident_kib();
+    for (int k = 0; k < times; ++k) {
         edgemed_model *model = opened(data, modules, runtime), *clone = nullptr;
-        if (!model) return;
+        if (!model) return LONG_MAX;
         CHECK(edgemed_clone(model, &clone) == EDGEMED_OK);
         Calls(clone).raw();
         edgemed_close(k % 2 ? clone : model);
         edgemed_close(k % 2 ? model : clone);
     }
     ::malloc_trim(0);
-    const long grown = resident_kib() - before;
-    std::printf("%s: %+ld KiB after opening and closing %d times\n", runtime, grown, times);
+    return resident_kib() - before;
+}
+
+void opens(const std::string& data, const char* modules, const char* runtime, int times) {
+    growth(data, modules, runtime, 5);
+    // A leak grows in every round; what a runtime's threads and pools take grows in some.
+    long grown = LONG_MAX;
+    for (int round = 0; round < 3; ++round) grown = std::min(grown, growth(data, modules, runtime, times));
+    std::printf("%s: %+ld KiB after opening and closing %d times, in the best of 3 rounds\n", runtime, grown, times);
     CHECK(grown < 64 + 8L * times, "%ld KiB", grown);  // an engine kept would be hundreds of KiB each time
 }
 
