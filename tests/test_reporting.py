@@ -8,12 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save
 
 pytest.importorskip("torch", reason="extra train is not installed")
 
 from answers import CLASSES, drawn
 
+from edgemed.config import TrainConfig
 from edgemed.dataset import Dataset, DuplicatePair, Row
+from edgemed.examples import mask_examples
+from edgemed.files import write_atomic
+from edgemed.pretrain import _tensors, autoencoder
 from edgemed.reporting import CONFLICTS, HARDEST, _duplicates, _hardest, _split_table
 
 
@@ -59,3 +64,20 @@ def test_the_table_of_splits_counts_every_image_in_its_order(dataset: Dataset) -
     assert list(table) == ["train", "validation", "calibration", "test"]
     assert table["train"] == {"benign": 2, "malignant": 0, "normal": 0}
     assert table["test"] == {"benign": 0, "malignant": 0, "normal": 1}
+
+
+def test_the_mask_examples_are_of_the_entropy_that_guided_and_of_a_decoder_that_learned(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    picture = np.full((64, 64), 7, np.uint8)
+    picture[:20] = rng.integers(0, 256, (20, 64))
+    Image.fromarray(picture).save(tmp_path / "noise.png")
+    base = {"backbone": "tf_efficientnet_lite0", "pretrain_size": 64, "entropy_patch": 32}
+    found = {}
+    for order, epochs in ((1.0, 1), (2.0, 0)):
+        config = TrainConfig(**base, renyi_order=order, pretrain_epochs=epochs)  # type: ignore[arg-type]
+        write_atomic(tmp_path / "pretrained.safetensors", save(_tensors(autoencoder(config, None, ""))))
+        (found[order],) = mask_examples(config, [tmp_path / "noise.png"], tmp_path / "pretrained.safetensors")
+    assert found[1.0].reconstruction is not None
+    assert found[2.0].reconstruction is None  # a decoder that was never trained has nothing to show
+    assert (found[2.0].entropy[0] < found[1.0].entropy[0] - 1).all()  # the flat part outweighs the noise
+    assert (found[2.0].entropy[1] == 0).all()
