@@ -1,31 +1,31 @@
 """The C library's latency against Python's on one engine: the same pixels, settings and process, requests in turn.
 
-    python benchmarks/cpp_latency.py BUNDLE [SIDE] [REQUESTS]      # defaults: the bundle's opt_side, 1000
+    python benchmarks/cpp_latency.py BUNDLE [SIDE] [ROUNDS]      # defaults: the bundle's opt_side, 1000
 
-Requests alternate, so that what disturbs the machine disturbs both alike; the ratio of the medians is resampled in
-pairs. The C call is timed through ctypes, which adds a few microseconds to it. Also: the library's size on the disk,
-and the largest resident memory of a process of each kind that does nothing but predict. Correct before fast: both
-must answer alike first. Bar: a ratio of at most 1.02.
+Requests alternate, so that what disturbs the machine disturbs both alike. The C call is timed through ctypes, which
+adds a few microseconds to it. Also: the library's size on the disk, and the largest resident memory of a process of
+each kind that does nothing but predict. Correct before fast: both must answer alike first. Bar: a ratio of 1.02.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+from common import keep
 from cpp_library import BUILD, LIBRARY, Model, build
 
 import edgemed
+from edgemed.conditions import changes, machine, snapshot, warnings
 from edgemed.phantoms import phantom
 from edgemed.runtimes import usable_cores
+from edgemed.timing import interleaved, percentile, ratio_interval
 
-BAR, WARM_UP = 1.02, 50
+BAR = 1.02
 PYTHON_LOOP = """
 import sys, numpy, edgemed
 model = edgemed.load(sys.argv[1], runtime="openvino")
@@ -53,41 +53,35 @@ def main() -> None:
     threads = usable_cores()
     python, c = edgemed.load(bundle, runtime="openvino", threads=threads), Model(bundle, threads)
     side = int(sys.argv[2]) if len(sys.argv) > 2 else python.bundle.manifest.input.opt_side
-    requests = int(sys.argv[3]) if len(sys.argv) > 3 else 1000
+    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 1000
     image = np.ascontiguousarray(phantom("oval", 0, side, side))
     batch, request = image[None], c.request(image)
     error = float(np.abs(python.predict_pixels(batch)[0][0] - c.predict(image).probabilities).max())
     if error > 1e-6:
         sys.exit(f"the answers differ by {error:.2e}: nothing to time")
-    times = np.empty((requests, 2))
-    for number in range(-WARM_UP, requests):
-        start = time.perf_counter_ns()
-        python.predict_pixels(batch)
-        middle = time.perf_counter_ns()
-        c.run(request)
-        end = time.perf_counter_ns()
-        if number >= 0:
-            times[number] = (middle - start) / 1e6, (end - middle) / 1e6
-    draw = np.random.default_rng(0).integers(0, requests, (1000, requests))
-    ratios = np.median(times[draw, 1], axis=1) / np.median(times[draw, 0], axis=1)
-    p50 = np.median(times, axis=0)
+    before = snapshot()
+    found = interleaved(
+        {"c": lambda: c.run(request), "python": lambda: python.predict_pixels(batch)}, rounds, warmup=50
+    )
+    conditions = changes(before, snapshot())
+    ratio = ratio_interval(found["c"], found["python"], paired=True)
     document = {
-        "benchmark": "cpp-latency",
         "runtime": f"openvino {c.version}",
         "threads": threads,
         "image_size": [side, side],
-        "samples": requests,
-        "load_average": os.getloadavg()[0],
-        "p50_ms": {"python": float(p50[0]), "c": float(p50[1])},
-        "ratio": {"value": float(p50[1] / p50[0]), "bar": BAR, "interval": np.percentile(ratios, (2.5, 97.5)).tolist()},
+        "rounds": rounds,
+        "p50_ms": {name: percentile(samples, 50) for name, samples in found.items()},
+        "ratio": {"value": ratio.value, "interval": [ratio.low, ratio.high], "bar": BAR},
         "library_kib": LIBRARY.stat().st_size / 1024,
         "peak_resident_mib": {
             "c": peak_mib([BUILD / "edgemed" / "edgemed-camera-loop", bundle, "100"]),
             "python": peak_mib([sys.executable, "-c", PYTHON_LOOP, bundle]),
         },
+        "conditions": conditions,
+        "warnings": warnings(machine(), conditions),
     }
-    print(json.dumps(document))
-    sys.exit(1 if p50[1] / p50[0] > BAR else 0)
+    keep("cpp-latency", document)
+    sys.exit(1 if ratio.value > BAR else 0)
 
 
 if __name__ == "__main__":

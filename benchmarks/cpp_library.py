@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from common import ROOT
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "cpp"
 LIBRARY = BUILD / "edgemed" / "libedgemed.so"
 REFER = -1

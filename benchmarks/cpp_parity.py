@@ -9,7 +9,6 @@ decoder does to the pixels and to the answers is measured apart. Exits with 1 wh
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cpp_library import BUILD, ROOT, Answer, Model, build
+from common import keep
+from cpp_library import BUILD, Answer, Model, build
 from numpy.typing import NDArray
 
 import edgemed
@@ -104,8 +104,7 @@ def main() -> None:
                 refused.append(str(error))
                 continue
             pixel_errors.append(int(np.abs(decoded(path, Path(work)).astype(int) - pixels).max()))
-    document = {
-        "benchmark": "cpp-parity",
+    document: dict[str, Any] = {
         "runtime": f"openvino {c.version}",
         "images": len(files),
         "decisions": dict(sorted(decisions.items())),
@@ -124,10 +123,8 @@ def main() -> None:
             "images_refused": len(refused),
         },
     }
-    (ROOT / "benchmarks" / "results" / "cpp-parity.json").write_text(json.dumps(document, indent=2) + "\n")
-    print(json.dumps(document))
+    keep("cpp-parity", document)
     found = document["same_pixels"]
-    assert isinstance(found, dict)
     sys.exit(1 if found["max_error"] > BAR or found["other_decisions"] else 0)
 
 
