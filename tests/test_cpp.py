@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,14 @@ def test_the_cache_is_shared_with_python(first: str, build: Path, tmp_path: Path
 def test_the_command_prints_a_folder_that_cmake_builds(edgemed: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert edgemed("cmake-dir") == 0
     assert (Path(capsys.readouterr().out.strip()) / "CMakeLists.txt").is_file()
+
+
+def test_the_wheel_brings_every_file_of_the_library() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["edgemed"]
+    brought = {path for pattern in patterns for path in (ROOT / "edgemed").glob(pattern)}
+    files = [path for path in (ROOT / "edgemed" / "cpp").rglob("*") if path.is_file()]
+    assert [path.name for path in files if path not in brought] == []
+    assert len(files) > 30
 
 
 def test_the_headers_version_is_pythons(build: Path) -> None:
