@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +185,7 @@ def test_the_command_prints_a_folder_that_cmake_builds(edgemed: Any, capsys: pyt
 
 
 def test_the_wheel_brings_every_file_of_the_library() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11")
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["edgemed"]
     brought = {path for pattern in patterns for path in (ROOT / "edgemed").glob(pattern)}
     files = [path for path in (ROOT / "edgemed" / "cpp").rglob("*") if path.is_file()]
