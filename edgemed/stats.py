@@ -1,7 +1,7 @@
-"""Confidence intervals by the percentile bootstrap, for metrics of grouped images and for latencies.
+"""Confidence intervals by the percentile bootstrap, for metrics of grouped images.
 
-Why its own module: images of one patient are not independent, so a resample has to draw whole groups; and a
-bootstrap of latency percentiles can be had without drawing any sample at all. Numpy only.
+Why its own module: images of one patient are not independent, so a resample has to draw whole groups. Latencies have
+intervals of their own kind: see `timing.py`. Numpy only.
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13; the cluster form draws groups
 with replacement and keeps each one whole. Tests: `python -m pytest tests/test_stats.py`.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from edgemed.errors import InputError
 
@@ -64,52 +64,6 @@ def group_resamples(
         ends = np.cumsum(lengths)
         within = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)  # 0, 1, ... inside each drawn group
         yield order[np.repeat(starts[drawn], lengths) + within]
-
-
-def percentile_interval(
-    samples: ArrayLike, q: float, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
-) -> Interval:
-    """The q-th percentile (0 <= q <= 100, linear between samples) of independent samples (N,), with its interval.
-
-    Equal in distribution to drawing N samples `resamples` times, without doing it: the k-th smallest of N uniform
-    draws follows Beta(k, N + 1 - k), and given it the next one lies Beta(1, N - k) of the rest above (David and
-    Nagaraja, Order Statistics, 2003, chapter 2); a uniform draw u picks the sorted sample floor(u * N).
-
-    Raises InputError without samples, for a sample that is not finite, or for arguments out of range.
-    """
-    ordered = _finite(samples, resamples, level)
-    if not 0 <= q <= 100:
-        raise InputError(f"percentile {q} is out of range; give a number from 0 to 100")
-    n = len(ordered)
-    position = q / 100 * (n - 1)
-    below = min(int(position), max(n - 2, 0))  # 0-based rank of the sample below, and how far on to the next
-    fraction = position - below
-    rng = np.random.default_rng(seed)
-    first = rng.beta(below + 1, n - below, resamples)
-    second = first + (1 - first) * rng.beta(1, n - below - 1, resamples) if n > 1 else first
-    low, high = (ordered[np.minimum((u * n).astype(np.int64), n - 1)] for u in (first, second))
-    return _interval(float(np.percentile(ordered, q)), low + fraction * (high - low), level)
-
-
-def mean_interval(samples: ArrayLike, *, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
-    """The mean of independent samples (N,), with its interval. Raises InputError as `percentile_interval` does."""
-    values = _finite(samples, resamples, level)
-    rng = np.random.default_rng(seed)
-    rows = max(1, 1_000_000 // len(values))  # at most 8 MB of indices at a time
-    means = [
-        values[rng.integers(0, len(values), (min(rows, resamples - k), len(values)))].mean(axis=1)
-        for k in range(0, resamples, rows)
-    ]
-    return _interval(float(values.mean()), np.concatenate(means), level)
-
-
-def _finite(samples: ArrayLike, resamples: int, level: float) -> NDArray[np.float64]:
-    """The samples as a sorted float64 vector."""
-    values = np.sort(np.asarray(samples, dtype=np.float64).ravel())
-    _check(len(values), resamples, level)
-    if not np.isfinite(values).all():
-        raise InputError("a sample is not a finite number; an interval of it would mean nothing")
-    return values
 
 
 def _check(count: int, resamples: int, level: float) -> None:
