@@ -28,16 +28,26 @@ HEADERS = {
 }
 
 
+FUZZER = 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }'
+
+
 @functools.cache
 def missing(compiler: str = "c++") -> str | None:
-    """What a build would lack, in one line, or None."""
+    """What a build would lack, in one line, or None. With clang++: what a fuzz target would."""
     lacking = [name for name in ("cmake", "ctest", compiler) if shutil.which(name) is None]
+    step = "run `make cpp-deps`" + (" and `apt install clang libclang-rt-dev`" if compiler == "clang++" else "")
     if not lacking:
         for header, package in HEADERS.items():
             source = f"#include <cstdio>\n#include <{header}>\n"
-            done = subprocess.run([compiler, "-E", "-x", "c++", "-"], input=source, capture_output=True, text=True)
-            lacking += [package] * (done.returncode != 0)
-    return f"the C++ library cannot be built: {', '.join(lacking)} missing; run `make cpp-deps`" if lacking else None
+            lacking += [package] * (not _compiles([compiler, "-E"], source))
+        if compiler == "clang++" and not _compiles([compiler, "-fsanitize=fuzzer,address,undefined"], FUZZER):
+            lacking.append("libFuzzer")
+    return f"the C++ library cannot be built: {', '.join(lacking)} missing; {step}" if lacking else None
+
+
+def _compiles(command: list[str], source: str) -> bool:
+    done = subprocess.run([*command, "-x", "c++", "-", "-o", os.devnull], input=source, capture_output=True, text=True)
+    return done.returncode == 0
 
 
 @functools.cache
