@@ -75,7 +75,7 @@ def train(
     loader: Annotated[str, typer.Option(help="dali, torch, or auto.")] = "auto",
     accumulate: Annotated[int, typer.Option(help="Take each step's --batch in so many parts, to save memory.")] = 1,
     amp: Annotated[bool, typer.Option(help="bfloat16 on a GPU; a CPU always computes in float32.")] = True,
-    compile: Annotated[bool, typer.Option("--compile", help="Fine-tune through torch.compile; no gain on a CPU.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Fine-tune by torch.compile: not for a CPU.")] = False,
     json_: Json = False,
 ) -> None:
     """Train both members on labelled images, evaluate them and their ensemble, write a report."""
