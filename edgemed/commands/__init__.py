@@ -16,7 +16,9 @@ Progress = Callable[[str, int, int, str], None]
 """(stage, done, total, detail): what the library's long functions call."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
-Runtime = Annotated[str, typer.Option(help="tensorrt, tensorrt-rtx, openvino, onnxruntime, or auto: the first that works here.")]
+Runtime = Annotated[
+    str, typer.Option(help="tensorrt, tensorrt-rtx, openvino, onnxruntime; auto: the first that works here.")
+]
 Precision = Annotated[str, typer.Option(help="Which graph of the bundle: fp32 or fp16.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 = all that this process may use.")]
 Bundle = Annotated[Path, typer.Argument(help="A bundle from `edgemed build-engine`.", show_default=False)]
