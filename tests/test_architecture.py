@@ -20,7 +20,8 @@ manifest operating records signature evidence bundle pack preflight
 loader_torch loader_dali loader
 models preprocess masking mae norms distributed
 evaluate curves ensemble run point calibrate loop parallel pretrain finetune
-report_page report_plots report_training report_evidence report examples reporting stages train recalibrate ablation ablate
+report_page report_plots report_training report_evidence report examples reporting
+stages train recalibrate ablation ablate
 precision export
 runtimes
 gates engines infer certify plans sources card prove build nvml conditions power limits
