@@ -200,8 +200,9 @@ def test_a_graph_that_differs_from_pytorch_is_never_written(
         return made.bundle.read_model(precision)
 
     monkeypatch.setattr(build, "onnx_from_ensemble", export)
-    with pytest.raises(GateError, match=f"the {wrong} graph in openvino"):
+    with pytest.raises(GateError, match=f"the {wrong} graph in openvino") as caught:
         build.build_bundle(source_from_run(made.run.path), tmp_path / "deep" / "bundle", image_size=SIDES)
+    assert ("--precision fp32" in str(caught.value)) == (wrong == "fp16")  # the way on
     assert list(tmp_path.iterdir()) == []
 
 
