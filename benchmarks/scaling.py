@@ -19,7 +19,7 @@ from PIL import Image
 from twins import SIZE, twins
 
 from edgemed.conditions import changes, machine, snapshot, warnings
-from edgemed.gates import check, compare
+from edgemed.gates import check, compare, default_gates
 from edgemed.infer import Model, load
 from edgemed.phantoms import phantom
 from edgemed.runtimes import usable_cores
@@ -50,7 +50,7 @@ def main() -> None:
     for name, (model, pixels) in points.items():
         with torch.inference_mode():
             wanted = ensemble(torch.from_numpy(pixels))[0].numpy()
-        check(compare(wanted, model.predict_pixels(pixels)[0], tie_margin=0), what=name)
+        check(compare(wanted, model.predict_pixels(pixels)[0], tie_margin=0), default_gates("fp32"), name)
 
     def call_of(model: Model, pixels: Any) -> Callable[[], object]:
         return lambda: model.predict_pixels(pixels)

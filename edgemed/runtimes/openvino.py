@@ -4,8 +4,9 @@ One compilation per batch size: N is fixed, H and W stay dynamic up to the resiz
 Compiled models are kept in OpenVINO's own cache, in the user's cache folder. A cached file stands in for the bundle's
 verified weights, so its sha256 is kept beside it: a file that was damaged, or cut short by a kill, is compiled anew.
 
-Settings, as measured on two ConvNeXt-Tiny at batch 1: one stream with all cores in place of the LATENCY hint (223 ->
-178 ms); precision hint f32, since OpenVINO would compute in bfloat16 where the CPU can.
+Settings: one stream on all cores, said outright. On one CPU with AVX2 the LATENCY hint took 223 ms in place of 178 (two
+ConvNeXt-Tiny, batch 1); on one with AVX-512 both come to the same. Precision hint f32, since OpenVINO would compute in
+bfloat16 where the CPU can. `python benchmarks/graph_forms.py` measures these on the machine that it runs on.
 
     edgemed bench BUNDLE --runtime openvino
 """
