@@ -157,9 +157,7 @@ def ensemble_of_run(run: Path) -> Ensemble:
     try:
         from edgemed.run import load_run
     except ImportError as error:
-        raise InputError(
-            f"--compare {run} needs the extra train ({error}); --compare none does without PyTorch"
-        ) from error
+        raise InputError(f"--compare {run} needs the extra train ({error}); or --compare none") from error
     return load_run(run).ensemble
 
 
