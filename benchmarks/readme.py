@@ -116,8 +116,33 @@ def _fp16(found: Document) -> str:
     )
 
 
-def _passed(found: Document) -> str:
-    return "bars met" if found["passed"] else "a bar missed"
+def _plans(found: Document) -> str:
+    wide = [plan for plan in found["plans"] if plan["image_sides"] != "224 px only"]
+    rounded = found["fp16_rounded"]
+    sizes = "; ".join(
+        f"{plan['precision']} {plan['megabytes']:.0f} MB in {plan['seconds']:.1f} s "
+        f"({plan['cpu_seconds']:.1f} s of CPU) for {', '.join(plan['targets'])}"
+        for plan in wide
+    )
+    error = f"error {rounded['max_prob_error']:.1e}, {rounded['flips']} flips, {rounded['images']} images"
+    return f"{sizes}; fp16 rounded: {error}"
+
+
+def _runtimes(found: Document) -> str:
+    told = []
+    for precision in ("fp32", "fp16"):
+        for pair in found[precision]["runtime_pairs"]:
+            told.append(
+                f"{precision}, {pair['first']} and {pair['second']}: {pair['images']} images, probabilities within "
+                f"{pair['max_prob_difference']:.1e}, {pair['flips']} flips"
+            )
+    decoders = [pair for pair in found["fp32"]["decoder_pairs"] if pair["first"] == "edgemed"]
+    return "; ".join(told + [f"{one['second']}'s pixels within {one['max_pixel_difference']}" for one in decoders])
+
+
+def _base(found: Document) -> str:
+    base, rtx = found["base"], found["with_rtx"]
+    return f"{base['megabytes']:.0f} MB without torch, {rtx['megabytes']:.0f} MB with [rtx]"
 
 
 FIGURES: dict[str, Callable[[Document], str]] = {
@@ -136,8 +161,10 @@ FIGURES: dict[str, Callable[[Document], str]] = {
     "overhead": _overhead,
     "warm-start": _warm_start,
     "bench-repeatability": _repeatability,
-    "convnext-plans": _passed,
+    "convnext-plans": _plans,
     "fp16-rounding": _fp16,
+    "runtime-parity": _runtimes,
+    "base-install": _base,
 }
 
 
