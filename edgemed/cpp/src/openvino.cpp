@@ -11,6 +11,8 @@
 #include <memory>
 #include <mutex>
 #include <openvino/openvino.hpp>
+#include <sstream>
+#include <streambuf>
 
 #include "engines.hpp"
 
@@ -32,7 +34,7 @@ struct Reason {
     }
 };
 
-// One process at a time: a cached file is mapped into memory, so nobody may write it while another reads.
+// One process at a time: the others wait for what the first one compiles, in place of doing it again.
 class Lock {
 public:
     explicit Lock(const fs::path& folder) : file_(::open((folder / "lock").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600)) {
@@ -45,36 +47,44 @@ private:
     int file_;
 };
 
-std::vector<fs::path> blobs(const fs::path& folder) {
-    std::vector<fs::path> found;
-    for (const fs::directory_entry& entry : fs::directory_iterator(folder))
-        if (entry.path().extension() == ".blob") found.push_back(entry.path());
-    return found;
-}
+// The compiled form and the sha256 beside it, by the names that Python gives them.
+struct Kept {
+    const fs::path file, note;
+    explicit Kept(const fs::path& folder) : file(folder / "compiled.blob"), note(folder / "compiled.sha256") {}
 
-std::string digest(const fs::path& file) {
-    const Bytes data = plain_content(file.string(), SIZE_MAX);
-    return sha256_of(data.data(), data.size());
-}
-
-// Removes cached files that are not, byte for byte, what was recorded when they were written.
-void drop_damaged(const fs::path& folder, const Warn& warn) {
-    for (const fs::path& blob : blobs(folder)) {
-        fs::path note = blob;
-        note.replace_extension(".sha256");
+    // Empty where there is none, or not byte for byte the one that was written.
+    Bytes content(const Warn& warn) const {
+        if (!fs::is_regular_file(file)) return {};
+        Bytes data = plain_content(file.string(), SIZE_MAX);
         const Bytes text = fs::is_regular_file(note) ? plain_content(note.string(), 65) : Bytes();
-        if (std::string(text.begin(), text.end()) == digest(blob)) continue;
-        warn((blob.string() + " was damaged, and is compiled again").c_str());
-        fs::remove(blob);
+        if (std::string(text.begin(), text.end()) == sha256_of(data.data(), data.size())) return data;
+        warn((file.string() + " was damaged, and is compiled again").c_str());
+        return {};
     }
-}
 
-void record(const fs::path& folder) {
-    for (fs::path blob : blobs(folder)) {
-        const std::string text = digest(blob);
-        write_atomic(blob.replace_extension(".sha256").string(), text.data(), text.size());
+    void keep(const std::string& data) const {
+        const std::string text = sha256_of(data.data(), data.size());
+        write_atomic(file.string(), data.data(), data.size());
+        write_atomic(note.string(), text.data(), text.size());
     }
-}
+};
+
+// Reads from memory that somebody else owns.
+struct MemoryBuffer : std::streambuf {
+    explicit MemoryBuffer(Bytes& data) {
+        char* const begin = reinterpret_cast<char*>(data.data());
+        setg(begin, begin, begin + data.size());
+    }
+    pos_type seekoff(off_type by, std::ios_base::seekdir from, std::ios_base::openmode) override {
+        char* const base = from == std::ios_base::beg ? eback() : from == std::ios_base::cur ? gptr() : egptr();
+        if (by < eback() - base || by > egptr() - base) return pos_type(off_type(-1));
+        setg(eback(), base + by, egptr());
+        return gptr() - eback();
+    }
+    pos_type seekpos(pos_type at, std::ios_base::openmode which) override {
+        return seekoff(off_type(at), std::ios_base::beg, which);
+    }
+};
 
 // A compiled graph of one batch size, and which output is which.
 struct Compiled {
@@ -104,8 +114,6 @@ public:
 
 private:
     Compiled compile(int64_t batch) {
-        const std::shared_ptr<ov::Model> model = core_.read_model(graph_, ov::Tensor());
-        model->reshape({{"image", ov::PartialShape{batch, -1, -1, 3}}});
         const ov::AnyMap settings{ov::hint::inference_precision(ov::element::f32), ov::num_streams(1),
                                   ov::inference_num_threads(threads_)};
         Compiled result;
@@ -114,21 +122,33 @@ private:
             const fs::path folder = cache_folder(
                 "openvino", {sha256_, ov::get_openvino_version().buildNumber, device, std::to_string(batch)});
             const Lock lock(folder);
-            drop_damaged(folder, warn_);
-            ov::AnyMap cached = settings;
-            cached[ov::cache_dir.name()] = folder.string();
-            result.model = core_.compile_model(model, "CPU", cached);
-            if (!result.model.get_property(ov::loaded_from_cache)) record(folder);
+            const Kept kept(folder);
+            if (Bytes data = kept.content(warn_); !data.empty()) {
+                MemoryBuffer buffer(data);
+                std::istream stream(&buffer);
+                result.model = core_.import_model(stream, "CPU", settings);
+            } else {
+                result.model = from_graph(batch, settings);
+                std::ostringstream compiled;
+                result.model.export_model(compiled);
+                kept.keep(compiled.str());
+            }
         } catch (const std::exception& error) {
             // The cache only saves time. A fault of the graph itself comes up again below.
             warn_((std::string("OpenVINO's cache is not used: ") + Reason(error).text).c_str());
-            result.model = core_.compile_model(model, "CPU", settings);
+            if (!result.model) result.model = from_graph(batch, settings);
         }
         for (size_t k = 0; k < result.model.outputs().size(); ++k) {
             if (result.model.output(k).get_names().count("probabilities")) result.probabilities = k;
             if (result.model.output(k).get_names().count("member_probabilities")) result.members = k;
         }
         return result;
+    }
+
+    ov::CompiledModel from_graph(int64_t batch, const ov::AnyMap& settings) {
+        const std::shared_ptr<ov::Model> model = core_.read_model(graph_, ov::Tensor());
+        model->reshape({{"image", ov::PartialShape{batch, -1, -1, 3}}});
+        return core_.compile_model(model, "CPU", settings);
     }
 
     ov::Core core_;
