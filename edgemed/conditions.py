@@ -42,7 +42,7 @@ class Snapshot:
     clock: float
     busy: float | None
     stolen: float | None
-    own: float
+    own: float  # with the processes that it started and that have ended
     state: dict[str, Any]  # what `changes` shows as before and after
 
 
@@ -66,14 +66,14 @@ def machine(root: Path = ROOT) -> dict[str, Any]:
 def snapshot(root: Path = ROOT) -> Snapshot:
     """This moment."""
     busy, stolen = _cpu_seconds(text(root / "proc/stat"))
-    usage = resource.getrusage(resource.RUSAGE_SELF)
+    own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     state = {
         "cpu_mhz": cpu_mhz(root),
         "temperatures_c": temperatures(root),
         "load_average": os.getloadavg()[0],
         "gpu": nvml.gpu_state() or _jetson_gpu(root) or NOT_MEASURED,
     }
-    return Snapshot(time.monotonic(), busy, stolen, usage.ru_utime + usage.ru_stime, state)
+    return Snapshot(time.monotonic(), busy, stolen, sum(one.ru_utime + one.ru_stime for one in own), state)
 
 
 def changes(before: Snapshot, after: Snapshot) -> dict[str, Any]:

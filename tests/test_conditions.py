@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,14 @@ def test_a_jetson_is_read_from_its_files(tmp_path: Path) -> None:
 
 def test_clocks_come_from_cpuinfo_where_there_is_no_cpufreq(tmp_path: Path) -> None:
     assert snapshot(trees.write(tmp_path, trees.DESKTOP)).state["cpu_mhz"] == [3400.123, 800.0]
+
+
+def test_what_a_process_started_is_its_own_load() -> None:
+    before = snapshot()
+    burn = "import time; end = time.process_time() + 0.5\nwhile time.process_time() < end: pass"
+    subprocess.run([sys.executable, "-c", burn], check=True)
+    found = changes(before, snapshot())
+    assert found["own_cpus"] * found["seconds"] > 0.5
 
 
 def test_what_a_machine_does_not_tell_is_not_measured(tmp_path: Path) -> None:
