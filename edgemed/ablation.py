@@ -37,6 +37,9 @@ CELLS = {
 }
 """Each cell, in the order in which they are trained, and what its second member is called; ' means another seed."""
 
+VARIED = ("start", "sharpness", "pretrain_epochs", "renyi_order", "seed")
+"""The settings in which cells differ."""
+
 MEMBER, ENSEMBLE, CONTROL = "mae", "imagenet + mae", "imagenet + imagenet'"
 SEEN = {"accuracy": "accuracy", "auroc": "AUROC"}
 
@@ -126,7 +129,8 @@ def ablation_html(found: Mapping[str, Any], name: str) -> str:
         body += section(title, _table(rows, reference) + charts("In pictures", _figures(rows, reference)))
     if found["not_run"]:
         body += section("Not run", f"<p>{escape(', '.join(found['not_run']))}</p>")
-    config = table(["Setting", "Value"], [[key, str(value)] for key, value in found["config"].items()], "text")
+    shared = [[key, str(value)] for key, value in found["config"].items() if key not in VARIED]
+    config = table(["Setting", "Value"], shared, "text")
     body += section("Settings", f"<details><summary>Those that the cells share</summary>{config}</details>")
     title = f"Ablation of {found['config']['backbone']} on {name}"
     return page(title, "Figures of one data set; no images.", body)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from edgemed import __version__
 from edgemed.dataset import SPLITS
 from edgemed.gates import Comparison
+from edgemed.manifest import OperatingPoint
 from edgemed.sources import Source
 
 Sides = tuple[int, int, int]  # min, opt, max, in pixels
@@ -30,6 +31,7 @@ def model_card(
     return CARD.format(
         source=source,
         names=", ".join(source.labels),
+        decision=_decision(source.operating_point),
         splits=" | ".join(splits),
         rule="---|" * len(splits),
         counts=_table((name, *(source.counts[split][name] for split in splits)) for name in source.labels),
@@ -59,8 +61,9 @@ CARD = """# Model card: {source.backbone} ensemble
 
 ## Intended use
 
-Classifies one image into: {names}. It gives a probability for each class and always chooses one, also for a picture
-of something else. Meant for images from the same source and of the same kind as its training data.
+Classifies one image into: {names}. It gives a probability for each class, also for a picture of something else.
+{decision}
+Meant for images from the same source and of the same kind as its training data.
 
 ## Data
 
@@ -105,6 +108,26 @@ On the source's images at their own sizes. A CPU executes the fp16 graph in fp32
 - Latency and power were not measured here; `edgemed bench` measures them on the device.
 - A TensorRT plan in the state `built` was not executed.
 """
+
+
+def _decision(point: OperatingPoint | None) -> str:
+    """How a decision comes about, in sentences."""
+    if point is None:
+        return "The decision is always the most probable class: no operating point was fitted."
+    found = []
+    if point.positive is not None:
+        found.append(
+            f"The decision is {point.positive} from a probability of {point.threshold:.4f} on (for a {point.target} of "
+            f"{point.target_value:g}), else the most probable other class."
+        )
+    if point.max_disagreement is not None:
+        found.append(f'It is "refer" where the members disagree by more than {point.max_disagreement:.4f}.')
+    if point.min_probability is not None:
+        found.append(
+            f"The prediction set holds each class of a probability of at least {point.min_probability:.4f} (for a "
+            f"coverage of {point.coverage:g})."
+        )
+    return " ".join([*found, f"Fitted on {point.images} calibration images."])
 
 
 def _table(rows: Iterable[Sequence[object]]) -> str:

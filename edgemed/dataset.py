@@ -135,14 +135,14 @@ def join_near_duplicates(dataset: Dataset, *, progress: Progress | None = None) 
     merged = {group for row, group in zip(rows, groups, strict=True) if row.group != group}
     warnings = list(dataset.warnings)
     if conflicts := [pair for pair in pairs if pair.conflicting]:
-        warnings.append(f"{len(conflicts)} near-duplicate pairs carry different labels (first: {conflicts[0].a} and "
-                        f"{conflicts[0].b}); look at them, one label of each is wrong.")  # fmt: skip
+        warnings.append(f"{len(conflicts)} near-duplicate pairs carry different labels; look at them (duplicates.json, "
+                        "report.html): one label of each is wrong.")  # fmt: skip
     per_class = Counter(row.label for row in joined)
     counts = Counter((row.group, row.label) for row in joined if row.group in merged)
-    for (group, label), count in sorted(counts.items()):
+    for (_, label), count in sorted(counts.items()):
         if count >= 3 and count > LARGE_GROUP * per_class[label]:
-            warnings.append(f"near-duplicates joined {count} of {per_class[label]} images of class {label!r} into the "
-                            f"group {group!r}; look whether they are the same picture.")  # fmt: skip
+            warnings.append(f"near-duplicates joined {count} of {per_class[label]} images of class {label!r} into one "
+                            "group; look whether they are the same picture (split.csv).")  # fmt: skip
     result = replace(dataset, rows=joined, warnings=tuple(warnings), thumbnails={})  # they have done their work
     check_splits_keep_groups(result.rows, "after near-duplicates were joined; put both in one split")
     return result, pairs

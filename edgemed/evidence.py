@@ -113,7 +113,7 @@ def reference_file(
     splits: Sequence[str],
     probabilities: ArrayLike,
 ) -> bytes:
-    """The bytes of `reference.npz`: one row per image, sorted by hash so that the order tells nothing.
+    """The bytes of `reference.npz`: one row per image, sorted by hash and groups numbered anew, so that neither tells.
 
     sha256: of the pixels (`images.pixels_sha256`); groups: numbers, never names of patients; probabilities: (R, K).
     The same rows in any order give the same bytes. Raises InputError where lengths, hashes or splits are wrong.
@@ -127,11 +127,12 @@ def reference_file(
         raise InputError(
             f"the reference table knows the splits {', '.join(_SPLITS)}; got {', '.join(sorted(set(splits)))}"
         )
-    order = sorted(range(len(table)), key=lambda k: (sha256[k], labels[k], groups[k], splits[k]))
+    order = sorted(range(len(table)), key=lambda k: (sha256[k], labels[k], splits[k], groups[k]))
+    numbers: dict[int, int] = {}  # groups as they come in this order: given ones may follow the names of patients
     columns = {
         "sha256": np.array([sha256[k] for k in order], dtype="U64"),
         "label": np.array([labels[k] for k in order], dtype=np.int64),
-        "group": np.array([groups[k] for k in order], dtype=np.int64),
+        "group": np.array([numbers.setdefault(groups[k], len(numbers)) for k in order], dtype=np.int64),
         "split": np.array([splits[k] for k in order], dtype="U10"),
         "probabilities": table[order],
     }

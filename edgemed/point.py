@@ -7,6 +7,8 @@ whose failures there are rare enough: with R of N calibration images in G groups
 share that may fail. That is conformal risk control (Angelopoulos et al. 2022, arXiv 2208.02814), whose promise holds on
 average over the draw of the calibration images; for prediction sets and one image a group it is split conformal
 prediction with its quantile of rank ceil((N + 1) coverage). Images of a group count as one draw, since they are alike.
+The promise is exact where groups are of one size; a few groups that are much larger than the others weaken it. The
+temperatures (three numbers) come from the same images, which makes it a little optimistic.
 
 What fails: an image of the positive class below the threshold (sensitivity), one of another class at or above it
 (specificity), a true label outside of the set (coverage), an image that is referred (`answer`), a wrong answer that is
@@ -97,6 +99,8 @@ def _allowed(name: str, wanted: float, groups: Sequence[str]) -> int:
     """The failures that leave `wanted`, the share of successes, a promise."""
     count = len(set(groups))
     allowed = allowed_failures(1 - wanted, len(groups), count) if count else -1
+    if not count:
+        raise InputError(f"{name} speaks of a class that has no calibration image; give more images, or another class")
     if allowed < 0:
         needed = math.ceil(wanted / (1 - wanted) - 1e-9)
         raise InputError(
@@ -128,7 +132,14 @@ def _max_disagreement(wanted: Wanted, point: OperatingPoint, classes: Sequence[s
     if wanted.answer is not None:
         return _just_above(apart, _allowed("--answer", wanted.answer, table.groups))
     assert wanted.max_error is not None
-    allowed = _allowed("--max-error of", 1 - wanted.max_error, table.groups)
+    groups = len(set(table.groups))
+    allowed = allowed_failures(wanted.max_error, len(table.groups), groups)
+    if allowed < 0:
+        raise InputError(
+            f"--max-error {wanted.max_error:g} cannot be promised from {groups} calibration groups: it needs "
+            f"{math.ceil(1 / wanted.max_error - 1 - 1e-9)}; ask for at least "
+            f"{math.ceil(1000 / (groups + 1)) / 1000:g}, or give more images"
+        )
     wrong = apart[~_outcomes(point, classes, table).right]
     if len(wrong) <= allowed:
         return 1.0

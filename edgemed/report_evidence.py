@@ -122,8 +122,9 @@ def operating_section(metrics: Mapping[str, Any]) -> str:
     images = ", ".join(str(point["images"]) for point in points)
     note = (
         f'<p class="note">Fitted on {images} calibration images{" (fold by fold)" if len(points) > 1 else ""}, which '
-        "served for nothing else; judged on the test images. What is asked holds on average over calibration sets of "
-        "that size. The bracket of the sets' coverage draws the calibration images anew as well.</p>"
+        "served for the temperatures too and for nothing else; judged on the test images. What is asked holds on "
+        "average over calibration sets of that size, less surely where a few groups are much larger than others. The "
+        "bracket of the sets' coverage draws the calibration images anew as well.</p>"
     )
     return section(title, f'{table(["", "asked", "on test images"], rows)}<ul class="limits">{listed}</ul>{note}')
 

@@ -25,6 +25,7 @@ from edgemed.errors import InputError
 from edgemed.evaluate import evaluation, predict_files
 from edgemed.manifest import OperatingPoint, sha256_of
 from edgemed.models import check_backbone, normalisation
+from edgemed.operating import POINT_NAME, read_operating_point
 from edgemed.preprocess import FrontEnd
 from edgemed.run import load_run, network_from_file, read_predictions
 
@@ -63,8 +64,15 @@ class Source:
 
 
 def source_from_run(path: Path) -> Source:
-    """A finished run of `edgemed train`. InputError: see `run.load_run`."""
+    """A finished run of `edgemed train`, with its operating point where it has one.
+
+    InputError: see `run.load_run`; or an operating point that is not the one which the run's metrics judge.
+    """
     run = load_run(path)
+    point = read_operating_point(path)
+    stated = (run.metrics.get("operating") or {}).get("points", [])
+    if stated != ([] if point is None else [point.model_dump(mode="json")]):
+        raise InputError(f"{path / POINT_NAME} is not the one that metrics.json judges; run `edgemed calibrate` again")
     groups = {name: number for number, name in enumerate(sorted(set(run.dataset.groups)))}
     proofs: list[Proof] = []
     tables = []
@@ -85,7 +93,7 @@ def source_from_run(path: Path) -> Source:
         size=run.size,
         member_names=run.member_names,
         temperatures=run.temperatures,
-        operating_point=None,
+        operating_point=point,
         proofs=tuple(proofs),
         noted=np.concatenate(tables),
         metrics=run.metrics,
@@ -122,9 +130,7 @@ def source_from_members(
     ensemble = Ensemble(FrontEnd(size, *normalisation(backbone)), networks, [1.0] * len(networks)).eval()
     given = scan(check)
     if unknown := sorted(set(given.classes) - set(labels)):
-        raise InputError(
-            f"--check {check} has the label '{unknown[0]}', not among --labels {','.join(labels)}"
-        )
+        raise InputError(f"--check {check} has the label '{unknown[0]}', not among --labels {','.join(labels)}")
     dataset, _ = join_near_duplicates(given)
     _, noted = predict_files(
         predict_callable(ensemble), dataset.files, lambda done, total: progress("PyTorch", done, total, "")

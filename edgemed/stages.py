@@ -42,7 +42,7 @@ def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, pro
     mae, training = out / "members" / "mae", dataset.subset("train")
     weights = Path(config.weights) if config.weights else None
     if not all((out / "members" / member / "model.safetensors").exists() for member in MEMBERS):
-        for folder in (out, *([out.parents[1]] if out.parent.name == "folds" else [])):
+        for folder in (out, *([] if (out / "duplicates.json").exists() else [out.parents[1]])):  # a fold has none
             # What older weights may have left.
             for name in ("metrics.json", "predictions.csv", POINT_NAME, "report.html"):
                 (folder / name).unlink(missing_ok=True)

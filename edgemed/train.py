@@ -34,7 +34,7 @@ from edgemed.errors import InputError
 from edgemed.evaluate import evaluation
 from edgemed.files import read_json, write_atomic, write_json
 from edgemed.loader import check_backend
-from edgemed.loop import Progress
+from edgemed.loop import Progress, log
 from edgemed.metrics import INTERVAL_METRICS
 from edgemed.models import check_backbone, create_backbone, imagenet_state, load_backbone, weights_digest
 from edgemed.parallel import run_jobs
@@ -94,6 +94,8 @@ def begun(config: TrainConfig, data: Path, out: Path, progress: Progress, last: 
         dataset, pairs = join_near_duplicates(dataset)
         dataset = dataset if config.folds else _split(config, dataset)
     parts = _folds(config, dataset) if config.folds else []
+    for warning in dict.fromkeys(warning for part in (dataset, *parts) for warning in part.warnings):
+        log.warning("%s", warning)
     if not (out / last).exists():
         weights = _weights(config, previous, out)
     if previous is None:
@@ -118,6 +120,8 @@ def trained(config: TrainConfig, run: Begun, out: Path, progress: Progress) -> d
 
 
 def _split(config: TrainConfig, dataset: Dataset) -> Dataset:
+    if any(row.split for row in dataset.rows) and tuple(config.split) != TrainConfig().split:
+        raise InputError("the data come with a split of their own; leave out --split, or drop their column")
     parts = split_dataset(dataset, config.split, config.seed)
     return with_calibration(parts, config.calibration, derive_seed(config.seed, "calibration"))
 

@@ -16,11 +16,13 @@ pytest.importorskip("torch", reason="extra train is not installed")
 
 import torch
 
+from edgemed.bundle import open_bundle
 from edgemed.calibrate import fitted_temperature, fitted_temperatures, with_calibration
 from edgemed.config import TrainConfig
 from edgemed.dataset import Dataset, Row, scan, split_dataset
 from edgemed.errors import InputError
-from edgemed.operating import read_operating_point
+from edgemed.infer import load
+from edgemed.operating import read_operating_point, write_operating_point
 from edgemed.stages import _evaluate
 
 
@@ -131,8 +133,10 @@ def test_temperatures_and_operating_point_see_no_pixel_of_the_test_split(
 def test_a_real_training_leaves_a_point_that_another_can_replace(
     phantoms: Path, weights: Path, edgemed: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "run"
+    run = tmp_path / "folds" / "run"  # a run of this place is no fold
+    (tmp_path / "metrics.json").write_text("the user's own")
     assert edgemed("train", phantoms, "--out", run, *tiny_flags(weights), "--calibration", "0.4") == 0
+    assert (tmp_path / "metrics.json").read_text() == "the user's own"
     point = read_operating_point(run)
     assert point is not None
     assert (point.coverage, point.positive, point.images) == (0.9, None, 9)
@@ -145,3 +149,17 @@ def test_a_real_training_leaves_a_point_that_another_can_replace(
     assert "oval, chosen for sensitivity 0.5: sensitivity" in capsys.readouterr().out
     assert edgemed("calibrate", run, "--sensitivity", "0.5") == 2
     assert "--positive" in capsys.readouterr().err
+
+    bundle = tmp_path / "bundle"
+    assert edgemed("build-engine", run, "--out", bundle, "--precision", "fp32", "--runtime", "none") == 0
+    point = open_bundle(bundle).manifest.operating_point
+    assert point is not None and point == read_operating_point(run)
+    assert f"from a probability of {point.threshold:.4f} on" in (bundle / "model_card.md").read_text()
+    answer = load(bundle, runtime="openvino")(next(phantoms.glob("none/*.png")))
+    assert answer.prediction_set == tuple(
+        name for name, share in answer.probabilities.items() if share >= point.min_probability
+    )
+    write_operating_point(run, point.model_copy(update={"min_probability": 0.0}))
+    capsys.readouterr()
+    assert edgemed("build-engine", run, "--out", tmp_path / "other") == 2
+    assert "is not the one that metrics.json judges" in capsys.readouterr().err

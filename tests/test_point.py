@@ -112,6 +112,9 @@ def test_what_so_few_images_cannot_promise_is_refused_with_what_they_can() -> No
     fitted_point(Wanted(coverage=0.888), CLASSES, table)
     with pytest.raises(InputError, match=r"--sensitivity 0\.95 .* needs 19"):
         fitted_point(Wanted("malignant", sensitivity=0.95, coverage=0), CLASSES, table)
+    with pytest.raises(InputError, match=r"--max-error 0\.05 .* from 8 .* needs 19; ask for at least 0\.112"):
+        fitted_point(Wanted(max_error=0.05, coverage=0), CLASSES, table)
+    fitted_point(Wanted(max_error=0.112, coverage=0), CLASSES, table)
     with pytest.raises(InputError, match="Did you mean 'malignant'"):
         fitted_point(Wanted("malignat", sensitivity=0.5, coverage=0), CLASSES, table)
 
