@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from edgemed.conditions import NOT_MEASURED
 from edgemed.infer import Model
-from edgemed.manifest import ImageInput
 from edgemed.runtimes import Session
 from edgemed.timing import interleaved, percentile, ratio_interval, timed
 
@@ -86,9 +85,13 @@ def front_end_share(model: Model, pixels: NDArray[np.uint8], p50: float, seconds
     {"value", "low", "high": 0 to 1; "other_side"; "rounds"}, or "not measured" for an engine of one fixed size.
     """
     side = pixels.shape[1]
-    other = _other_side(side, model.bundle.manifest.input)
-    if other == side:
-        return f"{NOT_MEASURED}: the engine takes one size only"
+    limits = model.bundle.manifest.input
+    low_side, high_side = limits.min_side, limits.max_side
+    if model.record is not None:
+        low_side, high_side = max(low_side, model.record.image_side[0]), min(high_side, model.record.image_side[2])
+    other = low_side if low_side * 2 <= side else min(high_side, side * 2)
+    if not (other * 2 <= side or other * 2 >= side * 3):
+        return f"{NOT_MEASURED}: the engine takes no size that differs enough"
     small, large = ROUNDS
     rounds = min(large, max(small, int(seconds * 1e3 / (2 * p50))))
     resized = np.ascontiguousarray(np.resize(pixels, (len(pixels), other, other, 3)))
@@ -98,8 +101,3 @@ def front_end_share(model: Model, pixels: NDArray[np.uint8], p50: float, seconds
     reach = side**2 / (side**2 - other**2)
     low, high = sorted((1 - bound) * reach for bound in ratio[1:])
     return {"value": (1 - ratio.value) * reach, "low": low, "high": high, "other_side": other, "rounds": rounds}
-
-
-def _other_side(side: int, limits: ImageInput) -> int:
-    """A size that differs enough: the smallest or, where `side` is near that, twice the side; `side` without any."""
-    return limits.min_side if limits.min_side * 2 <= side else min(limits.max_side, side * 2)

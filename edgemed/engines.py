@@ -100,6 +100,8 @@ def _open_plan(bundle: Bundle, module: PlanModule, precision: str, *, allowed: b
             reasons.append(str(error))
     if not fitting:
         raise InputError("; ".join(reasons))
+    for reason in reasons:
+        _log.warning("%s", reason)
     for record, plan in fitting:
         if record.state == "certified" and record.certificate is not None:
             session = module.open_plan(plan, record)
@@ -109,7 +111,7 @@ def _open_plan(bundle: Bundle, module: PlanModule, precision: str, *, allowed: b
     if not allowed:
         raise InputError(
             f"plan {record.id} is not certified on this machine; run `edgemed certify {bundle.path} DATA --runtime "
-            f"{here.runtime}`, or ask for this runtime by name"
+            f"{here.runtime} --precision {precision}`, or ask for this runtime by name"
         )
     _log.warning("plan %s is not certified on this machine, and runs because it was asked for", record.id)
     return module.open_plan(plan, record), record

@@ -7,6 +7,7 @@ A flip is a changed label. At fp16 it counts only where the reference's two high
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,8 +41,8 @@ class Gates:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value >= 0:
-                raise InputError(f"--{name.replace('_', '-')} is {value}; give 0 or more")
+            if not 0 <= value < math.inf:
+                raise InputError(f"--{name.replace('_', '-')} is {value}; give a number from 0 on")
 
 
 def default_gates(

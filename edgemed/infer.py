@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from edgemed.bundle import Bundle, open_bundle
 from edgemed.engines import open_engine, place_of
-from edgemed.errors import EdgemedError, InputError
+from edgemed.errors import GateError, InputError
 from edgemed.gates import TIE_MARGINS, Comparison, check, compare, default_gates
 from edgemed.images import PixelFormat, image_from_bytes, image_from_file, image_from_pixels
 from edgemed.manifest import MODEL_FILES
@@ -98,16 +98,24 @@ class Model:
         records = self.bundle.plans() if self.record is None else (self.record,)
         onnx = self.bundle.manifest.files[MODEL_FILES[self.precision]].sha256
         mine = [one for one in records if one.onnx_sha256 == onnx and (self.record or one.sha256 is None)]
-        return "certified" if any(one.certified_at(here) for one in mine) else "built"
+        if any(one.certified_at(here) for one in mine):
+            return "certified"
+        return "self-tested" if self.record is not None and self.record.state == "self-tested" else "built"
 
     def self_test(self) -> Comparison:
         """Run the bundle's golden images and compare with PyTorch's outputs, ensemble and members alike.
 
         Golden images alone make an engine self-tested, never certified. Raises GateError where an answer differs by
-        more than the precision's default gates.
+        more than the precision's default gates, InputError for a plan whose sizes are none of theirs.
         """
-        golden = self.bundle.golden()
-        answers = [self.predict_pixels(item.image[None]) for item in golden]
+        golden = [item for item in self.bundle.golden() if self._fits(item.image)]
+        if not golden:
+            raise InputError(f"no golden image of {self.bundle.path} has a size that this plan takes")
+        least = 1 if self.record is None else self.record.batch[0]  # a plan may take no single image
+        answers = []
+        for item in golden:
+            many = self.predict_pixels(np.repeat(item.image[None], least, axis=0))
+            answers.append((many[0][:1], many[1][:1]))
         gates, margin = default_gates(self.precision), TIE_MARGINS[self.precision]
         what = f"{self.bundle.path} on {self.runtime}"
         found = compare(
@@ -141,7 +149,7 @@ class Model:
         same size run as one request. Batches that are not full run one by one, so that at most two batch sizes are ever
         compiled (seconds each with OpenVINO).
 
-        Raises InputError for an image that cannot be read or is outside the range of sizes, EdgemedError for a result
+        Raises InputError for an image that cannot be read or is outside the range of sizes, GateError for a result
         that is not finite.
         """
         if batch < 1:
@@ -154,12 +162,17 @@ class Model:
         """(N, H, W, 3) uint8 RGB -> probabilities (N, K) and member probabilities (N, M, K), float32.
 
         The bare call: no copy of a contiguous array. A new N is compiled on first use. Raises InputError for another
-        dtype, shape or size, EdgemedError for a result that is not finite.
+        dtype, shape or size, GateError for a result that is not finite.
         """
         if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
             raise InputError(f"pixels are {batch.dtype} {batch.shape}; predict_pixels takes uint8 (N, H, W, 3)")
         self._check_size(batch, "the image")
         return self._run(batch)
+
+    def _fits(self, image: NDArray[np.uint8]) -> bool:
+        """Whether the plan, where there is one, takes the size of an image (H, W, 3)."""
+        low, _, high = (0, 0, max(image.shape)) if self.record is None else self.record.image_side
+        return all(low <= side <= high for side in image.shape[:2])
 
     def _run(self, batch: NDArray[np.uint8]) -> Probabilities:
         manifest = self.bundle.manifest
@@ -170,9 +183,9 @@ class Model:
         probabilities, members = outputs["probabilities"], outputs["member_probabilities"]
         # A NaN would still have an argmax, and so a label.
         if not (np.isfinite(probabilities).all() and np.isfinite(members).all()):
-            raise EdgemedError(
+            raise GateError(
                 f"{self.runtime} computed a probability that is not a finite number; do not use this engine: "
-                f"run `edgemed bench {self.bundle.path}` to check it, and another --runtime or --precision"
+                f"run `edgemed inspect {self.bundle.path} --self-test`, and take another --runtime or --precision"
             )
         return probabilities, members
 

@@ -29,13 +29,16 @@ CHOICES = ("auto", "none", *FLAVOURS)
 def plan_runtime(choice: str) -> str | None:
     """The builder to use: of "auto", classic TensorRT where it and a GPU are there, else RTX where it is installed.
 
-    None: no plan is wanted, or, with "auto", none can be built here. Raises InputError for an unknown choice.
+    None: no plan is wanted, or, with "auto", none can be built here. Raises InputError for an unknown choice, or one
+    that is not installed.
     """
     if choice not in CHOICES:
         raise InputError(f"--runtime '{choice}' is unknown.{did_you_mean(choice, CHOICES)}")
     if choice == "none":
         return None
     if choice != "auto":
+        if importlib.util.find_spec(FLAVOURS[choice].package) is None:  # said now, and not after the whole proof
+            raise InputError(f"--runtime {choice}: it is not installed; {FLAVOURS[choice].install}")
         return choice
     if FLAVOURS["tensorrt"].availability() is None:
         return "tensorrt"
@@ -79,10 +82,11 @@ def add_plans(
             f"--image-size {','.join(map(str, sides))} is outside of the bundle's own range, {whole[0]} to {whole[2]}: "
             "build the bundle again with a wider one"
         )
+    graphs = {precision: bundle.read_model(precision) for precision in precisions}  # all are there, before any build
     built = []
-    for precision in precisions:
+    for precision, graph in graphs.items():
         record, plan = plan_from_onnx(
-            bundle.read_model(precision),
+            graph,
             runtime=builder,
             precision=precision,
             targets=options.targets,
@@ -105,7 +109,8 @@ def tried(bundle: Bundle, record: PlanRecord, plan: bytes) -> PlanRecord:
     if flavour.availability() is not None or flavour.here().capability not in record.targets:
         return record
     low, _, high = record.image_side
-    if not all(low <= side <= high for item in bundle.golden() for side in item.image.shape[:2]):
+    sizes = [item.image.shape[:2] for item in bundle.golden()]
+    if not any(low <= min(sides) and max(sides) <= high for sides in sizes):
         return record  # a plan of one size, which the golden images have not
     session = flavour.open_plan(plan, record)
     place = place_of(session, record.precision)

@@ -66,10 +66,16 @@ class Judge:
         return decoded(self.files[:count])
 
     def graph(self, graph: bytes, precision: str) -> None:
-        """Run an ONNX file in every CPU runtime. GateError names the runtime, the figures and the files that flip."""
-        for name in RUNTIMES:
-            module = runtime_module(name)
-            if isinstance(module, PlanModule) or module.availability() is not None:
+        """Run an ONNX file in every CPU runtime. GateError names the runtime, the figures and the files that flip.
+
+        Raises InputError where no runtime works: an engine that was never run is not proven.
+        """
+        modules = {name: runtime_module(name) for name in RUNTIMES}
+        reasons = {name: module.availability() for name, module in modules.items()}
+        if all(reasons.values()):
+            raise InputError(f"no CPU runtime works here to prove the graph: {'; '.join(map(str, reasons.values()))}")
+        for name, module in modules.items():
+            if isinstance(module, PlanModule) or reasons[name] is not None:
                 continue
             session = module.open_session(graph, precision=precision, threads=None, cache_key=sha256_of(graph))
             results = []

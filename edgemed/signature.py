@@ -36,9 +36,10 @@ def public_of(private_key: bytes) -> bytes:
 
 def verify(public_key: bytes, data: bytes, signature: bytes, where: Path) -> None:
     """Raise InputError, naming the signed file `where`, unless `signature` is this key's signature of `data`."""
+    load = _cryptography().load_pem_public_key
     from cryptography.exceptions import InvalidSignature
 
-    key = _loaded(_cryptography().load_pem_public_key, public_key, "public", "Ed25519PublicKey")
+    key = _loaded(load, public_key, "public", "Ed25519PublicKey")
     try:
         key.verify(signature, data)
     except InvalidSignature as error:
@@ -64,6 +65,7 @@ def _private(pem: bytes) -> Any:
 
 
 def _loaded(load: Any, pem: bytes, kind: str, type_name: str) -> Any:
+    _cryptography()
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ed25519
 

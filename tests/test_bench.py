@@ -93,12 +93,27 @@ def test_the_report_is_one_json_document_with_every_figure_and_its_place(bundle:
         assert result["conditions"]["seconds"] > 0
 
 
+def test_a_batch_that_answers_otherwise_than_one_image_is_not_timed(
+    bundle: Bundle, only_requests: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Model.predict_pixels
+
+    def predict(self: Model, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mean, members = real(self, batch)
+        return (mean[:, ::-1].copy(), members) if len(batch) > 1 else (mean, members)
+
+    monkeypatch.setattr(Model, "predict_pixels", predict)
+    with pytest.raises(GateError, match="a batch of 2 against one image"):
+        measured(bundle, iterations=3, batches=(2,), image_size=64)
+
+
 def test_every_sample_counts_and_percentiles_are_those_of_the_samples(
     bundle: Bundle, requests: list[tuple[int, ...]]
 ) -> None:
     result = measured(bundle, iterations=100, batches=(2,), image_size=64)
     assert requests[:2] == [(1, 40, 56, 3), (1, 64, 48, 3)]  # the golden images come first
-    assert requests[2:103] == [(2, 64, 64, 3)] * 101  # one that compiles, and the samples
+    assert requests[2:5] == [(2, 64, 64, 3), (1, 64, 64, 3), (2, 64, 64, 3)]  # one compiles; a batch like one image
+    assert requests[5:105] == [(2, 64, 64, 3)] * 100  # the samples
     latency = result["latency_ms"]
     assert sorted(result["times_ms"]) == [1.0] * 90 + [10.0] * 10  # none is dropped
     assert latency["mean"]["value"] == pytest.approx(1.9)

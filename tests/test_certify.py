@@ -143,3 +143,27 @@ def test_images_that_the_reference_does_not_know_prove_nothing(tmp_path: Path) -
     (tmp_path / "data.csv").write_text("file,label\nother/x.png,benign\n")
     with pytest.raises(InputError, match="no column 'path'"):
         certify(edgemed.load(path), tmp_path / "data.csv", Gates())
+
+
+@pytest.mark.parametrize(("fault", "code"), [(InputError("no plan"), 0), (GateError("wrong answers"), 3)])
+def test_a_self_test_fails_by_wrong_answers_and_not_by_a_missing_plan(
+    fault: Exception,
+    code: int,
+    tmp_path: Path,
+    edgemed: Edgemed,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise fault
+
+    path = bundle(tmp_path / "bundle")
+    monkeypatch.setattr("edgemed.infer.load", failing)
+    assert edgemed("inspect", path, "--self-test") == code
+    assert str(fault) in capsys.readouterr().out
+
+
+def test_a_certificate_that_verify_would_refuse_is_not_made(images: Path, tmp_path: Path, edgemed: Edgemed) -> None:
+    path = bundle(tmp_path / "bundle")
+    assert edgemed("certify", path, images, "--verify", tmp_path / "key.pem") == 2
+    assert not list(path.glob("plans/*"))

@@ -19,7 +19,7 @@ from PIL import Image
 import edgemed
 from edgemed import engines
 from edgemed.bundle import Bundle
-from edgemed.errors import EdgemedError, InputError
+from edgemed.errors import GateError, InputError
 from edgemed.infer import Model
 from edgemed.runtimes import openvino
 
@@ -170,7 +170,7 @@ def test_a_result_that_is_not_finite_is_no_prediction(tmp_path: Path) -> None:
     weights[1, 0, 0] = np.nan
     files = {**tiny.fields()["files"], "model.fp32.onnx": tiny.model(weights)}
     broken = edgemed.load(tiny.bundle(tmp_path / "bundle", files=files))
-    with pytest.raises(EdgemedError, match="do not use this engine"):
+    with pytest.raises(GateError, match="do not use this engine"):
         broken(tiny.image(0))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -213,6 +214,7 @@ def orin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Classic:
     """A machine with classic TensorRT and an Orin."""
     module = Classic()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    module.__spec__ = ModuleSpec("tensorrt", None)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tensorrt", module)  # type: ignore[arg-type]
     monkeypatch.setattr(Flavour, "availability", lambda self: None if self.name == "tensorrt" else "not installed")
     monkeypatch.setattr(Flavour, "here", lambda self: Here("tensorrt", "10.3", "sm87", "Linux", "aarch64"))

@@ -136,7 +136,7 @@ def test_another_graph_never_comes_from_the_cache() -> None:
     assert_right(session, tiny.image(6)[None], other)
 
 
-@pytest.mark.parametrize("damage", ["weights", "cut", "empty", "unrecorded"])
+@pytest.mark.parametrize("damage", ["weights", "cut", "empty", "unrecorded", "note"])
 def test_a_damaged_cache_is_compiled_anew(cache: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     opened("openvino")
     (blob,) = cache.glob("edgemed/openvino/*/*.blob")
@@ -146,6 +146,8 @@ def test_a_damaged_cache_is_compiled_anew(cache: Path, damage: str, caplog: pyte
     bad = {"weights": good[:at] + b"\0\0\0\x7f" + good[at + 4 :], "cut": good[: len(good) // 2], "empty": b""}
     if damage == "unrecorded":
         blob.with_suffix(".sha256").unlink()
+    elif damage == "note":
+        blob.with_suffix(".sha256").write_bytes(b"\xff" * 64)
     else:
         blob.write_bytes(bad[damage])
     with caplog.at_level(logging.WARNING):

@@ -11,6 +11,7 @@ import tiny_bundles as tiny
 
 import edgemed
 from edgemed.bundle import Bundle, open_bundle
+from edgemed.plans import PlanOptions, add_plans
 from edgemed.runtimes.tensorrt import FLAVOURS
 
 pytestmark = pytest.mark.gpu
@@ -25,12 +26,11 @@ def runtime(request: pytest.FixtureRequest) -> str:
 
 def built(folder: Path, runtime: str, side: int | None = None, batch: int = 1) -> Bundle:
     """The tiny bundle with a plan for this GPU."""
-    from edgemed.plans import add_plans
 
     bundle = tiny.bundle(folder)
     sides = (16, 48, 512) if side is None else (side, side, side)
     targets = [FLAVOURS[runtime].here().capability]
-    add_plans(bundle, runtime=runtime, targets=targets, precisions=["fp32"], batch=(1, 1, batch), image_size=sides)
+    add_plans(bundle, PlanOptions(runtime, tuple(targets), (1, 1, batch), sides), precisions=["fp32"])
     return open_bundle(bundle.path)
 
 

@@ -20,7 +20,7 @@ Runtime = Annotated[
     str, typer.Option(help="tensorrt, tensorrt-rtx, openvino, onnxruntime; auto: the first that works here.")
 ]
 Precision = Annotated[str, typer.Option(help="Which graph of the bundle: fp32 or fp16.")]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 = all that this process may use.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 = all physical cores that this process may use.")]
 Bundle = Annotated[Path, typer.Argument(help="A bundle from `edgemed build-engine`.", show_default=False)]
 
 MaxFlips = Annotated[int, typer.Option(min=0, help="Gate: how many labels may change.")]

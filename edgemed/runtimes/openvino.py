@@ -149,7 +149,7 @@ def _kept(file: Path) -> bytes | None:
     if not file.is_file():
         return None
     data, note = file.read_bytes(), file.with_suffix(".sha256")
-    if note.is_file() and note.read_text(encoding="ascii") == sha256_of(data):
+    if note.is_file() and note.read_bytes() == sha256_of(data).encode():
         return data
     _log.warning("%s was damaged, and is compiled again", file)
     return None

@@ -36,7 +36,7 @@ class KernelCache:
             if self._file.is_file() and note.is_file():
                 data = self._file.read_bytes()
                 # Kernels are code: what was damaged or cut short is compiled anew.
-                self.loaded = note.read_text(encoding="ascii") == sha256_of(data)
+                self.loaded = note.read_bytes() == sha256_of(data).encode()
                 self.loaded = self.loaded and bool(self._kernels.deserialize(data))
             self._unsaved = not self.loaded
         except OSError as error:

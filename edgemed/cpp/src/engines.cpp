@@ -120,8 +120,8 @@ Session* open_plan(const Bundle& bundle, const Choice& choice, Runtime& runtime,
     certified = best->certified_at(place);
     if (!certified && !allowed)
         throw Error(EDGEMED_ERROR_RUNTIME, "plan " + best->id + " is not certified on this machine; run `edgemed certify " +
-                                               bundle.path + " DATA --runtime " + name +
-                                               "`, or ask for this runtime by name");
+                                               bundle.path + " DATA --runtime " + name + " --precision " +
+                                               choice.precision + "`, or ask for this runtime by name");
     if (!certified)
         choice.warn(("plan " + best->id + " is not certified on this machine, and runs because it was asked for").c_str());
     Source source = source_of(bundle, choice, plan, best->id, best->plan->sha256);

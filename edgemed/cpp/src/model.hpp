@@ -55,8 +55,8 @@ struct Model {
             !std::all_of(found.member_probabilities, found.member_probabilities + n * members() * labels(), finite))
             throw Error(EDGEMED_ERROR_INTERNAL, shared->runtime +
                                                     " computed a probability that is not a finite number; do not use "
-                                                    "this engine: check it with `edgemed bench " +
-                                                    shared->bundle.path + "`, and take another runtime or precision");
+                                                    "this engine: run `edgemed inspect " +
+                                                    shared->bundle.path + " --self-test`, and take another runtime or precision");
         for (size_t k = 0; k < n && (outputs.decisions || outputs.prediction_sets); ++k) {
             const edgemed_decision decision =
                 decide(shared->bundle.manifest, found.probabilities + k * labels(),
