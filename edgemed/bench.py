@@ -63,7 +63,7 @@ class Settings:
     between requests (sparse). batches: images per request. image_size: side of the square images in pixels; None = the
     size that the bundle was built for. threads: CPU threads of a request; None = all cores. warmup, duration: seconds.
     iterations: so many requests of each stream in place of a duration. include: "decode" begins at the encoded file (a
-    JPEG of a phantom), and ends at the decision.
+    JPEG of a phantom), and ends at the decision. plan: one of the bundle's, by its id; None = the best.
     """
 
     runtime: str = "auto"
@@ -78,6 +78,7 @@ class Settings:
     duration: float = 5.0
     iterations: int | None = None
     include: tuple[str, ...] = ()
+    plan: str | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -161,7 +162,7 @@ def _tried(bundle: Bundle, name: str, settings: Settings, side: int) -> dict[str
 
 def _runtime(bundle: Bundle, name: str, settings: Settings, side: int) -> dict[str, Any]:
     """A runtime's part of the report: correctness first, then the start, then each batch size."""
-    model = load(bundle, runtime=name, precision=settings.precision, threads=settings.threads)
+    model = load(bundle, runtime=name, precision=settings.precision, threads=settings.threads, plan=settings.plan)
     golden = model.self_test()
     on_cpu = not isinstance(runtime_module(model.runtime), PlanModule)
     entry: dict[str, Any] = {
@@ -178,7 +179,12 @@ def _runtime(bundle: Bundle, name: str, settings: Settings, side: int) -> dict[s
             "gates": asdict(default_gates(settings.precision)),
         },
         "start": start_up(
-            bundle.path, runtime=model.runtime, precision=settings.precision, threads=settings.threads, side=side
+            bundle.path,
+            runtime=model.runtime,
+            precision=settings.precision,
+            threads=settings.threads,
+            side=side,
+            plan=settings.plan,
         ),
         "limits": cpu_limits(model.session.threads) if on_cpu else NOT_MEASURED,
     }

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgemed.bundle import Bundle
-from edgemed.errors import InputError
+from edgemed.errors import InputError, did_you_mean
 from edgemed.manifest import MODEL_FILES
 from edgemed.preflight import Here, check_plan
 from edgemed.records import Place, PlanRecord
@@ -46,8 +46,10 @@ def place_of(session: Session, precision: str) -> Place:
     return Place.model_validate(values)
 
 
-def open_engine(bundle: Bundle, *, runtime: str, precision: str, threads: int | None, uncertified: bool) -> Engine:
-    """The first engine of the bundle that works here, or that of the named runtime. See `infer.load`.
+def open_engine(
+    bundle: Bundle, *, runtime: str, precision: str, threads: int | None, uncertified: bool, plan: str | None = None
+) -> Engine:
+    """The first engine of the bundle that works here, or that of the named runtime or plan. See `infer.load`.
 
     Raises InputError where none works, with every reason.
     """
@@ -55,6 +57,8 @@ def open_engine(bundle: Bundle, *, runtime: str, precision: str, threads: int | 
         bundle.read(name)  # small files; a bundle with one that was changed is not the one that was proven
     onnx = bundle.read_model(precision)
     key = bundle.manifest.files[MODEL_FILES[precision]].sha256
+    if plan is not None:
+        runtime = _runtime_of(bundle, plan, runtime, precision)
     named = runtime != "auto"
     passed_over: list[str] = []
     for name in (runtime,) if named else ORDER:
@@ -63,7 +67,7 @@ def open_engine(bundle: Bundle, *, runtime: str, precision: str, threads: int | 
         if why_not is None:
             try:
                 if isinstance(module, PlanModule):
-                    session, record = _open_plan(bundle, module, precision, allowed=named or uncertified)
+                    session, record = _open_plan(bundle, module, precision, plan, allowed=named or uncertified)
                 else:
                     session = module.open_session(onnx, precision=precision, threads=threads, cache_key=key)
                     record = None
@@ -81,15 +85,30 @@ def open_engine(bundle: Bundle, *, runtime: str, precision: str, threads: int | 
     raise InputError(f"no runtime for {bundle.path}: {'; '.join(passed_over)}")
 
 
-def _open_plan(bundle: Bundle, module: PlanModule, precision: str, *, allowed: bool) -> tuple[Session, PlanRecord]:
-    """The best plan for this GPU. `allowed`: one that is not certified here may run, which is logged.
+def _runtime_of(bundle: Bundle, plan: str, runtime: str, precision: str) -> str:
+    """The runtime of the plan with an id. InputError: no such plan, or not of the runtime and precision asked for."""
+    records = {one.id: one for one in bundle.plans() if one.sha256 is not None}
+    if plan not in records:
+        raise InputError(f"{bundle.path} holds no plan '{plan}'.{did_you_mean(plan, records)}")
+    record = records[plan]
+    if runtime not in ("auto", record.runtime):
+        raise InputError(f"plan {plan} is for {record.runtime}, not {runtime}; leave out --runtime")
+    if record.precision != precision:
+        raise InputError(f"plan {plan} is {record.precision}; add --precision {record.precision}")
+    return record.runtime
+
+
+def _open_plan(
+    bundle: Bundle, module: PlanModule, precision: str, plan: str | None, *, allowed: bool
+) -> tuple[Session, PlanRecord]:
+    """The best plan for this GPU, or that of the id. `allowed`: one not certified here may run, which is logged.
 
     Raises InputError: no plan of this runtime and precision, none that can run here, or only uncertified ones.
     """
     here = module.here()
     build = f"build one with `edgemed build-engine {bundle.path} --runtime {here.runtime}`"
     records = [one for one in bundle.plans() if one.runtime == here.runtime and one.sha256 is not None]
-    records = [one for one in records if one.precision == precision]
+    records = [one for one in records if one.precision == precision and plan in (None, one.id)]
     if not records:
         raise InputError(f"{bundle.path} holds no {precision} plan for {here.runtime}; {build}")
     fitting, reasons = [], []
@@ -102,19 +121,19 @@ def _open_plan(bundle: Bundle, module: PlanModule, precision: str, *, allowed: b
         raise InputError("; ".join(reasons))
     for reason in reasons:
         _log.warning("%s", reason)
-    for record, plan in fitting:
+    for record, content in fitting:
         if record.state == "certified" and record.certificate is not None:
-            session = module.open_plan(plan, record)
+            session = module.open_plan(content, record)
             if record.certified_at(place_of(session, precision)):
                 return session, record
-    record, plan = fitting[0]
+    record, content = fitting[0]
     if not allowed:
         raise InputError(
             f"plan {record.id} is not certified on this machine; run `edgemed certify {bundle.path} DATA --runtime "
             f"{here.runtime} --precision {precision}`, or ask for this runtime by name"
         )
     _log.warning("plan %s is not certified on this machine, and runs because it was asked for", record.id)
-    return module.open_plan(plan, record), record
+    return module.open_plan(content, record), record
 
 
 def _checked(bundle: Bundle, record: PlanRecord, here: Here) -> bytes:

@@ -108,7 +108,7 @@ class Model:
         Golden images alone make an engine self-tested, never certified. Raises GateError where an answer differs by
         more than the precision's default gates, InputError for a plan whose sizes are none of theirs.
         """
-        golden = [item for item in self.bundle.golden() if self._fits(item.image)]
+        golden = [item for item in self.bundle.golden() if self.record is None or self.record.takes(item.image)]
         if not golden:
             raise InputError(f"no golden image of {self.bundle.path} has a size that this plan takes")
         least = 1 if self.record is None else self.record.batch[0]  # a plan may take no single image
@@ -168,11 +168,6 @@ class Model:
             raise InputError(f"pixels are {batch.dtype} {batch.shape}; predict_pixels takes uint8 (N, H, W, 3)")
         self._check_size(batch, "the image")
         return self._run(batch)
-
-    def _fits(self, image: NDArray[np.uint8]) -> bool:
-        """Whether the plan, where there is one, takes the size of an image (H, W, 3)."""
-        low, _, high = (0, 0, max(image.shape)) if self.record is None else self.record.image_side
-        return all(low <= side <= high for side in image.shape[:2])
 
     def _run(self, batch: NDArray[np.uint8]) -> Probabilities:
         manifest = self.bundle.manifest
@@ -256,6 +251,7 @@ def load(
     public_key: str | os.PathLike[str] | None = None,
     plan_key: str | os.PathLike[str] | None = None,
     uncertified: bool = False,
+    plan: str | None = None,
     self_test: bool = False,
 ) -> Model:
     """A model that is ready to predict.
@@ -265,8 +261,8 @@ def load(
     TensorRT plans that are not certified on this very machine, unless `uncertified` is true. A name takes that one or
     raises. precision: which graph, "fp32" or "fp16" (a CPU executes both in fp32). threads: CPU threads of a request;
     None = all physical cores that this process may use. public_key: an Ed25519 key file (PEM) by which the manifest,
-    and each plan, must be signed; plan_key: another key for plans, such as the device's own. self_test: run the golden
-    images first (`Model.self_test`).
+    and each plan, must be signed; plan_key: another key for plans, such as the device's own. plan: the id of one
+    of the bundle's plans, where it holds several. self_test: run the golden images first (`Model.self_test`).
 
     Raises InputError for a bundle, key, runtime or argument that cannot be used, with the reason and the next step,
     GateError where the self-test fails.
@@ -280,7 +276,9 @@ def load(
     else:
         keys = [None if path is None else read_key(Path(path)) for path in (public_key, plan_key)]
         opened = open_bundle(bundle, public_key=keys[0], plan_key=keys[1])
-    engine = open_engine(opened, runtime=runtime, precision=precision, threads=threads, uncertified=uncertified)
+    engine = open_engine(
+        opened, runtime=runtime, precision=precision, threads=threads, uncertified=uncertified, plan=plan
+    )
     model = Model(opened, engine.session, precision, engine.reason, engine.record)
     if self_test:
         model.self_test()

@@ -92,6 +92,7 @@ def parity(
     limit: int | None = None,
     threads: int | None = None,
     public_key: Path | None = None,
+    plan_key: Path | None = None,
     progress: Progress = lambda stage, done, total, detail: None,
 ) -> dict[str, Any]:
     """How far runtimes given the same pixels, and decoders given the same runtime, are apart on the images in `data`.
@@ -107,7 +108,7 @@ def parity(
     files = list(image_files(data))
     if limit is not None and limit < len(files):
         files = [files[k] for k in np.linspace(0, len(files) - 1, limit).round().astype(int)]
-    models, runtimes = _models(bundle, precision, threads, public_key)
+    models, runtimes = _models(bundle, precision, threads, (public_key, plan_key))
     if runtime != "auto" and runtime not in models:
         runtime_module(runtime)  # an unknown name gets its own message
         raise InputError(f"--runtime {runtime} cannot serve: {runtimes[runtime]['not_run']}")
@@ -194,10 +195,11 @@ def require_no_flips(report: dict[str, Any]) -> None:
 
 
 def _models(
-    bundle: Path, precision: str, threads: int | None, public_key: Path | None
+    bundle: Path, precision: str, threads: int | None, keys: tuple[Path | None, Path | None]
 ) -> tuple[dict[str, Model], dict[str, dict[str, Any]]]:
     """A model on each runtime that works here; and of every runtime its version and state, or why it is not run."""
-    opened = open_bundle(bundle, public_key=None if public_key is None else read_key(public_key))
+    public, of_plans = (None if path is None else read_key(path) for path in keys)
+    opened = open_bundle(bundle, public_key=public, plan_key=of_plans)
     opened.read_model(precision)  # a precision that is not there, a changed graph: not a runtime's fault
     models, told = {}, {}
     for name in ORDER:

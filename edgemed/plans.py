@@ -108,9 +108,7 @@ def tried(bundle: Bundle, record: PlanRecord, plan: bytes) -> PlanRecord:
     flavour = FLAVOURS[record.runtime]
     if flavour.availability() is not None or flavour.here().capability not in record.targets:
         return record
-    low, _, high = record.image_side
-    sizes = [item.image.shape[:2] for item in bundle.golden()]
-    if not any(low <= min(sides) and max(sides) <= high for sides in sizes):
+    if not any(record.takes(item.image) for item in bundle.golden()):
         return record  # a plan of one size, which the golden images have not
     session = flavour.open_plan(plan, record)
     place = place_of(session, record.precision)

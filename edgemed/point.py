@@ -7,8 +7,7 @@ whose failures there are rare enough: with R of N calibration images in G groups
 share that may fail. That is conformal risk control (Angelopoulos et al. 2022, arXiv 2208.02814), whose promise holds on
 average over the draw of the calibration images; for prediction sets and one image a group it is split conformal
 prediction with its quantile of rank ceil((N + 1) coverage). Images of a group count as one draw, since they are alike.
-The promise is exact where groups are of one size; a few groups that are much larger than the others weaken it. The
-temperatures (three numbers) come from the same images, which makes it a little optimistic.
+Exact where groups are of one size; a few much larger ones weaken it, and so do temperatures from the same images.
 
 What fails: an image of the positive class below the threshold (sensitivity), one of another class at or above it
 (specificity), a true label outside of the set (coverage), an image that is referred (`answer`), a wrong answer that is
@@ -82,8 +81,7 @@ def fitted_point(wanted: Wanted, classes: Sequence[str], table: Table) -> Operat
         if wanted.positive not in classes:
             raise InputError(f"--positive '{wanted.positive}' is no class.{did_you_mean(wanted.positive, classes)}")
         point = point.model_copy(update=_threshold(wanted, list(classes).index(wanted.positive), table))
-    limit = wanted.answer if wanted.answer is not None else wanted.max_error
-    if limit is not None:
+    if wanted.answer is not None or wanted.max_error is not None:
         if REFER in classes:
             raise InputError(f"a class is named '{REFER}', which is the decision that leaves an image to a human")
         point = point.model_copy(update={"max_disagreement": _max_disagreement(wanted, point, classes, table)})
@@ -133,12 +131,11 @@ def _max_disagreement(wanted: Wanted, point: OperatingPoint, classes: Sequence[s
         return _just_above(apart, _allowed("--answer", wanted.answer, table.groups))
     assert wanted.max_error is not None
     groups = len(set(table.groups))
-    allowed = allowed_failures(wanted.max_error, len(table.groups), groups)
-    if allowed < 0:
+    if (allowed := allowed_failures(wanted.max_error, len(table.groups), groups)) < 0:
+        needed, least = math.ceil(1 / wanted.max_error - 1 - 1e-9), math.ceil(1000 / (groups + 1)) / 1000
         raise InputError(
-            f"--max-error {wanted.max_error:g} cannot be promised from {groups} calibration groups: it needs "
-            f"{math.ceil(1 / wanted.max_error - 1 - 1e-9)}; ask for at least "
-            f"{math.ceil(1000 / (groups + 1)) / 1000:g}, or give more images"
+            f"--max-error {wanted.max_error:g} cannot be promised from {groups} calibration groups: it needs {needed}; "
+            f"ask for at least {least:g}, or give more images"
         )
     wrong = apart[~_outcomes(point, classes, table).right]
     if len(wrong) <= allowed:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Annotated, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from edgemed.manifest import Count, Range, Sha256, Strict, Text, Time
@@ -91,6 +93,11 @@ class PlanRecord(Strict):
     bytes: Count | None
     state: State
     certificate: Certificate | None = None
+
+    def takes(self, image: NDArray[np.uint8]) -> bool:
+        """Whether the sides of an image (H, W, 3) are within the plan's range."""
+        low, _, high = self.image_side
+        return bool(low <= min(image.shape[:2]) and max(image.shape[:2]) <= high)
 
     def certified_at(self, place: Place) -> bool:
         """Whether the certificate was made in this very place; another GPU, version or CPU needs its own."""

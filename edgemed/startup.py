@@ -31,7 +31,9 @@ from edgemed.runtimes import runtime_module
 from edgemed.runtimes.tensorrt import Flavour
 
 
-def start_up(bundle: Path, *, runtime: str, precision: str, threads: int | None, side: int) -> dict[str, Any]:
+def start_up(
+    bundle: Path, *, runtime: str, precision: str, threads: int | None, side: int, plan: str | None = None
+) -> dict[str, Any]:
     """A cold and a warm start to the answer for one image of `side` pixels: {"cold": {...}, "warm": {...}}.
 
     Each: milliseconds of "process" (interpreter and imports), "verify" (reading and hashing the bundle), "runtime"
@@ -41,6 +43,7 @@ def start_up(bundle: Path, *, runtime: str, precision: str, threads: int | None,
     """
     request = {
         "bundle": str(bundle.resolve()), "runtime": runtime, "precision": precision, "threads": threads, "side": side,
+        "plan": plan,
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="edgemed-") as cache:
         return {kind: _start(request, cache) for kind in ("cold", "warm")}
@@ -91,7 +94,8 @@ def _first_answer(request: dict[str, Any], entered: int) -> dict[str, Any]:
     free = module.free_memory() if isinstance(module, Flavour) else None
     imported = time.monotonic_ns()
     reads = len(bundle.spent)
-    model = load(bundle, runtime=request["runtime"], precision=request["precision"], threads=request["threads"])
+    chosen = {name: request[name] for name in ("runtime", "precision", "threads", "plan")}
+    model = load(bundle, **chosen)
     loaded = time.monotonic_ns()
     model.predict_pixels(np.zeros((1, request["side"], request["side"], 3), dtype=np.uint8))
     answered = time.monotonic_ns()

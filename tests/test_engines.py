@@ -107,6 +107,35 @@ def test_a_plan_certified_here_is_taken_before_a_newer_uncertified_one(bundle: B
     assert model.session.plan == first
 
 
+def test_a_plan_can_be_asked_for_by_its_id_where_another_is_certified(bundle: Bundle) -> None:
+    first, second = RTX + b"first", RTX + b"second"
+    add_plan(bundle, certified(record(bundle, first, id="first")), first)
+    add_plan(bundle, record(bundle, second, id="second"), second)
+    model = edgemed.load(bundle, plan="second")
+    assert (model.session.plan, model.state) == (second, "built")  # type: ignore[attr-defined]
+    for options, says in (
+        ({"plan": "secnd"}, "Did you mean 'second'"),
+        ({"plan": "second", "runtime": "openvino"}, "is for tensorrt-rtx, not openvino"),
+        ({"plan": "second", "precision": "fp16"}, "add --precision fp32"),
+    ):
+        with pytest.raises(InputError, match=says):
+            edgemed.load(bundle, **options)  # type: ignore[arg-type]
+
+
+def test_a_self_test_takes_the_golden_images_that_the_plan_takes(bundle: Bundle) -> None:
+    sizes = {item.image.shape[:2] for item in bundle.golden()}
+    assert sizes == {(40, 56), (64, 48)}
+    plan = RTX + b"small"
+    made = record(bundle, plan, id="small", image_side=(16, 40, 56), batch=(3, 3, 3), state="self-tested")
+    add_plan(bundle, made, plan)
+    model = edgemed.load(bundle, plan="small")
+    assert (model.self_test().n, model.state) == (1, "self-tested")
+    none = record(bundle, plan, id="none", image_side=(16, 16, 16))
+    add_plan(bundle, none, plan)
+    with pytest.raises(InputError, match="no golden image"):
+        edgemed.load(bundle, plan="none").self_test()
+
+
 @pytest.mark.parametrize("place", [{"device": "RTX 4090"}, {"capability": "sm89"}, {"version": "1.6.0"}])
 def test_a_certificate_from_another_place_counts_for_nothing_here(bundle: Bundle, place: dict[str, str]) -> None:
     add_plan(bundle, certified(record(bundle, RTX), **place), RTX)

@@ -32,6 +32,14 @@ MaxAurocDrop = Annotated[float, typer.Option(min=0, help="Gate: by how much the 
 Sign = Annotated[
     Path | None, typer.Option(help="Sign what is written with this Ed25519 key (PEM).", show_default=False)
 ]
+VerifyPlans = Annotated[
+    Path | None,
+    typer.Option(help="Plans are signed by this other key, such as the device's own.", show_default="--verify's"),
+]
+Plan = Annotated[
+    str | None,
+    typer.Option(help="One of the bundle's plans, by its id (see inspect).", show_default="the best for this GPU"),
+]
 Verify = Annotated[
     Path | None,
     typer.Option(help="Refuse what is not signed by this public key (PEM).", show_default=False),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgemed import display
-from edgemed.commands import Precision, Threads
+from edgemed.commands import Plan, Precision, Threads
 from edgemed.errors import InputError, UnstableError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def bench(
         typer.Option(help="decode: from the encoded file to the decision.", show_default="pixels only"),
     ] = None,
     threads: Threads = 0,
+    plan: Plan = None,
     warmup: Annotated[float, typer.Option(min=0, help="Seconds before measuring.")] = 1.0,
     duration: Annotated[float, typer.Option(min=0.1, help="Seconds of measuring.")] = 5.0,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 where a measurement did not settle.")] = False,
@@ -89,6 +90,7 @@ def bench(
         warmup=warmup,
         duration=duration,
         include=tuple(include or ()),
+        plan=plan,
     )
     ensemble = None if compare in (None, WITHOUT_RUN) else contenders.ensemble_of_run(Path(compare))
     report = bench_module.bench(bundle, settings)

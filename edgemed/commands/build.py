@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,6 +104,7 @@ def build_engine(
             if out is not None or member:
                 raise InputError(f"{source} is a bundle: plans are put into it; give neither --out nor --member")
             opened = open_bundle(source, public_key=None if verify is None else read_key(verify))
+            opened = replace(opened, plan_key=None)  # devices sign plans by keys of their own
             options = PlanOptions(runtime, wanted, limits, sides)
             add_plans(opened, options, precisions=precisions, signing_key=key, progress=progress)
             bundle = opened

@@ -9,7 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from edgemed import display
-from edgemed.commands import Bundle, Json, MaxAurocDrop, MaxFlips, MaxProbError, Precision, Runtime, Sign, Verify
+from edgemed.commands import (
+    Bundle,
+    Json,
+    MaxAurocDrop,
+    MaxFlips,
+    MaxProbError,
+    Plan,
+    Precision,
+    Runtime,
+    Sign,
+    Verify,
+    VerifyPlans,
+)
 from edgemed.errors import EdgemedError, InputError
 
 
@@ -21,21 +33,26 @@ def certify(
     max_flips: MaxFlips = 0,
     max_prob_error: MaxProbError = None,
     max_auroc_drop: MaxAurocDrop = 0.005,
+    plan: Plan = None,
     sign: Sign = None,
     verify: Verify = None,
     json_: Json = False,
 ) -> None:
     """Prove, on your own images, that an engine is as right on this machine as the model it came from."""
+    from edgemed.bundle import open_bundle
     from edgemed.certify import certify as run_certify
     from edgemed.gates import default_gates
     from edgemed.infer import load
-    from edgemed.signature import read_key
+    from edgemed.signature import public_of, read_key
 
     gates = default_gates(precision, max_flips=max_flips, max_prob_error=max_prob_error, max_auroc_drop=max_auroc_drop)
     if verify is not None and sign is None:
         raise InputError("with --verify, sign the certificate too (--sign KEY): without, --verify will refuse it")
     key = None if sign is None else read_key(sign)
-    model = load(bundle, runtime=runtime, precision=precision, uncertified=True, public_key=verify)
+    # The plan is this device's: signed, if at all, by the key that will sign its certificate.
+    keys = {} if verify is None or key is None else {"public_key": read_key(verify), "plan_key": public_of(key)}
+    opened = open_bundle(bundle, **keys)
+    model = load(opened, runtime=runtime, precision=precision, uncertified=True, plan=plan)
     with display.progress() as progress:
         found = run_certify(model, data, gates, signing_key=key, progress=progress)
     if json_:
@@ -49,6 +66,7 @@ def certify(
 def inspect(
     bundle: Bundle,
     verify: Verify = None,
+    verify_plans: VerifyPlans = None,
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Run the golden images on every runtime that works here.")
     ] = False,
@@ -58,7 +76,8 @@ def inspect(
     from edgemed.bundle import open_bundle
     from edgemed.signature import read_key
 
-    opened = open_bundle(bundle, public_key=None if verify is None else read_key(verify))
+    keys = [None if path is None else read_key(path) for path in (verify, verify_plans)]
+    opened = open_bundle(bundle, public_key=keys[0], plan_key=keys[1])
     opened.verify()
     tests = _self_tests(opened) if self_test else None
     display.inspection(opened, tests, json_)

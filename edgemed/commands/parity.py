@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgemed import display
-from edgemed.commands import Bundle, Json, Precision, Runtime, Threads, Verify
+from edgemed.commands import Bundle, Json, Precision, Runtime, Threads, Verify, VerifyPlans
 from edgemed.errors import InputError
 
 NOT_COMPARED = {"undecoded": "not decoded", "other_shape": "other size"}
@@ -30,6 +30,7 @@ def parity(
     ] = None,
     threads: Threads = 0,
     verify: Verify = None,
+    verify_plans: VerifyPlans = None,
     json_: Json = False,
 ) -> None:
     """Compare runtimes on the same pixels, and other decoders (on --runtime) with edgemed's own.
@@ -48,6 +49,7 @@ def parity(
             limit=limit,
             threads=threads or None,
             public_key=verify,
+            plan_key=verify_plans,
             progress=progress,
         )
     if json_:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgemed import display
-from edgemed.commands import Bundle, Json, Precision, Runtime, Threads, Verify
+from edgemed.commands import Bundle, Json, Precision, Runtime, Threads, Verify, VerifyPlans
 from edgemed.errors import InputError
 
 
@@ -19,6 +19,7 @@ def predict(
     precision: Precision = "fp32",
     threads: Threads = 0,
     verify: Verify = None,
+    verify_plans: VerifyPlans = None,
     self_test: Annotated[bool, typer.Option("--self-test", help="Run the golden images first.")] = False,
     json_: Json = False,
 ) -> None:
@@ -31,6 +32,7 @@ def predict(
         precision=precision,
         threads=threads or None,
         public_key=verify,
+        plan_key=verify_plans,
         self_test=self_test,
     )
     found, bad = [], 0
