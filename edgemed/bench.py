@@ -64,6 +64,7 @@ class Settings:
     size that the bundle was built for. threads: CPU threads of a request; None = all cores. warmup, duration: seconds.
     iterations: so many requests of each stream in place of a duration. include: "decode" begins at the encoded file (a
     JPEG of a phantom), and ends at the decision. plan: one of the bundle's, by its id; None = the best.
+    cuda_graph: whether a plan of one shape is captured into a CUDA graph.
     """
 
     runtime: str = "auto"
@@ -79,6 +80,7 @@ class Settings:
     iterations: int | None = None
     include: tuple[str, ...] = ()
     plan: str | None = None
+    cuda_graph: bool = True
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -162,7 +164,9 @@ def _tried(bundle: Bundle, name: str, settings: Settings, side: int) -> dict[str
 
 def _runtime(bundle: Bundle, name: str, settings: Settings, side: int) -> dict[str, Any]:
     """A runtime's part of the report: correctness first, then the start, then each batch size."""
-    model = load(bundle, runtime=name, precision=settings.precision, threads=settings.threads, plan=settings.plan)
+    chosen = {"precision": settings.precision, "threads": settings.threads, "plan": settings.plan}
+    chosen["cuda_graph"] = settings.cuda_graph
+    model = load(bundle, runtime=name, **chosen)  # type: ignore[arg-type]
     golden = model.self_test()
     on_cpu = not isinstance(runtime_module(model.runtime), PlanModule)
     entry: dict[str, Any] = {
@@ -181,10 +185,8 @@ def _runtime(bundle: Bundle, name: str, settings: Settings, side: int) -> dict[s
         "start": start_up(
             bundle.path,
             runtime=model.runtime,
-            precision=settings.precision,
-            threads=settings.threads,
             side=side,
-            plan=settings.plan,
+            **chosen,  # type: ignore[arg-type]
         ),
         "limits": cpu_limits(model.session.threads) if on_cpu else NOT_MEASURED,
     }

@@ -47,7 +47,14 @@ def place_of(session: Session, precision: str) -> Place:
 
 
 def open_engine(
-    bundle: Bundle, *, runtime: str, precision: str, threads: int | None, uncertified: bool, plan: str | None = None
+    bundle: Bundle,
+    *,
+    runtime: str,
+    precision: str,
+    threads: int | None,
+    uncertified: bool,
+    plan: str | None = None,
+    cuda_graph: bool = True,
 ) -> Engine:
     """The first engine of the bundle that works here, or that of the named runtime or plan. See `infer.load`.
 
@@ -67,7 +74,8 @@ def open_engine(
         if why_not is None:
             try:
                 if isinstance(module, PlanModule):
-                    session, record = _open_plan(bundle, module, precision, plan, allowed=named or uncertified)
+                    allowed = named or uncertified
+                    session, record = _open_plan(bundle, module, precision, plan, allowed, cuda_graph)
                 else:
                     session = module.open_session(onnx, precision=precision, threads=threads, cache_key=key)
                     record = None
@@ -99,7 +107,7 @@ def _runtime_of(bundle: Bundle, plan: str, runtime: str, precision: str) -> str:
 
 
 def _open_plan(
-    bundle: Bundle, module: PlanModule, precision: str, plan: str | None, *, allowed: bool
+    bundle: Bundle, module: PlanModule, precision: str, plan: str | None, allowed: bool, cuda_graph: bool
 ) -> tuple[Session, PlanRecord]:
     """The best plan for this GPU, or that of the id. `allowed`: one not certified here may run, which is logged.
 
@@ -123,7 +131,7 @@ def _open_plan(
         _log.warning("%s", reason)
     for record, content in fitting:
         if record.state == "certified" and record.certificate is not None:
-            session = module.open_plan(content, record)
+            session = module.open_plan(content, record, cuda_graph=cuda_graph)
             if record.certified_at(place_of(session, precision)):
                 return session, record
     record, content = fitting[0]
@@ -133,7 +141,7 @@ def _open_plan(
             f"{here.runtime} --precision {precision}`, or ask for this runtime by name"
         )
     _log.warning("plan %s is not certified on this machine, and runs because it was asked for", record.id)
-    return module.open_plan(content, record), record
+    return module.open_plan(content, record, cuda_graph=cuda_graph), record
 
 
 def _checked(bundle: Bundle, record: PlanRecord, here: Here) -> bytes:

@@ -252,6 +252,7 @@ def load(
     plan_key: str | os.PathLike[str] | None = None,
     uncertified: bool = False,
     plan: str | None = None,
+    cuda_graph: bool = True,
     self_test: bool = False,
 ) -> Model:
     """A model that is ready to predict.
@@ -261,8 +262,8 @@ def load(
     TensorRT plans that are not certified on this very machine, unless `uncertified` is true. A name takes that one or
     raises. precision: which graph, "fp32" or "fp16" (a CPU executes both in fp32). threads: CPU threads of a request;
     None = all physical cores that this process may use. public_key: an Ed25519 key file (PEM) by which the manifest,
-    and each plan, must be signed; plan_key: another key for plans, such as the device's own. plan: the id of one
-    of the bundle's plans, where it holds several. self_test: run the golden images first (`Model.self_test`).
+    and each plan, must be signed; plan_key: another key for plans, such as the device's own. plan: one of the
+    bundle's, by its id. cuda_graph: capture a plan of one shape. self_test: run the golden images (`Model.self_test`).
 
     Raises InputError for a bundle, key, runtime or argument that cannot be used, with the reason and the next step,
     GateError where the self-test fails.
@@ -276,9 +277,8 @@ def load(
     else:
         keys = [None if path is None else read_key(Path(path)) for path in (public_key, plan_key)]
         opened = open_bundle(bundle, public_key=keys[0], plan_key=keys[1])
-    engine = open_engine(
-        opened, runtime=runtime, precision=precision, threads=threads, uncertified=uncertified, plan=plan
-    )
+    wanted = {"runtime": runtime, "precision": precision, "threads": threads, "uncertified": uncertified}
+    engine = open_engine(opened, **wanted, plan=plan, cuda_graph=cuda_graph)  # type: ignore[arg-type]
     model = Model(opened, engine.session, precision, engine.reason, engine.record)
     if self_test:
         model.self_test()

@@ -32,7 +32,14 @@ from edgemed.runtimes.tensorrt import Flavour
 
 
 def start_up(
-    bundle: Path, *, runtime: str, precision: str, threads: int | None, side: int, plan: str | None = None
+    bundle: Path,
+    *,
+    runtime: str,
+    precision: str,
+    threads: int | None,
+    side: int,
+    plan: str | None = None,
+    cuda_graph: bool = True,
 ) -> dict[str, Any]:
     """A cold and a warm start to the answer for one image of `side` pixels: {"cold": {...}, "warm": {...}}.
 
@@ -43,7 +50,7 @@ def start_up(
     """
     request = {
         "bundle": str(bundle.resolve()), "runtime": runtime, "precision": precision, "threads": threads, "side": side,
-        "plan": plan,
+        "plan": plan, "cuda_graph": cuda_graph,
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="edgemed-") as cache:
         return {kind: _start(request, cache) for kind in ("cold", "warm")}
@@ -94,7 +101,7 @@ def _first_answer(request: dict[str, Any], entered: int) -> dict[str, Any]:
     free = module.free_memory() if isinstance(module, Flavour) else None
     imported = time.monotonic_ns()
     reads = len(bundle.spent)
-    chosen = {name: request[name] for name in ("runtime", "precision", "threads", "plan")}
+    chosen = {name: request[name] for name in ("runtime", "precision", "threads", "plan", "cuda_graph")}
     model = load(bundle, **chosen)
     loaded = time.monotonic_ns()
     model.predict_pixels(np.zeros((1, request["side"], request["side"], 3), dtype=np.uint8))

@@ -25,6 +25,19 @@ def test_a_gpus_report_has_its_stages_its_memory_and_its_state(tmp_path: Path, r
     assert report["machine"]["gpu"] != "not measured"
 
 
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_plan_of_one_shape_is_timed_with_and_without_a_cuda_graph(
+    tmp_path: Path,
+    runtime: str,  # noqa: F811
+    graph: bool,
+) -> None:
+    bundle = built(tmp_path / "bundle", runtime, side=48)
+    report = bench(bundle, Settings(runtime=runtime, image_size=48, warmup=0.1, duration=1.0, cuda_graph=graph))
+    [(_, result)] = results(report)
+    assert report["settings"]["cuda_graph"] is graph
+    assert result["latency_ms"]["p50"]["value"] > 0
+
+
 def test_a_gpu_tells_its_clocks_and_its_power() -> None:
     state = nvml.gpu_state()
     if state is None:

@@ -46,7 +46,7 @@ class Spy(PlanModule):
     def here(self) -> Here:
         return self.machine
 
-    def open_plan(self, plan: bytes, record: PlanRecord) -> Any:
+    def open_plan(self, plan: bytes, record: PlanRecord, *, cuda_graph: bool = True) -> Any:
         self.seen.append(plan)
         raise AssertionError("a damaged plan reached the runtime")
 

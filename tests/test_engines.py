@@ -39,7 +39,7 @@ class Executor:
 
 class Desktop(PlanModule):
     def __init__(self, error: float = 0.0) -> None:
-        self.error = error
+        self.error, self.graphs = error, list[bool]()
 
     def availability(self) -> None:
         return None
@@ -47,7 +47,8 @@ class Desktop(PlanModule):
     def here(self) -> Here:
         return HERE
 
-    def open_plan(self, plan: bytes, record: PlanRecord) -> Any:
+    def open_plan(self, plan: bytes, record: PlanRecord, *, cuda_graph: bool = True) -> Any:
+        self.graphs.append(cuda_graph)
         return Executor(plan, self.error)
 
 
@@ -120,6 +121,17 @@ def test_a_plan_can_be_asked_for_by_its_id_where_another_is_certified(bundle: Bu
     ):
         with pytest.raises(InputError, match=says):
             edgemed.load(bundle, **options)  # type: ignore[arg-type]
+
+
+def test_a_plan_runs_without_a_cuda_graph_where_that_is_asked_for(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desktop = Desktop()
+    use(monkeypatch, desktop)
+    add_plan(bundle, record(bundle, RTX), RTX)
+    for wanted in (True, False):
+        edgemed.load(bundle, runtime="tensorrt-rtx", cuda_graph=wanted)
+    assert desktop.graphs == [True, False]
 
 
 def test_a_self_test_takes_the_golden_images_that_the_plan_takes(bundle: Bundle) -> None:

@@ -40,6 +40,7 @@ def bench(
     ] = None,
     threads: Threads = 0,
     plan: Plan = None,
+    cuda_graph: Annotated[bool, typer.Option(help="Capture a plan of one shape into a CUDA graph.")] = True,
     warmup: Annotated[float, typer.Option(min=0, help="Seconds before measuring.")] = 1.0,
     duration: Annotated[float, typer.Option(min=0.1, help="Seconds of measuring.")] = 5.0,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 where a measurement did not settle.")] = False,
@@ -91,6 +92,7 @@ def bench(
         duration=duration,
         include=tuple(include or ()),
         plan=plan,
+        cuda_graph=cuda_graph,
     )
     ensemble = None if compare in (None, WITHOUT_RUN) else contenders.ensemble_of_run(Path(compare))
     report = bench_module.bench(bundle, settings)

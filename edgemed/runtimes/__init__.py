@@ -87,8 +87,11 @@ class PlanModule(ABC):
         """This machine, as `preflight.check_plan` compares it with a plan."""
 
     @abstractmethod
-    def open_plan(self, plan: bytes, record: PlanRecord) -> Session:
-        """A session for a plan that passed `preflight.check_plan`. Raises InputError where the runtime refuses it."""
+    def open_plan(self, plan: bytes, record: PlanRecord, *, cuda_graph: bool = True) -> Session:
+        """A session for a plan that passed `preflight.check_plan`. Raises InputError where the runtime refuses it.
+
+        cuda_graph: whether a plan of one shape is captured into a CUDA graph.
+        """
 
 
 def runtime_module(name: str) -> RuntimeModule | PlanModule:

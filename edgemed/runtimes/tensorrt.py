@@ -78,7 +78,7 @@ class Flavour(PlanModule):
         return Here(self.name, str(self._tensorrt().__version__), _capability(self._cuda()))
 
     def open_plan(self, plan: bytes, record: PlanRecord, *, cuda_graph: bool = True) -> Session:
-        """See `runtimes.PlanModule`. cuda_graph: whether a plan of one shape is captured into a CUDA graph."""
+        """See `runtimes.PlanModule`."""
         return _Session(self, self._tensorrt(), self._cuda(), plan, record, cuda_graph)
 
     def free_memory(self) -> int:
