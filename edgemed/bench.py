@@ -167,6 +167,11 @@ def _runtime(bundle: Bundle, name: str, settings: Settings, side: int) -> dict[s
     chosen = {"precision": settings.precision, "threads": settings.threads, "plan": settings.plan}
     chosen["cuda_graph"] = settings.cuda_graph
     model = load(bundle, runtime=name, **chosen)  # type: ignore[arg-type]
+    if model.record is not None:
+        low, _, high = model.record.batch
+        if not low <= min(settings.batches) <= max(settings.batches) <= high:
+            asked = ",".join(map(str, settings.batches))
+            raise InputError(f"--batches {asked}: plan {model.record.id} takes {low} to {high} images; see --plan")
     golden = model.self_test()
     on_cpu = not isinstance(runtime_module(model.runtime), PlanModule)
     entry: dict[str, Any] = {

@@ -157,7 +157,7 @@ def test_a_bundle_that_is_wrong_itself_is_compared_with_nothing(tmp_path: Path) 
 
 
 def test_the_command_compares_the_first_batch_and_says_it_in_table_and_json(
-    tmp_path: Path, edgemed: Any, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, edgemed: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = tiny.bundle(tmp_path / "bundle").path
     flags = "--compare none --batches 3,1 --image-size 40 --threads 1 --warmup 0 --duration 0.1".split()
@@ -167,3 +167,11 @@ def test_the_command_compares_the_first_batch_and_says_it_in_table_and_json(
     comparison = json.loads((tmp_path / "bench.json").read_text())["comparison"]
     assert comparison["request"] == [3, 40, 40, 3] and set(comparison["timed"]) == set(BY_HAND.values())
     assert edgemed("bench", bundle, "--compare", tmp_path / "no-run") == 2
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise GateError("wrong")
+
+    (tmp_path / "bench.json").unlink()
+    monkeypatch.setattr("edgemed.contenders.compared", failing)
+    assert edgemed("bench", bundle, *flags, "--json", tmp_path / "bench.json") == 3
+    assert json.loads((tmp_path / "bench.json").read_text())["runtimes"][0]["results"]  # what was measured is kept

@@ -14,6 +14,7 @@ from test_damaged import HERE, RTX, record
 
 import edgemed
 from edgemed import engines
+from edgemed.bench import Settings, bench
 from edgemed.bundle import Bundle, open_bundle
 from edgemed.engines import place_of
 from edgemed.errors import GateError, InputError
@@ -142,6 +143,8 @@ def test_a_self_test_takes_the_golden_images_that_the_plan_takes(bundle: Bundle)
     add_plan(bundle, made, plan)
     model = edgemed.load(bundle, plan="small")
     assert (model.self_test().n, model.state) == (1, "self-tested")
+    with pytest.raises(InputError, match="--batches 1,4: plan small takes 3 to 3"):
+        bench(bundle, Settings(runtime="tensorrt-rtx", plan="small", batches=(1, 4)))
     none = record(bundle, plan, id="none", image_side=(16, 16, 16))
     add_plan(bundle, none, plan)
     with pytest.raises(InputError, match="no golden image"):

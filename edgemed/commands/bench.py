@@ -9,7 +9,7 @@ import typer
 
 from edgemed import display
 from edgemed.commands import Plan, Precision, Threads
-from edgemed.errors import InputError, UnstableError
+from edgemed.errors import EdgemedError, InputError, UnstableError
 
 if TYPE_CHECKING:
     from edgemed.bench import Settings
@@ -71,6 +71,8 @@ def bench(
     if (bundle is None) == (diff is None):
         raise InputError("give a bundle to measure, or --diff OLD.json NEW.json to compare two measurements")
     if diff is not None:
+        if markdown or plot or compare or strict or export_times:
+            raise InputError("--diff compares two documents and measures nothing; of the outputs it takes --json only")
         difference = bench_diff.diff(*(bench_diff.read_report(path) for path in diff))
         _show(difference, bench_diff.table, json_)
         return
@@ -106,7 +108,11 @@ def bench(
     if compare is None:
         _show(report, bench_report.table, json_)
     else:
-        report["comparison"] = _comparison(bundle, settings, ensemble)
+        try:
+            report["comparison"] = _comparison(bundle, settings, ensemble)
+        except EdgemedError:
+            _show(report, bench_report.table, json_)  # what was measured is not lost
+            raise
         _show(report, _table_and_comparison, json_)
     unstable = [
         f"{one['name']}, batch {result['batch']}: {reason}"
@@ -123,7 +129,8 @@ def _comparison(bundle: Path, settings: Settings, ensemble: Ensemble | None) -> 
     from edgemed.infer import load
 
     runtime = "auto" if settings.runtime == "all" else settings.runtime
-    model = load(bundle, runtime=runtime, precision=settings.precision, threads=settings.threads)
+    chosen = {"precision": settings.precision, "threads": settings.threads, "plan": settings.plan}
+    model = load(bundle, runtime=runtime, cuda_graph=settings.cuda_graph, **chosen)  # type: ignore[arg-type]
     batch, side = settings.batches[0], settings.image_size or model.bundle.manifest.input.opt_side
     others = contenders.contenders(model, ensemble, (batch, side, side, 3))
     return contenders.compared(model, others, batch=batch, side=side, seconds=settings.duration)
