@@ -49,6 +49,7 @@ from edgemed.stats import Interval
 from edgemed.timing import mean_interval, percentile_intervals, resampled_medians, stability, timed
 
 SCHEMA = "edgemed.bench/2"
+LOADED_WITH = ("precision", "threads", "plan", "cuda_graph")  # the settings that `infer.load` takes, but the runtime
 MODES = ("single-stream", "burst", "sparse")
 PERCENTILES = (50, 90, 95, 99)
 P99_SAMPLES = 1000  # 10 samples above the percentile
@@ -164,9 +165,8 @@ def _tried(bundle: Bundle, name: str, settings: Settings, side: int) -> dict[str
 
 def _runtime(bundle: Bundle, name: str, settings: Settings, side: int) -> dict[str, Any]:
     """A runtime's part of the report: correctness first, then the start, then each batch size."""
-    chosen = {"precision": settings.precision, "threads": settings.threads, "plan": settings.plan}
-    chosen["cuda_graph"] = settings.cuda_graph
-    model = load(bundle, runtime=name, **chosen)  # type: ignore[arg-type]
+    chosen = {key: getattr(settings, key) for key in LOADED_WITH}
+    model = load(bundle, runtime=name, **chosen)
     if model.record is not None:
         low, _, high = model.record.batch
         if not low <= min(settings.batches) <= max(settings.batches) <= high:
@@ -191,7 +191,7 @@ def _runtime(bundle: Bundle, name: str, settings: Settings, side: int) -> dict[s
             bundle.path,
             runtime=model.runtime,
             side=side,
-            **chosen,  # type: ignore[arg-type]
+            **chosen,
         ),
         "limits": cpu_limits(model.session.threads) if on_cpu else NOT_MEASURED,
     }
@@ -216,10 +216,11 @@ def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any
 
     idle, part = settings.idle_ms / 1e3, settings.duration / 5  # seconds; part: of each pass besides
     call()  # compiles this batch size
-    if batch > 1:  # another compilation than that of the golden images
-        alone, together = (model.predict_pixels(part_)[0] for part_ in (pixels[:1], pixels))
-        same = compare(np.repeat(alone, batch, axis=0), together, tie_margin=TIE_MARGINS[settings.precision])
-        check(same, default_gates(settings.precision), f"{model.runtime}, a batch of {batch} against one image,")
+    least = 1 if model.record is None else model.record.batch[0]  # what the golden images were run with
+    if batch > least:  # another compilation than theirs
+        few, many = (model.predict_pixels(some)[0] for some in (pixels[:least], pixels))
+        same = compare(np.repeat(few[:1], batch, axis=0), many, tie_margin=TIE_MARGINS[settings.precision])
+        check(same, default_gates(settings.precision), f"{model.runtime}, a batch of {batch} against {least},")
     gc.collect()
     fresh = forget_peak_memory()
     before: list[Snapshot] = []

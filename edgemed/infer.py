@@ -277,8 +277,8 @@ def load(
     else:
         keys = [None if path is None else read_key(Path(path)) for path in (public_key, plan_key)]
         opened = open_bundle(bundle, public_key=keys[0], plan_key=keys[1])
-    wanted = {"runtime": runtime, "precision": precision, "threads": threads, "uncertified": uncertified}
-    engine = open_engine(opened, **wanted, plan=plan, cuda_graph=cuda_graph)  # type: ignore[arg-type]
+    wanted: dict[str, Any] = {"uncertified": uncertified, "plan": plan, "cuda_graph": cuda_graph}
+    engine = open_engine(opened, runtime=runtime, precision=precision, threads=threads, **wanted)
     model = Model(opened, engine.session, precision, engine.reason, engine.record)
     if self_test:
         model.self_test()

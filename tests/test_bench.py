@@ -103,7 +103,7 @@ def test_a_batch_that_answers_otherwise_than_one_image_is_not_timed(
         return (mean[:, ::-1].copy(), members) if len(batch) > 1 else (mean, members)
 
     monkeypatch.setattr(Model, "predict_pixels", predict)
-    with pytest.raises(GateError, match="a batch of 2 against one image"):
+    with pytest.raises(GateError, match="a batch of 2 against 1,"):
         measured(bundle, iterations=3, batches=(2,), image_size=64)
 
 

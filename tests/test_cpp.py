@@ -125,6 +125,8 @@ def test_auto_passes_over_a_plan_that_is_not_certified_here(build: Path, tmp_pat
 
 def test_a_certified_plan_is_preferred_to_a_newer_one(build: Path, tmp_path: Path) -> None:
     bundle = tiny.bundle(tmp_path / "bundle")
+    add_plan(bundle, damaged.record(bundle, damaged.RTX, id="tested", state="self-tested"), damaged.RTX)
+    assert opened(build, bundle.path, "tensorrt-rtx")["state"] == "self-tested"
     place = {"runtime": "tensorrt-rtx", "version": "1.7.1.116", "device": "stub", "capability": "sm86"}
     certificate = certificate_record(bundle.path, **place).certificate
     add_plan(bundle, damaged.record(bundle, damaged.RTX, id="newer", created="2026-02-02T00:00:00Z"), damaged.RTX)

@@ -126,11 +126,11 @@ def bench(
 def _comparison(bundle: Path, settings: Settings, ensemble: Ensemble | None) -> dict[str, Any]:
     """The first batch size, on the runtime that was asked for (the first that works, where it was all of them)."""
     from edgemed import contenders
+    from edgemed.bench import LOADED_WITH
     from edgemed.infer import load
 
     runtime = "auto" if settings.runtime == "all" else settings.runtime
-    chosen = {"precision": settings.precision, "threads": settings.threads, "plan": settings.plan}
-    model = load(bundle, runtime=runtime, cuda_graph=settings.cuda_graph, **chosen)  # type: ignore[arg-type]
+    model = load(bundle, runtime=runtime, **{key: getattr(settings, key) for key in LOADED_WITH})
     batch, side = settings.batches[0], settings.image_size or model.bundle.manifest.input.opt_side
     others = contenders.contenders(model, ensemble, (batch, side, side, 3))
     return contenders.compared(model, others, batch=batch, side=side, seconds=settings.duration)

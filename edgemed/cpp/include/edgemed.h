@@ -134,7 +134,7 @@ EDGEMED_API const char* edgemed_bundle_id(const edgemed_model* model);
 EDGEMED_API const char* edgemed_runtime(const edgemed_model* model);         /* "openvino" */
 EDGEMED_API const char* edgemed_runtime_version(const edgemed_model* model); /* the runtime's own */
 EDGEMED_API const char* edgemed_reason(const edgemed_model* model);          /* why this runtime, and not the ones before it */
-EDGEMED_API const char* edgemed_state(const edgemed_model* model); /* what is proven of this engine here: "certified", "built" */
+EDGEMED_API const char* edgemed_state(const edgemed_model* model); /* proven here: "certified", "self-tested", "built" */
 
 /* Why this thread's last call failed; "" before the first failure. Valid until this thread's next failure. */
 EDGEMED_API const char* edgemed_last_error(void);

@@ -79,7 +79,7 @@ void complete(std::string& version, const std::string& here) {
 
 // The best plan for this GPU. `allowed`: one that is not certified here may run, with a warning.
 Session* open_plan(const Bundle& bundle, const Choice& choice, Runtime& runtime, const Here& here, bool allowed,
-                   bool& certified) {
+                   std::string& state) {
     const std::string name = runtime.name();
     const auto [os, architecture] = platform();
     const Machine machine{name, here.version, here.capability, os, architecture};
@@ -117,7 +117,8 @@ Session* open_plan(const Bundle& bundle, const Choice& choice, Runtime& runtime,
         }
     }
     if (!best) throw Error(EDGEMED_ERROR_BUNDLE, reasons);
-    certified = best->certified_at(place);
+    const bool certified = best->certified_at(place);
+    state = certified ? "certified" : best->state == "self-tested" ? "self-tested" : "built";
     if (!certified && !allowed)
         throw Error(EDGEMED_ERROR_RUNTIME, "plan " + best->id + " is not certified on this machine; run `edgemed certify " +
                                                bundle.path + " DATA --runtime " + name + " --precision " +
@@ -164,18 +165,16 @@ Engine open_engine(const Bundle& bundle, const Choice& choice) {
         if (Runtime* runtime = usable_runtime(name, choice.modules, here, why_not)) {
             try {
                 Engine engine;
-                bool certified = false;
                 if (runtime->takes_plans()) {
                     engine.session.reset(
-                        open_plan(bundle, choice, *runtime, here, named || choice.uncertified, certified));
+                        open_plan(bundle, choice, *runtime, here, named || choice.uncertified, engine.state));
                 } else {
                     engine.session.reset(opened(*runtime, source_of(bundle, choice, onnx, model, sha256)));
-                    certified = onnx_certified(bundle, choice, name, here, sha256);
+                    engine.state = onnx_certified(bundle, choice, name, here, sha256) ? "certified" : "built";
                 }
                 engine.runtime = name, engine.version = here.version;
                 engine.reason = std::string(name) + (named ? ": asked for by name" : ": the first that works here") +
                                 (passed_over.empty() ? "" : " (" + passed_over + ")");
-                engine.state = certified ? "certified" : "built";
                 return engine;
             } catch (const Error& error) {
                 if (named) throw;

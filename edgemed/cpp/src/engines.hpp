@@ -11,7 +11,7 @@ namespace edgemed::impl {
 struct Engine {
     std::unique_ptr<Session> session;
     std::string runtime, version, reason;
-    std::string state;  // what is proven of this engine in this place: "certified" or "built"
+    std::string state;  // what is proven of this engine in this place: "certified", "self-tested" or "built"
 };
 
 struct Choice {
