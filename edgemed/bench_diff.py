@@ -39,9 +39,9 @@ _SAME = (
 def diff(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """{"schema", "rows", "notes"}: a row for each runtime and batch size that both reports hold.
 
-    A row: runtime, batch, old_p50_ms, new_p50_ms, ratio (new over old: value, low, high), verdict: "slower", "faster"
-    or "no significant change". notes: what else differs between the two, such as threads, versions, or the machine,
-    and measurements that did not settle.
+    A row: runtime, batch, old_p50_ms, new_p50_ms, ratio (new over old: value, low, high), verdict: "slower", "faster",
+    "no significant change", or "not settled" where one of the two measurements is not: it could say any of them. notes:
+    what else differs between the two, such as threads, versions, or the machine, and measurements that did not settle.
 
     Raises InputError for reports that measured different things, or have no measurement in common.
     """
@@ -117,7 +117,9 @@ def _row(runtime: dict[str, Any], before: dict[str, Any], after: dict[str, Any])
     low, high = np.quantile(medians[1][:, None] / medians[0][None, :], [0.025, 0.975])
     ratio = new_p50 / old_p50
     verdict = "no significant change"
-    if (low > 1 or high < 1) and abs(ratio - 1) > SMALLEST_CHANGE:
+    if not (before["stability"]["settled"] and after["stability"]["settled"]):
+        verdict = "not settled"
+    elif (low > 1 or high < 1) and abs(ratio - 1) > SMALLEST_CHANGE:
         verdict = "slower" if ratio > 1 else "faster"
     return {
         "runtime": runtime["name"],
