@@ -36,6 +36,7 @@ from edgemed.sources import Source
 
 Sides = tuple[int, int, int]  # min, opt, max, in pixels
 Progress = Callable[[str, int, int, str], None]
+TINT = (1.0, 0.8, 0.6)  # of red, green, blue: as warm light
 _log = logging.getLogger("edgemed")
 
 
@@ -127,13 +128,18 @@ def flops_of(ensemble: Ensemble, side: int) -> int:
 
 
 def _phantoms(image_size: Sides) -> list[NDArray[np.uint8]]:
-    """Phantoms of every class in two shapes within the range of sizes."""
+    """Phantoms of every class in two shapes within the range of sizes; one of these is tinted.
+
+    A grey image answers alike with red and blue in the wrong order, so grey ones alone would not show that fault.
+    """
     low, _, high = image_size
     if high < MIN_SIDE:
         raise InputError(f"--image-size {image_size}: the largest side must be at least {MIN_SIDE}")
     fitted = {side: min(max(side, low, MIN_SIDE), high) for side in (160, 480, 640)}
     shapes = ((fitted[160], fitted[160]), (fitted[480], fitted[640]))
-    return [phantom(kind, seed, *shape) for seed, shape in enumerate(shapes) for kind in CLASSES]
+    images = [phantom(kind, seed, *shape) for seed, shape in enumerate(shapes) for kind in CLASSES]
+    tinted = [(image * np.array(TINT)).astype(np.uint8) for image in images[len(CLASSES) :]]
+    return images[: len(CLASSES)] + tinted
 
 
 def _images_of(folder: Path, image_size: Sides) -> list[NDArray[np.uint8]]:

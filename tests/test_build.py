@@ -119,6 +119,13 @@ def test_golden_images_cover_every_class_and_carry_pytorchs_outputs(made: Made) 
         np.testing.assert_allclose(item.members, members, atol=1e-6)
 
 
+def test_red_and_blue_in_the_wrong_order_fail_the_golden_images(made: Made) -> None:
+    ensemble, gate = predict_callable(made.run.ensemble), 1e-3  # the gate of fp32
+    golden = made.bundle.golden()
+    errors = [np.abs(ensemble(item.image[..., ::-1].copy())[0] - item.probabilities).max() for item in golden]
+    assert max(errors) > gate
+
+
 def test_golden_images_of_ones_own_travel_with_pytorchs_outputs(made: Made, quick: None, tmp_path: Path) -> None:
     chosen = tmp_path / "chosen"
     chosen.mkdir()
