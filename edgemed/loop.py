@@ -6,6 +6,7 @@ runs code.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import io
 import json
@@ -32,6 +33,21 @@ log = logging.getLogger("edgemed")
 
 Progress = Callable[[str, int, int, str], None]
 """Called as progress(stage, done, total, detail): `progress("fine-tune imagenet", 3, 30, "loss 0.61")`."""
+
+
+def reuse_memory() -> None:
+    """Have the C library keep what torch frees, for the next step. No result depends on it.
+
+    By default glibc hands every large tensor back to the system and takes it anew, zeroed page by page: with two
+    trainings of EfficientNet-Lite0 on two cores, that was a quarter of the processors' time. Nothing without glibc.
+    """
+    trim_threshold, mmap_max, never = -1, -4, 2**31 - 1  # malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, never)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
