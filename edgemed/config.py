@@ -40,6 +40,7 @@ class TrainConfig:
     learning_rate: float = 5e-4
     pretrain_learning_rate: float = 3e-4
     layer_decay: float = 0.75
+    freeze: int = 0
     weight_decay: float = 0.05
     warmup_epochs: int = 2
     drop_path: float = 0.1
@@ -92,6 +93,7 @@ class TrainConfig:
             ("ema_decay", 0.0, 0.99999),
             ("drop_path", 0.0, 0.9),
             ("layer_decay", 0.1, 1.0),
+            ("freeze", 0, 100),
             ("learning_rate", 1e-7, 1.0),
             ("pretrain_learning_rate", 1e-7, 1.0),
             ("epochs", 1, 100_000),

@@ -45,6 +45,7 @@ from edgemed.loop import (
     seed_noise,
     write_history,
 )
+from edgemed.models import freeze_stages
 from edgemed.preprocess import FrontEnd
 
 AUGMENT = Augment(scale=(0.3, 1.0), rotate=20.0, brightness=0.3, contrast=0.3)
@@ -120,6 +121,7 @@ def finetune(
         )
     stage = f"fine-tuning {member}"
     log.info("%s on %d images: %s", stage, len(files), loader.reason)
+    frozen = freeze_stages(model, config.freeze)
     optimizer = create_optimizer_v2(
         model, "adamw", lr=config.learning_rate, weight_decay=config.weight_decay, layer_decay=config.layer_decay
     )
@@ -145,6 +147,8 @@ def finetune(
         began, total = time.monotonic(), 0.0
         seed_noise(seed, epoch)
         model.train()
+        for part in frozen:
+            part.eval()
         for step, (images, labels, indices) in enumerate(together(loader.epoch(epoch))):
             schedule.step_update(epoch * loader.steps + step)
             optimizer.zero_grad(set_to_none=True)

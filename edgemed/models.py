@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from edgemed.errors import InputError, did_you_mean
@@ -123,6 +125,27 @@ def load_backbone(model: nn.Module, state: dict[str, Tensor], source: str) -> No
             found, need = tuple(state[key].shape), tuple(value.shape)
             raise InputError(f"weights from {source}: '{key}' has shape {found}, the backbone needs {need}")
     model.load_state_dict({key: state[key] for key in wanted}, strict=False)
+
+
+def freeze_stages(model: nn.Module, stages: int) -> list[nn.Module]:
+    """Keep the stem and the first `stages` stages from learning; returns those of their modules that hold weights.
+
+    They belong in evaluation mode while the others train, so that batch statistics stay as they are. 0: none.
+
+    Raises:
+        InputError: the network has fewer stages.
+    """
+    if not stages:
+        return []
+    of_group = group_parameters(model, model.group_matcher(coarse=True))  # type: ignore[operator]
+    last = len(of_group) - 2  # of the stages: the stem comes before them, the classifier after
+    if stages > last:
+        raise InputError(f"--freeze {stages}: this backbone has {last} stages; try {last}")
+    names = {name for group in range(stages + 1) for name in of_group[group]}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in names)
+    own = partial(nn.Module.named_parameters, recurse=False)
+    return [part for at, part in model.named_modules() if any(f"{at}.{name}" in names for name, _ in own(part))]
 
 
 def weights_digest(state: dict[str, Tensor]) -> str:

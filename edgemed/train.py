@@ -36,7 +36,7 @@ from edgemed.files import read_json, write_atomic, write_json
 from edgemed.loader import check_backend
 from edgemed.loop import Progress, log
 from edgemed.metrics import INTERVAL_METRICS
-from edgemed.models import check_backbone, create_backbone, imagenet_state, load_backbone, weights_digest
+from edgemed.models import check_backbone, create_backbone, freeze_stages, imagenet_state, load_backbone, weights_digest
 from edgemed.parallel import run_jobs
 from edgemed.point import selective_metrics
 from edgemed.reporting import report_of_run
@@ -175,7 +175,9 @@ def _weights(config: TrainConfig, previous: dict[str, Any] | None, out: Path) ->
         InputError: there are none, they belong to another backbone, or the run was begun with others.
     """
     state, source = imagenet_state(config.backbone, Path(config.weights) if config.weights else None)
-    load_backbone(create_backbone(config.backbone, classes=0), state, source)
+    backbone = create_backbone(config.backbone, classes=2)
+    load_backbone(backbone, state, source)
+    freeze_stages(backbone, config.freeze)
     found = {"source": source, "sha256": weights_digest(state)}
     if previous is not None and previous["weights"]["sha256"] != found["sha256"]:
         began = previous["weights"]["source"]

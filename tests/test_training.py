@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from edgemed.errors import EdgemedError, InputError
 from edgemed.finetune import class_weights
 from edgemed.loop import cosine_schedule, load_checkpoint, require_finite, save_checkpoint
 from edgemed.masking import removed_units, unit_entropy, upsampled
-from edgemed.models import check_backbone, create_backbone, imagenet_state, load_backbone
+from edgemed.models import check_backbone, create_backbone, freeze_stages, imagenet_state, load_backbone
 
 
 @pytest.mark.parametrize(
@@ -117,6 +119,31 @@ def test_training_starts_undecided_and_its_batch_statistics_keep_up(backbone: st
         assert loss.item() == pytest.approx(math.log(3), abs=0.1)
         features, evaluated = model.forward_features(pixels), model.eval().forward_features(pixels)
         assert (features - evaluated).norm() < 0.5 * features.norm()  # with a momentum of 0.01: 0.8 and 0.9
+
+
+def test_frozen_stages_neither_learn_nor_count_statistics() -> None:
+    model = create_backbone("tf_efficientnet_lite0", 2)
+    frozen = freeze_stages(model, 2)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.train()
+    for part in frozen:
+        part.eval()
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.1)
+    model(torch.randn(4, 3, 64, 64)).logsumexp(1).sum().backward()
+    optimizer.step()
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    kept = ("conv_stem", "bn1", "blocks.0", "blocks.1")
+    assert not any(key.startswith(kept) for key in changed)
+    assert {"blocks.2.0.conv_pw.weight", "blocks.2.0.bn1.running_mean", "classifier.weight"} <= changed
+
+
+@pytest.mark.parametrize(("backbone", "stages"), [("tf_efficientnet_lite0", 7), ("convnext_atto", 4), ("resnet18", 4)])
+def test_more_stages_than_there_are_cannot_be_frozen(backbone: str, stages: int) -> None:
+    model = create_backbone(backbone, 2)
+    freeze_stages(model, stages)
+    assert any(parameter.requires_grad for parameter in model.get_classifier().parameters())
+    with pytest.raises(InputError, match=f"--freeze {stages + 1}: this backbone has {stages} stages"):
+        freeze_stages(model, stages + 1)
 
 
 def test_the_temperature_undoes_a_known_overconfidence() -> None:
@@ -221,3 +248,24 @@ def test_upsampling_keeps_the_place_of_a_unit() -> None:
     full = upsampled(mask, 8, 4)
     assert full[0, :4, :2].all()
     assert full.sum() == 8
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's behaviour")
+def test_memory_that_a_step_frees_serves_the_next_one() -> None:
+    code = """
+import resource, sys, torch
+from edgemed.loop import reuse_memory
+if sys.argv[1] == "kept":
+    reuse_memory()
+torch.set_num_threads(1)
+for k in range(10):
+    if k == 5:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(64, 2**20)  # 256 MB, freed at once
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("kept", "given back")
+    }
+    assert faults["kept"] < faults["given back"] / 100

@@ -56,6 +56,7 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="Fine-tuning's highest rate (the classifier's).")] = 5e-4,
     pretrain_learning_rate: Annotated[float, typer.Option(help="Pretraining's highest rate.")] = 3e-4,
     layer_decay: Annotated[float, typer.Option(help="Each layer's rate against that of the next one.")] = 0.75,
+    freeze: Annotated[int, typer.Option(help="The stem and so many stages keep their weights in fine-tuning.")] = 0,
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 0.05,
     warmup_epochs: Annotated[int, typer.Option(help="Epochs of linear warm-up.")] = 2,
     drop_path: Annotated[float, typer.Option(help="Stochastic depth in fine-tuning.")] = 0.1,
