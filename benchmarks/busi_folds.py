@@ -2,7 +2,7 @@
 
     python benchmarks/busi_folds.py DATA          # DATA: the folder with benign/, malignant/, normal/; about an hour
 
-Resumable: the run lies in build/busi-folds. Writes benchmarks/results/busi-folds.json and prints it as the last line.
+Resumable: the run lies in build/busi, where busi_ablation.py goes on from it. Writes results/busi-folds.json.
 The settings below were chosen on validation images only (the test folds were run once, with them frozen).
 """
 
@@ -17,12 +17,14 @@ from typing import Any
 
 from common import ROOT, keep
 
-RUN = Path("build") / "busi-folds"
-FLAGS = (
-    "--backbone tf_efficientnet_lite0 --folds 5 --seed 0 --size 160 --pretrain-size 160 --epochs 22 "
-    "--pretrain-epochs 10 --learning-rate 1e-3 --layer-decay 0.9 --pretrain-learning-rate 2e-4 --drop-path 0.2 "
-    "--class-weighting 0 --threads 1"
+ABLATION = Path("build") / "busi"
+RUN = ABLATION / "cells" / "entropy-imagenet"
+RECIPE = (
+    "--backbone tf_efficientnet_lite0 --size 128 --pretrain-size 128 --epochs 20 --pretrain-epochs 6 --batch 16 "
+    "--learning-rate 1e-3 --layer-decay 0.9 --freeze 2 --pretrain-learning-rate 2e-4 --drop-path 0.2 "
+    "--class-weighting 0 --patience 20 --seed 0"
 )
+FLAGS = f"{RECIPE} --folds 5 --split 0.8,0.08,0.12 --calibration 0.1 --threads 1"
 
 
 def summary(metrics: dict[str, Any]) -> dict[str, Any]:

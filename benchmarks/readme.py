@@ -69,6 +69,19 @@ def _busi(found: Document) -> str:
     return f"ensemble: accuracy {_interval(pooled['accuracy'], 3)}, AUROC {_interval(pooled['auroc'], 3)}"
 
 
+def _ablation(found: Document) -> str:
+    pairs = "; ".join(f"{one['name']} {_interval(one['accuracy'], 3)}" for one in found["ensembles"])
+    return f"accuracy: {pairs}. {found['sentence']}"
+
+
+def _data_sets(found: Document) -> str:
+    return "; ".join(
+        f"{name}: {one['n']} images held out, accuracy {_interval(one['ensemble']['accuracy'], 3)}, balanced "
+        f"{_interval(one['ensemble']['balanced_accuracy'], 3)}, AUROC {_interval(one['ensemble']['auroc'], 3)}"
+        for name, one in found["sets"].items()
+    )
+
+
 def _near_duplicates(found: Document) -> str:
     lowest = {
         name: min(results[kind]["recall"] for kind in found["bar"]["of"]) for name, results in found["sets"].items()
@@ -154,6 +167,8 @@ FIGURES: dict[str, Callable[[Document], str]] = {
     "patch-entropy-gpu": _entropy,
     "patch-entropy-h100": _entropy,
     "busi-folds": _busi,
+    "busi-ablation": _ablation,
+    "data-sets": _data_sets,
     "near-duplicates": _near_duplicates,
     "onnx-parity": _onnx_parity,
     "cpp-parity": _cpp_parity,
