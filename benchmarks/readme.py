@@ -34,12 +34,15 @@ def _interval(value: Document, digits: int = 2) -> str:
     return f"{value['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def _missed(found: Document) -> str:
+    return ", ".join(name for name, one in found["bars"].items() if not one["met"]) or "none"
+
+
 def _peers(found: Document) -> str:
     times = "; ".join(f"{name} {_interval(one['times_bundle'])}" for name, one in found["timed"].items())
-    missed = [name for name, one in found["bars"].items() if not one["met"]]
     return (
         f"bundle {found['bundle']['p50_ms']['value']:.0f} ms, {found['share_of_sgemm']['share']:.0%} of the sgemm "
-        f"rate; times the bundle's latency: {times}; bars missed: {', '.join(missed) or 'none'}"
+        f"rate; times the bundle's latency: {times}; bars missed: {_missed(found)}"
     )
 
 
@@ -66,7 +69,10 @@ def _entropy(found: Document) -> str:
 
 def _busi(found: Document) -> str:
     pooled = found["pooled"]["ensemble"]
-    return f"ensemble: accuracy {_interval(pooled['accuracy'], 3)}, AUROC {_interval(pooled['auroc'], 3)}"
+    return (
+        f"ensemble: accuracy {_interval(pooled['accuracy'], 3)}, AUROC {_interval(pooled['auroc'], 3)}; "
+        f"bars missed: {_missed(found)}"
+    )
 
 
 def _ablation(found: Document) -> str:
@@ -78,6 +84,7 @@ def _data_sets(found: Document) -> str:
     return "; ".join(
         f"{name}: {one['n']} images held out, accuracy {_interval(one['ensemble']['accuracy'], 3)}, balanced "
         f"{_interval(one['ensemble']['balanced_accuracy'], 3)}, AUROC {_interval(one['ensemble']['auroc'], 3)}"
+        + (f", aims missed: {_missed(one)}" if one["bars"] else "")
         for name, one in found["sets"].items()
     )
 
