@@ -107,6 +107,11 @@ class TrainConfig:
         ):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{flag(name)} {getattr(self, name)} is outside {low} to {high}")
+        if self.freeze and self.start == "scratch" and not self.pretrain_epochs:
+            raise InputError(
+                f"--freeze {self.freeze} with --start scratch and --pretrain-epochs 0 would keep random weights; "
+                "leave out --freeze"
+            )
         if self.batch < 2 * self.accumulate:
             raise InputError(
                 f"--accumulate {self.accumulate} leaves less than 2 of the --batch {self.batch} images for a part; "

@@ -41,11 +41,12 @@ from edgemed.loop import (
     log,
     read_history,
     require_finite,
+    reuse_memory,
     save_checkpoint,
     seed_noise,
     write_history,
 )
-from edgemed.models import freeze_stages
+from edgemed.models import freeze_stages, train_mode
 from edgemed.preprocess import FrontEnd
 
 AUGMENT = Augment(scale=(0.3, 1.0), rotate=20.0, brightness=0.3, contrast=0.3)
@@ -92,12 +93,15 @@ def finetune(
 ) -> None:
     """Train `model` on the rows of split `train` and write `model.safetensors` and `history.jsonl` into `folder`.
 
-    The epoch with the lowest validation cross-entropy is kept; after `config.patience` epochs without a lower one the
-    stage ends. A killed call goes on after its last whole epoch; its result is the same, bit for bit, on a CPU.
+    The latest epoch is kept whose validation cross-entropy is within one standard error of the lowest (the rule of
+    Breiman et al. 1984): on a few dozen images the lowest itself is a matter of chance, and often an early epoch's, at
+    a high rate. After `config.patience` epochs without a lower one the stage ends. A killed call goes on after its last
+    whole epoch; its result is the same, bit for bit, on a CPU.
 
     Raises:
         EdgemedError: the loss is not finite (the batch's files are named).
     """
+    reuse_memory()
     seed = derive_seed(config.seed, "finetune", member)
     train, validation = dataset.subset("train"), dataset.subset("validation")
     files = [train.file(row) for row in train.rows]
@@ -121,7 +125,7 @@ def finetune(
         )
     stage = f"fine-tuning {member}"
     log.info("%s on %d images: %s", stage, len(files), loader.reason)
-    frozen = freeze_stages(model, config.freeze)
+    freeze_stages(model, config.freeze)
     optimizer = create_optimizer_v2(
         model, "adamw", lr=config.learning_rate, weight_decay=config.weight_decay, layer_decay=config.layer_decay
     )
@@ -146,9 +150,7 @@ def finetune(
             break
         began, total = time.monotonic(), 0.0
         seed_noise(seed, epoch)
-        model.train()
-        for part in frozen:
-            part.eval()
+        train_mode(model)
         for step, (images, labels, indices) in enumerate(together(loader.epoch(epoch))):
             schedule.step_update(epoch * loader.steps + step)
             optimizer.zero_grad(set_to_none=True)
@@ -158,20 +160,20 @@ def finetune(
             average.update(model, step=epoch * loader.steps + step)
         logits = _logits_of_all_ranks(average.module, front, validation_files, device, config.batch, read)
         wrong = (~logits.isfinite().all(1)).nonzero().flatten()[rank() :: world()]
-        validation_loss = F.cross_entropy(logits, validation_labels)
+        losses = F.cross_entropy(logits, validation_labels, reduction="none")
         row = {
             "stage": "finetune",
             "epoch": epoch + 1,
             "train_loss": total / loader.steps,
-            "validation_loss": require_finite(
-                validation_loss, stage, "--learning-rate", epoch, validation_files, wrong
-            ),
+            "validation_loss": require_finite(losses.mean(), stage, "--learning-rate", epoch, validation_files, wrong),
+            "validation_error": float(losses.std(correction=0)) / len(losses) ** 0.5,
             "validation_accuracy": float((logits.argmax(1) == validation_labels).float().mean()),
             "learning_rate": max(group["lr"] for group in optimizer.param_groups),
             "seconds": time.monotonic() - began,
         }
         history.append(row)
-        if _epochs_without_gain(history) == 0:
+        row["kept"] = _as_good_as_the_best(history)
+        if row["kept"]:
             best = copy.deepcopy({key: value.cpu() for key, value in average.module.state_dict().items()})
         with agreed():
             if rank() == 0:
@@ -227,6 +229,12 @@ def _logits_of_all_ranks(
         mine = logits_of_files(model, front, files[rank() :: world()], device, batch, read)
     rows = {rank + world() * k: row for rank, part in enumerate(gathered(mine)) for k, row in enumerate(part)}
     return torch.stack([rows[n] for n in range(len(files))])
+
+
+def _as_good_as_the_best(history: Sequence[dict[str, Any]]) -> bool:
+    """Whether the last epoch's validation loss is within one standard error of the lowest."""
+    best = min(history, key=lambda row: row["validation_loss"])
+    return bool(history[-1]["validation_loss"] <= best["validation_loss"] + best["validation_error"])
 
 
 def _epochs_without_gain(history: Sequence[dict[str, Any]]) -> int:

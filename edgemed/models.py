@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from functools import partial
 from pathlib import Path
 
 import timm
@@ -127,16 +126,14 @@ def load_backbone(model: nn.Module, state: dict[str, Tensor], source: str) -> No
     model.load_state_dict({key: state[key] for key in wanted}, strict=False)
 
 
-def freeze_stages(model: nn.Module, stages: int) -> list[nn.Module]:
-    """Keep the stem and the first `stages` stages from learning; returns those of their modules that hold weights.
-
-    They belong in evaluation mode while the others train, so that batch statistics stay as they are. 0: none.
+def freeze_stages(model: nn.Module, stages: int) -> None:
+    """Keep the stem and the first `stages` stages from learning; 0 leaves the model as it is.
 
     Raises:
         InputError: the network has fewer stages.
     """
     if not stages:
-        return []
+        return
     of_group = group_parameters(model, model.group_matcher(coarse=True))  # type: ignore[operator]
     last = len(of_group) - 2  # of the stages: the stem comes before them, the classifier after
     if stages > last:
@@ -144,8 +141,15 @@ def freeze_stages(model: nn.Module, stages: int) -> list[nn.Module]:
     names = {name for group in range(stages + 1) for name in of_group[group]}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in names)
-    own = partial(nn.Module.named_parameters, recurse=False)
-    return [part for at, part in model.named_modules() if any(f"{at}.{name}" in names for name, _ in own(part))]
+
+
+def train_mode(model: nn.Module) -> None:
+    """Training mode, but for what is frozen: its batch statistics stay as they are, and it drops no path."""
+    model.train()
+    for part in model.modules():
+        weights = list(part.parameters())
+        if weights and not any(each.requires_grad for each in weights):
+            part.eval()
 
 
 def weights_digest(state: dict[str, Tensor]) -> str:

@@ -7,6 +7,7 @@ It sees training images only: a validation or test image that shaped the feature
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from edgemed.config import TrainConfig, derive_seed
 from edgemed.distributed import agreed, batch_of_rank, from_leader, rank, replicated, together, world
 from edgemed.files import write_atomic
-from edgemed.loader import Augment, open_loader
+from edgemed.loader import Augment, Loader, open_loader
 from edgemed.loop import (
     Progress,
     autocast,
@@ -29,6 +30,7 @@ from edgemed.loop import (
     load_checkpoint,
     log,
     require_finite,
+    reuse_memory,
     save_checkpoint,
     seed_noise,
     write_history,
@@ -40,6 +42,8 @@ from edgemed.preprocess import FrontEnd
 
 AUGMENT = Augment(scale=(0.4, 1.0), rotate=0.0, brightness=0.0, contrast=0.0)
 """Crops and flips only, as He et al. 2022 found enough for masked autoencoders."""
+SETTLING = 50
+"""Steps after which a running statistic of momentum 0.1 holds 0.5 % of what it was."""
 
 
 def autoencoder(config: TrainConfig, start: dict[str, Tensor] | None, source: str) -> MaskedAutoencoder:
@@ -67,6 +71,7 @@ def pretrain(
     Raises:
         EdgemedError: the loss is not finite (the batch's files are named).
     """
+    reuse_memory()
     seed = derive_seed(config.seed, "pretrain")
     front = FrontEnd(config.pretrain_size, *normalisation(config.backbone)).to(device)
     model = autoencoder(config, start, source).to(device).to(memory_format=torch.channels_last)
@@ -126,6 +131,8 @@ def pretrain(
                 )
                 write_history(folder / "history.jsonl", history)
         progress("pretrain mae", epoch + 1, config.pretrain_epochs, f"loss {row['loss']:.3f}")
+    if config.pretrain_epochs:
+        _see_whole_images(model.encoder, front, loader, config.pretrain_epochs)
     with agreed():
         if rank() == 0:
             write_history(folder / "history.jsonl", history)  # again: a kill may have come just before the last row
@@ -142,6 +149,21 @@ def _loss(config: TrainConfig, seed: int, net: nn.Module, front: FrontEnd, image
     with autocast(images.device.type, config.amp):
         predicted = net(pixels, removed)
     return reconstruction_loss(predicted.float(), pixels, removed)
+
+
+@torch.no_grad()
+def _see_whole_images(encoder: nn.Module, front: FrontEnd, loader: Loader, epoch: int) -> None:
+    """Let the batch norms' running statistics be those of whole images, from at least `SETTLING` steps from `epoch` on.
+
+    Pretraining leaves those of masked ones, and `--freeze` would keep them.
+    """
+    if not any(isinstance(layer, nn.BatchNorm2d) for layer in encoder.modules()):
+        return
+    encoder.train()
+    for k in range(math.ceil(SETTLING / loader.steps)):
+        for images, _, _ in together(loader.epoch(epoch + k)):
+            pixels = front.normalised(images.permute(0, 3, 1, 2).float())
+            encoder.forward_features(pixels.contiguous(memory_format=torch.channels_last))  # type: ignore[operator]
 
 
 def _tensors(model: MaskedAutoencoder) -> dict[str, Tensor]:

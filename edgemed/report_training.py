@@ -30,24 +30,24 @@ def curves_html(histories: History, *, folded: bool) -> str:
         picture = curves_svg({"pretraining": points}, "reconstruction loss", colours=[TRAINING])
         parts.append(charts("Masked pretraining", [figure(picture, f"loss; {points[-1][1]:.4f} at the end")]))
     for name, rows in members.items():
-        best = min(rows, key=lambda row: row["validation_loss"])
+        kept = [row for row in rows if row["kept"]][-1]
         lines = {
             "training": [(row["epoch"], row["train_loss"]) for row in rows],
             "validation": [(row["epoch"], row["validation_loss"]) for row in rows],
         }
         loss = curves_svg(
-            lines, "loss", colours=[TRAINING, VALIDATION], ylim=common_limits(losses, 0.0), marked=best["epoch"]
+            lines, "loss", colours=[TRAINING, VALIDATION], ylim=common_limits(losses, 0.0), marked=kept["epoch"]
         )
         accuracy = curves_svg(
             {"validation": [(row["epoch"], row["validation_accuracy"]) for row in rows]},
             "validation accuracy",
             colours=[VALIDATION],
             ylim=common_limits(accuracies),
-            marked=best["epoch"],
+            marked=kept["epoch"],
         )
         figures = [
-            figure(loss, f"loss; {best['validation_loss']:.4f} on validation at epoch {best['epoch']}, the lowest"),
-            figure(accuracy, f"accuracy on validation; {best['validation_accuracy']:.3f} at that epoch (dashed)"),
+            figure(loss, f"loss; {kept['validation_loss']:.4f} on validation at epoch {kept['epoch']}, which is kept"),
+            figure(accuracy, f"accuracy on validation; {kept['validation_accuracy']:.3f} at that epoch (dashed)"),
         ]
         parts.append(charts(name, figures))
     if not parts:

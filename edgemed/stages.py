@@ -22,7 +22,7 @@ from edgemed.errors import InputError
 from edgemed.evaluate import evaluation, predict_files
 from edgemed.files import read_json, write_atomic, write_json
 from edgemed.finetune import finetune, logits_of_files
-from edgemed.loop import Progress, log, reuse_memory
+from edgemed.loop import Progress, log
 from edgemed.models import create_backbone, imagenet_state, load_backbone, normalisation
 from edgemed.operating import POINT_NAME, write_operating_point
 from edgemed.point import Wanted, fitted_point, selective_metrics
@@ -39,7 +39,6 @@ def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, pro
         EdgemedError: training failed, or a file of an earlier call is damaged; the run resumes.
     """
     torch.set_num_threads(cpu_threads(config.threads))
-    reuse_memory()
     mae, training = out / "members" / "mae", dataset.subset("train")
     weights = Path(config.weights) if config.weights else None
     if not all((out / "members" / member / "model.safetensors").exists() for member in MEMBERS):

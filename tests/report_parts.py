@@ -95,6 +95,7 @@ def arguments(classes: list[str] | None = None) -> dict[str, Any]:
             "train_loss": 1 / k,
             "validation_loss": [0.9, 0.4321, 0.7][k - 1],
             "validation_accuracy": [0.5, 0.765, 0.7][k - 1],
+            "kept": k < 3,
             "learning_rate": 1e-3,
         }
         for k in (1, 2, 3)

@@ -19,10 +19,10 @@ from edgemed.distributed import agreed, follow, gathered, on_all_ranks, process_
 from edgemed.errors import EdgemedError, InputError
 from edgemed.loop import gradients, require_finite
 from edgemed.mae import MaskedAutoencoder, reconstruction_loss
-from edgemed.models import create_backbone, weights_digest
+from edgemed.models import create_backbone, freeze_stages, train_mode, weights_digest
 
 STEPS, BATCH = 3, 8
-CASES = (("classifier", 1), ("autoencoder", 2))
+CASES = (("classifier", 1), ("frozen", 1), ("autoencoder", 2))
 
 
 def _classifier_loss(net: nn.Module, weights: Tensor, images: Tensor, labels: Tensor) -> Tensor:
@@ -36,10 +36,13 @@ def _autoencoder_loss(net: nn.Module, images: Tensor, removed: Tensor) -> Tensor
 def trained(kind: str, accumulate: int) -> dict[str, Tensor]:
     """The tensors after a few steps of SGD on batches of 8, dealt to the ranks as the loader deals them; the losses."""
     torch.manual_seed(0)
-    model: nn.Module = create_backbone("tf_efficientnet_lite0", 3 if kind == "classifier" else 0)
-    model = (model if kind == "classifier" else MaskedAutoencoder(model, width=16)).double().train()
+    model: nn.Module = create_backbone("tf_efficientnet_lite0", 0 if kind == "autoencoder" else 3)
+    model = (MaskedAutoencoder(model, width=16) if kind == "autoencoder" else model).double()
+    if kind == "frozen":
+        freeze_stages(model, 2)
     net = replicated(model, compiled=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    train_mode(model)
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.01)
     losses = []
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
@@ -48,7 +51,7 @@ def trained(kind: str, accumulate: int) -> dict[str, Tensor]:
         removed = torch.stack([torch.randperm(4, generator=generator).reshape(2, 2) < 2 for _ in range(BATCH)])
         weights = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
         optimizer.zero_grad()
-        if kind == "classifier":
+        if kind != "autoencoder":
             loss_of, batch, weight = partial(_classifier_loss, net, weights), (images, labels), weights[labels]
         else:
             loss_of, batch = partial(_autoencoder_loss, net), (images, removed[rank() :: world()])
