@@ -26,7 +26,7 @@ from edgemed.files import write_atomic
 from edgemed.rows import KNOWN_SPLITS as KNOWN_SPLITS
 from edgemed.rows import Row as Row
 from edgemed.rows import check_splits_keep_groups, rows_of_csv, rows_of_folder
-from edgemed.splits import assigned_parts
+from edgemed.splits import assigned_parts, held_out_groups
 
 SPLITS = ("train", "validation", "test")
 _HALVES = frozenset(map(chr, range(0xD800, 0xE000)))  # what Python reads in place of bytes that are not UTF-8
@@ -151,10 +151,13 @@ def join_near_duplicates(dataset: Dataset, *, progress: Progress | None = None) 
 def split_dataset(dataset: Dataset, fractions: Sequence[float] = (0.7, 0.15, 0.15), seed: int = 0) -> Dataset:
     """The data set with every row in train, validation or test; a split that the data came with is kept.
 
+    One that came without validation has it cut from its training rows, by the proportion of the first two fractions.
     Groups stay whole, and every class comes as near to the fractions as its groups allow. Same rows, same seed, same
     split. `InputError` when a class has too few groups to be in all three.
     """
     if any(row.split for row in dataset.rows):
+        if not dataset.subset("validation").rows:
+            dataset = _with_validation(dataset, fractions[1] / (fractions[0] + fractions[1]), seed)
         for split in SPLITS:
             missing = set(dataset.classes) - {row.label for row in dataset.subset(split).rows}
             if missing:
@@ -165,6 +168,15 @@ def split_dataset(dataset: Dataset, fractions: Sequence[float] = (0.7, 0.15, 0.1
         raise InputError(f"split fractions {tuple(fractions)} are not three positive shares that sum to 1.")
     parts = assigned_parts(dataset.labels, dataset.groups, dataset.classes, fractions, seed=seed)
     return replace(dataset, rows=tuple(replace(row, split=SPLITS[parts[row.group]]) for row in dataset.rows))
+
+
+def _with_validation(dataset: Dataset, share: float, seed: int) -> Dataset:
+    """The data set with `share` of its training rows in validation, by whole groups; a class of one group stays."""
+    training = dataset.subset("train")
+    out = held_out_groups(training.labels, training.groups, training.classes, share, seed=seed)
+    cut = {"train": "validation"}
+    rows = (replace(row, split=cut.get(row.split, row.split)) if row.group in out else row for row in dataset.rows)
+    return replace(dataset, rows=tuple(rows))
 
 
 def fold_datasets(dataset: Dataset, folds: int, seed: int = 0, validation_fraction: float = 0.15) -> list[Dataset]:

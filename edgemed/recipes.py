@@ -22,9 +22,7 @@ from pathlib import Path
 from edgemed.errors import InputError, did_you_mean
 from edgemed.files import write_atomic
 from edgemed.images import SUFFIXES
-from edgemed.splits import held_out_groups
 
-VALIDATION_SHARE = 0.15  # of the training lesions, where a set has a test split and no validation split
 _DEPTH = 3  # how far below SRC the class folders may lie
 
 
@@ -230,11 +228,9 @@ def _isic2018(root: Path) -> Found:
     if any(root.rglob("ISIC2018_Task3_Validation_Input")):
         validation = [replace(item, split="validation") for item in _isic_part(root, "Validation", {})]
         return [replace(item, split="train") for item in training] + validation + test, ISIC2018, []
-    labels = [ISIC_CLASSES.index(item.label) for item in training]
-    out = held_out_groups(labels, [item.group for item in training], ISIC_CLASSES, VALIDATION_SHARE, seed=0)
-    cut = [replace(item, split="validation" if item.group in out else "train") for item in training]
-    warning = f"the official validation part is not there: {VALIDATION_SHARE:.0%} of the lesions take its place."
-    return cut + test, replace(ISIC2018, counts={"test": ISIC2018.counts["test"]}), [warning]
+    warning = "the official validation part is not there: training cuts its own from the training part."
+    counts = {key: count for key, count in ISIC2018.counts.items() if key != "validation"}
+    return [replace(item, split="train") for item in training] + test, replace(ISIC2018, counts=counts), [warning]
 
 
 def _isic_part(root: Path, part: str, lesions: Mapping[str, str]) -> list[Item]:

@@ -196,6 +196,18 @@ def test_split_csv_brings_back_the_same_rows(folder: Path) -> None:
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
+def test_a_given_split_without_validation_gets_one_from_its_training_groups(folder: Path) -> None:
+    pairs = [(f"{label}/{k}.png", label, f"{label}{k // 2}") for label in ("benign", "malignant") for k in range(4)]
+    lines = [f"{path},{label},{group},{'test' if group.endswith('1') else 'train'}" for path, label, group in pairs]
+    with pytest.raises(InputError, match="no validation image of benign, malignant"):  # of one group each
+        split_dataset(scan(_csv(folder, "path,label,group,split", *lines)), (0.4, 0.4, 0.2))
+    lines = [f"{path},{label},{path},{'test' if group.endswith('1') else 'train'}" for path, label, group in pairs]
+    found = split_dataset(scan(_csv(folder, "path,label,group,split", *lines)), (0.4, 0.4, 0.2))
+    parts = {(row.label, row.split) for row in found.rows}
+    assert parts == {(label, split) for label in ("benign", "malignant") for split in SPLITS}
+    assert {row.path for row in found.subset("test").rows} == {path for path, _, group in pairs if group.endswith("1")}
+
+
 def test_a_given_split_is_kept_and_must_have_every_class_everywhere(folder: Path) -> None:
     lines = [f"{label}/{k}.png,{label},{SPLITS[k % 3]}" for label in ("benign", "malignant") for k in range(4)]
     dataset = scan(_csv(folder, "path,label,split", *lines))
