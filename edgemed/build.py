@@ -128,7 +128,7 @@ def flops_of(ensemble: Ensemble, side: int) -> int:
 
 
 def _phantoms(image_size: Sides) -> list[NDArray[np.uint8]]:
-    """Phantoms of every class in two shapes within the range of sizes; one of these is tinted.
+    """Phantoms of every class in two shapes within the range of sizes; of each shape, the last is tinted.
 
     A grey image answers alike with red and blue in the wrong order, so grey ones alone would not show that fault.
     """
@@ -138,8 +138,9 @@ def _phantoms(image_size: Sides) -> list[NDArray[np.uint8]]:
     fitted = {side: min(max(side, low, MIN_SIDE), high) for side in (160, 480, 640)}
     shapes = ((fitted[160], fitted[160]), (fitted[480], fitted[640]))
     images = [phantom(kind, seed, *shape) for seed, shape in enumerate(shapes) for kind in CLASSES]
-    tinted = [(image * np.array(TINT)).astype(np.uint8) for image in images[len(CLASSES) :]]
-    return images[: len(CLASSES)] + tinted
+    for k in (len(CLASSES) - 1, -1):
+        images[k] = (images[k] * np.array(TINT)).astype(np.uint8)
+    return images
 
 
 def _images_of(folder: Path, image_size: Sides) -> list[NDArray[np.uint8]]:
