@@ -27,14 +27,6 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def bars(reached: dict[str, tuple[float | None, float]]) -> dict[str, dict[str, Any]]:
-    """What was asked for, each by its name: the figure, the bound that it has to reach, and whether it does."""
-    return {
-        name: {"value": value, "at_least": bound, "met": value is not None and value >= bound}
-        for name, (value, bound) in reached.items()
-    }
-
-
 def keep(name: str, document: dict[str, Any]) -> None:
     """Write results/`name`.json and print it as one line."""
     whole = {

@@ -2,8 +2,8 @@
 
     python benchmarks/data_sets.py DATA [NAME ...]      # DATA: the folder with busi/, ham10000/, hyperkvasir5/, ...
 
-Resumable: the runs lie in build/data-sets. Skin images (ham10000) are split by lesion: the CSV that is written for them
-names it as the group. Writes results/data-sets.json, which keeps the figures of the sets that were not asked for.
+Resumable: the runs lie in build/data-sets. Skin images (ham10000) are split by lesion and chest X-rays by patient: a
+CSV that names them as groups is written first. Writes results/data-sets.json, which keeps what is known of other sets.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import json
 import shlex
 import subprocess
 import sys
-import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from busi_folds import RECIPE
-from common import RESULTS, ROOT, bars, commit, keep
+from common import RESULTS, ROOT, commit, keep
 
 RUNS = Path("build") / "data-sets"
 SMALL = "--backbone tf_efficientnet_lite0 --size 128 --pretrain-size 128 --epochs 6 --pretrain-epochs 2 --batch 16 " \
@@ -37,39 +36,47 @@ AIMS = {
 }
 
 
-def lesions(source: Path, target: Path) -> Path:
-    """A CSV path,label,group of HAM10000's images; the group is the lesion."""
-    with (source / "HAM10000_metadata.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+def grouped(folder: Path, name: str) -> Path:
+    """The data set, or a CSV path,label,group where its images have patients or lesions: by what its SOURCE.md says."""
+    source, target = folder / name, ROOT / RUNS / f"{name}.csv"
+    if name == "ham10000":
+        known = {row["image_id"]: row["lesion_id"] for row in _table(source / "HAM10000_metadata.csv")}
+    elif name == "chest_xray":
+        known = {row["image_id"]: row["patient_id"] for row in _table(source / "mhh_data.csv")}
+    else:
+        return source
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "label", "group"))
-        for row in rows:
-            writer.writerow((source / row["dx"] / f"{row['image_id']}.jpg", row["dx"], row["lesion_id"]))
+        for image in sorted(path for path in source.glob("*/*") if path.suffix in (".jpg", ".png")):
+            group = known[image.stem] if name == "ham10000" else known.get(image.stem, f"nih {image.stem[:8]}")
+            writer.writerow((image, image.parent.name, group))
     return target
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def train(folder: Path, name: str) -> dict[str, Any]:
     """The figures of one data set, from its run."""
-    began = time.monotonic()
-    data = folder / name
-    if name == "ham10000":
-        data = lesions(data, ROOT / RUNS / "ham10000.csv")
     run = ROOT / RUNS / name
-    command = ["train", str(data), "--out", str(run), *shlex.split(FLAGS[name])]
+    command = ["train", str(grouped(folder, name)), "--out", str(run), *shlex.split(FLAGS[name])]
     subprocess.run([sys.executable, "-m", "edgemed", *command], cwd=ROOT, check=True)
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    operating = metrics.get("operating") or {}
+    durations = json.loads((run / "run.json").read_text(encoding="utf-8"))["durations"]
     return {
-        "training": f"edgemed train {'CSV' if name == 'ham10000' else 'DATA'} --out RUN {FLAGS[name]}",
-        "minutes": (time.monotonic() - began) / 60,
+        "training": f"edgemed train {'DATA' if grouped(folder, name).is_dir() else 'CSV'} --out RUN {FLAGS[name]}",
+        "minutes": sum(durations.values()) / 60,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "commit": commit(),
         **{key: metrics[key] for key in ("split", "n", "groups", "ensemble", "members", "ensemble_minus_better")},
-        "folds": metrics.get("folds"),
-        "sets": operating.get("sets"),
-        "bars": bars({key: (metrics["ensemble"][key]["value"], aim) for key, aim in AIMS.get(name, {}).items()}),
+        "sets": metrics["operating"]["sets"],
+        "bars": {
+            f"{key} at least {aim}": metrics["ensemble"][key]["value"] >= aim for key, aim in AIMS.get(name, {}).items()
+        },
     }
 
 
@@ -80,8 +87,11 @@ def main() -> None:
     kept = RESULTS / "data-sets.json"
     sets = json.loads(kept.read_text(encoding="utf-8"))["sets"] if kept.exists() else {}
     for name in names:
-        sets[name] = train(folder, name)
-    keep("data-sets", {"sets": sets})
+        if not (
+            name in sets and (ROOT / RUNS / name / "report.html").exists()
+        ):  # else they are the figures of that run
+            sets[name] = train(folder, name)
+            keep("data-sets", {"sets": sets})
 
 
 if __name__ == "__main__":
