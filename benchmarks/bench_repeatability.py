@@ -72,6 +72,7 @@ def main() -> None:
         "p50_ms": [first(report)["latency_ms"]["p50"]["value"] for report in reports],
         "repeats": repeats,
         "no_significant_change": same,
+        "not_settled": sum(one["verdict"] == "not settled" for one in changes),
         "changes": changes,
         "one_thread_fewer": slower or "not measured: one core",
         "other_processes_cpus": {"alone": loads, "beside_a_burning_process": others},

@@ -5,6 +5,7 @@ edgemed evaluate RUN|BUNDLE DATA [--json]
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,30 @@ from edgemed.errors import InputError, did_you_mean
 from edgemed.evaluate import Predict, evaluation, predict_files
 from edgemed.infer import load
 
+log = logging.getLogger("edgemed")
+
 
 def judge(
     model: Path, data: Path, *, runtime: str, precision: str, progress: Callable[[str, int, int, str], None]
 ) -> dict[str, Any]:
     """Metrics of each member and of the ensemble on `data`, by the names of the model's own classes.
 
+    Where `model` is a run that has learnt from some of these files, a warning says so. A bundle does not know.
+
     Raises:
         InputError: `model` is neither a run nor a bundle, or the data have a class that it does not know.
     """
-    predict, classes, member_names = _predictor(model, runtime, precision)
+    predict, classes, member_names, learnt = _predictor(model, runtime, precision)
     dataset = scan(data, min_classes=1, progress=lambda done, total: progress("scan images", done, total, ""))
     for row in dataset.rows:
         if row.label not in classes:
             hint = did_you_mean(row.label, classes)
             raise InputError(f"{dataset.file(row)}: {model} has no class '{row.label}'.{hint}")
+    if seen := learnt & {file.resolve() for file in dataset.files}:
+        log.warning(
+            f"{len(seen)} of the {len(dataset.rows)} images are not of {model}'s test split: it has learnt from them, "
+            f"and looks better than it is; {model / 'metrics.json'} has its figures on images that it has not seen"
+        )
     probabilities, members = predict_files(
         predict, [dataset.file(row) for row in dataset.rows], lambda done, total: progress("evaluate", done, total, "")
     )
@@ -39,8 +49,13 @@ def judge(
     )
 
 
-def _predictor(model: Path, runtime: str, precision: str) -> tuple[Predict, Sequence[str], Sequence[str]]:
-    """A predict callable, the classes and the members' names, of a run (PyTorch) or a bundle (a runtime)."""
+def _predictor(
+    model: Path, runtime: str, precision: str
+) -> tuple[Predict, Sequence[str], Sequence[str], frozenset[Path]]:
+    """A predict callable, the classes, the members' names, and the files that it is known to have learnt from.
+
+    Of a run (PyTorch) or a bundle (a runtime).
+    """
     if (model / "run.json").exists():
         if (runtime, precision) != ("auto", "fp32"):
             raise InputError(f"{model} is a run, which PyTorch evaluates; --runtime and --precision are for a bundle")
@@ -48,7 +63,8 @@ def _predictor(model: Path, runtime: str, precision: str) -> tuple[Predict, Sequ
         from edgemed.run import load_run
 
         run = load_run(model)
-        return predict_callable(run.ensemble), run.classes, run.member_names
+        learnt = (run.dataset.file(row).resolve() for row in run.dataset.rows if row.split != "test")
+        return predict_callable(run.ensemble), run.classes, run.member_names, frozenset(learnt)
     loaded = load(model, runtime=runtime, precision=precision)
     manifest = loaded.bundle.manifest
 
@@ -56,4 +72,4 @@ def _predictor(model: Path, runtime: str, precision: str) -> tuple[Predict, Sequ
         probabilities, members = loaded.predict_pixels(image[None])
         return probabilities[0], members[0]
 
-    return predict, manifest.labels, manifest.member_names
+    return predict, manifest.labels, manifest.member_names, frozenset()

@@ -147,7 +147,9 @@ def test_evaluate_gives_a_run_and_its_bundle_the_same_figures(
     for model in (tiny_run, tiny_bundle):
         capsys.readouterr()
         assert edgemed("evaluate", model, phantoms, "--json") == 0
-        results.append(json.loads(capsys.readouterr().out))
+        told = capsys.readouterr()
+        results.append(json.loads(told.out))
+        assert ("it has learnt from them" in " ".join(told.err.split())) == (model == tiny_run)
     assert results[0]["n"] == len(list(phantoms.rglob("*.png")))
     assert results[0]["ensemble"]["confusion"] == results[1]["ensemble"]["confusion"]
     assert results[0]["ensemble"]["auroc"] == results[1]["ensemble"]["auroc"]
