@@ -25,7 +25,7 @@ SMALL = "--backbone tf_efficientnet_lite0 --size 128 --pretrain-size 128 --epoch
         "--learning-rate 1e-3 --layer-decay 0.9 --freeze 2 --calibration 0.1 --seed 0"  # fmt: skip
 FLAGS = {
     "busi": f"{RECIPE} --calibration 0.1",
-    "ham10000": "--backbone tf_efficientnet_lite0 --size 128 --pretrain-size 128 --epochs 8 --pretrain-epochs 2 "
+    "ham10000": "--backbone tf_efficientnet_lite0 --size 128 --pretrain-size 128 --epochs 6 --pretrain-epochs 1 "
     "--learning-rate 1e-3 --layer-decay 0.9 --freeze 2 --calibration 0.1 --vertical-flip --seed 0",
     "hyperkvasir5": SMALL,
     "chest_xray": SMALL,
