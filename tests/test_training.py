@@ -10,28 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from edgemed.calibrate import fitted_temperature
 from edgemed.config import TrainConfig, derive_seed
-from edgemed.dataset import scan, split_dataset
 from edgemed.errors import EdgemedError, InputError
-from edgemed.finetune import class_weights, finetune
-from edgemed.images import image_from_file
+from edgemed.finetune import class_weights
 from edgemed.loop import cosine_schedule, load_checkpoint, require_finite, save_checkpoint
 from edgemed.masking import removed_units, unit_entropy, upsampled
 from edgemed.models import (
     check_backbone,
     create_backbone,
-    freeze_stages,
     imagenet_state,
     load_backbone,
-    normalisation,
-    train_mode,
 )
-from edgemed.phantoms import write_dataset
-from edgemed.preprocess import FrontEnd
-from edgemed.pretrain import pretrain
 
 
 @pytest.mark.parametrize(
@@ -132,63 +124,6 @@ def test_training_starts_undecided_and_its_batch_statistics_keep_up(backbone: st
         assert loss.item() == pytest.approx(math.log(3), abs=0.1)
         features, evaluated = model.forward_features(pixels), model.eval().forward_features(pixels)
         assert (features - evaluated).norm() < 0.5 * features.norm()  # with a momentum of 0.01: 0.8 and 0.9
-
-
-def test_frozen_stages_neither_learn_nor_count_statistics(tmp_path: Path) -> None:
-    write_dataset(tmp_path / "data", per_class=4, size=64)
-    dataset = split_dataset(scan(tmp_path / "data"), (0.5, 0.25, 0.25))
-    config = TrainConfig(backbone="tf_efficientnet_lite0", size=64, epochs=1, batch=4, freeze=2, loader="torch")
-    model = create_backbone(config.backbone, len(dataset.classes))
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    front = FrontEnd(64, *normalisation(config.backbone))
-    finetune(config, "imagenet", model, front, dataset, tmp_path / "member", "cpu", lambda *_: None)
-    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
-    assert not any(key.startswith(("conv_stem", "bn1", "blocks.0", "blocks.1")) for key in changed)
-    assert {"blocks.2.0.conv_pw.weight", "blocks.2.0.bn1.running_mean", "classifier.weight"} <= changed
-
-
-@pytest.mark.parametrize("epochs", [0, 1])
-def test_pretraining_ends_with_the_batch_statistics_of_whole_images(tmp_path: Path, epochs: int) -> None:
-    folder = write_dataset(tmp_path / "data", per_class=4, size=64)
-    files = sorted(folder.glob("*/*.png"))
-    config = TrainConfig(
-        backbone="resnet18",
-        pretrain_size=64,
-        pretrain_epochs=epochs,
-        batch=4,
-        loader="torch",
-        pretrain_learning_rate=1e-7,
-    )
-    start = create_backbone("resnet18", 0).state_dict()
-    pretrain(config, files, start, "test", tmp_path / "mae", "cpu", lambda *_: None)
-    found = load_file(tmp_path / "mae" / "pretrained.safetensors")
-    if not epochs:
-        assert torch.equal(found["bn1.running_var"], start["bn1.running_var"])
-        return
-    front = FrontEnd(64, *normalisation("resnet18"))
-    pixels = torch.cat([front(torch.from_numpy(image_from_file(file))[None]) for file in files])
-    stem = torch.nn.functional.conv2d(pixels, start["conv1.weight"], stride=2, padding=3)
-    ratio = found["bn1.running_var"] / stem.var((0, 2, 3))
-    assert abs(float(ratio.log().mean())) < 0.15  # a crop is not the whole image
-
-
-def test_a_frozen_stage_drops_no_path() -> None:
-    model = create_backbone("convnext_atto", 2, drop_path=0.5)
-    freeze_stages(model, 1)
-    train_mode(model)
-    images = torch.randn(2, 3, 64, 64)
-    stem, first, second = model.stem, model.stages[0], model.stages[1]
-    assert torch.equal(first(stem(images)), first(stem(images)))
-    assert second.training and model.training
-
-
-@pytest.mark.parametrize(("backbone", "stages"), [("tf_efficientnet_lite0", 7), ("convnext_atto", 4), ("resnet18", 4)])
-def test_more_stages_than_there_are_cannot_be_frozen(backbone: str, stages: int) -> None:
-    model = create_backbone(backbone, 2)
-    freeze_stages(model, stages)
-    assert any(parameter.requires_grad for parameter in model.get_classifier().parameters())
-    with pytest.raises(InputError, match=f"--freeze {stages + 1}: this backbone has {stages} stages"):
-        freeze_stages(model, stages + 1)
 
 
 def test_the_temperature_undoes_a_known_overconfidence() -> None:
