@@ -35,8 +35,7 @@ def _interval(value: Document, digits: int = 2) -> str:
 
 
 def _missed(found: Document) -> str:
-    bars = found.get("bars", {}).items()
-    return ", ".join(name for name, met in bars if not (met["met"] if isinstance(met, dict) else met)) or "none"
+    return ", ".join(name for name, one in found["bars"].items() if not one["met"]) or "none"
 
 
 def _peers(found: Document) -> str:

@@ -97,6 +97,10 @@ def _check(config: TrainConfig, cells: Sequence[str], out: Path) -> None:
             "an ablation sets --sharpness 0, its negative, and --pretrain-epochs 0 itself, cell by cell; give the "
             "positive values of the method"
         )
+    if config.freeze and "none-scratch" in cells:
+        raise InputError(
+            "--freeze would keep the random weights of the cell none-scratch; leave out either: see --cells"
+        )
     if config.renyi_order == 1 and "renyi-imagenet" in cells:
         raise InputError("--renyi-order 1 is Shannon's entropy, with which Rényi's is compared; try --renyi-order 2")
     if "again-imagenet" in cells and "entropy-imagenet" not in cells and not _finished(out, "entropy-imagenet"):

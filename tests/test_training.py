@@ -18,12 +18,7 @@ from edgemed.errors import EdgemedError, InputError
 from edgemed.finetune import class_weights
 from edgemed.loop import cosine_schedule, load_checkpoint, require_finite, save_checkpoint
 from edgemed.masking import removed_units, unit_entropy, upsampled
-from edgemed.models import (
-    check_backbone,
-    create_backbone,
-    imagenet_state,
-    load_backbone,
-)
+from edgemed.models import check_backbone, create_backbone, imagenet_state, load_backbone
 
 
 @pytest.mark.parametrize(
