@@ -58,6 +58,7 @@ def test_a_cell_differs_from_the_method_in_one_thing() -> None:
         ({}, [], "--cells names none; they are: entropy-imagenet, none-imagenet"),
         ({}, ["again-imagenet"], "is entropy-imagenet with another seed; ask for both"),
         ({"sharpness": -1.0}, ["entropy-imagenet"], "give the positive values of the method"),
+        ({"freeze": 2}, ["entropy-imagenet", "none-scratch"], "would keep the random weights of the cell none-scratch"),
         ({"renyi_order": 1.0}, ["renyi-imagenet"], "try --renyi-order 2"),
     ],
 )
