@@ -48,6 +48,12 @@ def test_a_wrong_setting_names_its_flag_and_a_way_out(field: str, value: object,
     assert says in str(caught.value)
 
 
+def test_stages_that_have_learnt_nothing_are_not_frozen() -> None:
+    with pytest.raises(InputError, match="--freeze 2 with --start scratch and --pretrain-epochs 0 .* random weights"):
+        TrainConfig(freeze=2, start="scratch", pretrain_epochs=0)
+    TrainConfig(freeze=2, start="scratch", pretrain_epochs=1)
+
+
 def test_derived_seeds_differ_by_name_and_stay_the_same() -> None:
     names = [("finetune", "imagenet"), ("finetune", "mae"), ("pretrain",), ("finetune", "imagenet", 1)]
     seeds = [derive_seed(0, *name) for name in names] + [derive_seed(1, *name) for name in names]
