@@ -99,7 +99,7 @@ def _check(config: TrainConfig, cells: Sequence[str], out: Path) -> None:
         )
     if config.freeze and "none-scratch" in cells:
         raise InputError(
-            "--freeze would keep the random weights of the cell none-scratch; leave out either: see --cells"
+            "--freeze would keep the random weights of the cell none-scratch; leave one of them out: see --cells"
         )
     if config.renyi_order == 1 and "renyi-imagenet" in cells:
         raise InputError("--renyi-order 1 is Shannon's entropy, with which Rényi's is compared; try --renyi-order 2")
