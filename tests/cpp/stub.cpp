@@ -98,7 +98,7 @@ public:
 
 }  // namespace
 
-extern "C" EDGEMED_MODULE edgemed::impl::Runtime* edgemed_runtime_v1() {
+extern "C" EDGEMED_MODULE edgemed::impl::Runtime* edgemed_runtime_v2() {
     static Stub stub;
     return &stub;
 }

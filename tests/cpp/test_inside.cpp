@@ -1,10 +1,11 @@
-// What cannot be seen through edgemed.h: exact pixels, orientations, decisions at their thresholds, numbers as Python's.
+// What cannot be seen through edgemed.h: exact pixels, orientations, decisions at their thresholds, numbers as Python's, names whole.
 #include <cstring>
 
 #include "check.hpp"
 #include "document.hpp"
 #include "images.hpp"
 #include "operating.hpp"
+#include "runtime.hpp"
 
 namespace {
 
@@ -89,6 +90,22 @@ void numbers_are_written_as_python_writes_them() {
     CHECK(canonical_bytes(nested) == "{\n  \"a\": [\n    1,\n    \"\u00e9\\n\"\n  ],\n  \"b\": [],\n  \"c\": {}\n}\n");
 }
 
+// Cut short, it would equal no certificate's: `certified` read `built` on CPUs with many features.
+void a_machines_name_is_kept_whole() {
+    const std::string sapphire_rapids =
+        "x86_64:amx_bf16,amx_int8,avx2,avx512_bf16,avx512_fp16,avx512_vnni,avx512f,avx_vnni,f16c,fma";
+    Here here;
+    Here::put(here.capability, sapphire_rapids);
+    CHECK(here.capability == sapphire_rapids, "%s", here.capability);
+    bool refused = false;
+    try {
+        Here::put(here.device, std::string(256, 'x'));
+    } catch (const std::length_error&) {
+        refused = true;
+    }
+    CHECK(refused && here.device[0] == 0);
+}
+
 }  // namespace
 
 int main() {
@@ -96,5 +113,6 @@ int main() {
     orientation_is_read_from_exif();
     decisions_stand_at_their_thresholds();
     numbers_are_written_as_python_writes_them();
+    a_machines_name_is_kept_whole();
     return result();
 }

@@ -240,9 +240,9 @@ public:
         try {
             ov::Core().get_property("CPU", ov::device::full_name);
             const auto [device, capability] = cpu();
-            std::snprintf(here.version, sizeof here.version, "%s", ov::get_openvino_version().buildNumber);
-            std::snprintf(here.device, sizeof here.device, "%s", device.c_str());
-            std::snprintf(here.capability, sizeof here.capability, "%s", capability.c_str());
+            Here::put(here.version, ov::get_openvino_version().buildNumber);
+            Here::put(here.device, device);
+            Here::put(here.capability, capability);
             return EDGEMED_OK;
         } catch (const std::exception& error) {
             return why_not.set(EDGEMED_ERROR_RUNTIME, "this OpenVINO has no CPU plugin (%s)", Reason(error).text);

@@ -2,7 +2,7 @@
 //
 // OpenVINO is linked in. TensorRT comes as modules, one shared object per flavour (edgemed_tensorrt10.so,
 // edgemed_tensorrt11.so, edgemed_tensorrt_rtx.so), loaded with dlopen, so that one library runs on machines with and
-// without it. A module exports one function, `edgemed_runtime_v1`. What crosses the boundary is plain memory and these
+// without it. A module exports one function, `edgemed_runtime_v2`. What crosses the boundary is plain memory and these
 // two classes; a function that can fail returns a status and writes a message, and nothing throws.
 #pragma once
 
@@ -10,6 +10,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
+#include <stdexcept>
+#include <string>
 
 #include "edgemed.h"
 
@@ -36,11 +39,18 @@ struct Warn {
     void operator()(const char* message) const noexcept { function(message, user); }
 };
 
-// This machine as a plan sees it (preflight): version "10.3.0.30" in full, device "Orin", capability "sm87".
+// This machine as a plan sees it (preflight): version "10.3.0.30" in full, device "Orin", capability "sm87", or a CPU's
+// "x86_64:avx2,f16c,fma". Certificates are compared with all three, so `put` writes a name whole or throws.
 struct Here {
-    char version[64] = "";
+    char version[256] = "";
     char device[256] = "";
-    char capability[64] = "";
+    char capability[256] = "";
+
+    template <size_t N>
+    static void put(char (&field)[N], const std::string& text) {
+        if (text.size() >= N) throw std::length_error("a name of over " + std::to_string(N - 1) + " characters: " + text);
+        std::memcpy(field, text.c_str(), text.size() + 1);
+    }
 };
 
 // What a session is made from. All of it is verified, and valid during `open` only: copy what is needed longer.
@@ -113,6 +123,6 @@ protected:
 
 }  // namespace edgemed::impl
 
-#define EDGEMED_RUNTIME_SYMBOL "edgemed_runtime_v1"
-// What a module exports: `extern "C" EDGEMED_MODULE edgemed::impl::Runtime* edgemed_runtime_v1() { ... }`
+#define EDGEMED_RUNTIME_SYMBOL "edgemed_runtime_v2"
+// What a module exports: `extern "C" EDGEMED_MODULE edgemed::impl::Runtime* edgemed_runtime_v2() { ... }`
 #define EDGEMED_MODULE __attribute__((visibility("default")))

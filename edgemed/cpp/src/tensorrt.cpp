@@ -170,9 +170,9 @@ public:
             check(cudaGetDevice(&device), "cudaGetDevice");
             check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
             check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "cudaDeviceGetAttribute");
-            std::snprintf(here.version, sizeof here.version, "%s", library().version.c_str());
-            std::snprintf(here.device, sizeof here.device, "%s", device_name(device).c_str());
-            std::snprintf(here.capability, sizeof here.capability, "sm%d%d", major, minor);
+            Here::put(here.version, library().version);
+            Here::put(here.device, device_name(device));
+            Here::put(here.capability, "sm" + std::to_string(major) + std::to_string(minor));
         });
     }
 
@@ -197,7 +197,7 @@ private:
 }  // namespace
 }  // namespace edgemed::impl
 
-extern "C" EDGEMED_MODULE edgemed::impl::Runtime* edgemed_runtime_v1() {
+extern "C" EDGEMED_MODULE edgemed::impl::Runtime* edgemed_runtime_v2() {
     static edgemed::impl::TensorRt runtime;
     return &runtime;
 }
