@@ -1,10 +1,10 @@
 """Does the masked pretraining add to a second seed? Members and ensembles of two on real ultrasound images (BUSI).
 
-    python benchmarks/busi_ablation.py DATA [CELLS]     # DATA: the folder with benign/, malignant/, normal/
+    python benchmarks/busi_ablation.py DATA [CELLS [NAME]]     # DATA: the folder with benign/, malignant/, normal/
 
 Five group-safe folds of `edgemed ablate`: masks by entropy, random, none, another seed; all with the settings of
 busi_folds.py, whose run is the first cell; 80 minutes on two cores. CELLS: of these, those wanted. Resumable: it lies
-in build/busi. Writes results/busi-ablation.json.
+in build/busi. Writes results/NAME.json (busi-ablation).
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ def summary(found: dict[str, Any], cells: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) not in (2, 3, 4):
         sys.exit(__doc__)
-    data, cells = str(Path(sys.argv[1]).resolve()), sys.argv[2] if len(sys.argv) == 3 else CELLS
+    given = [str(Path(sys.argv[1]).resolve()), *sys.argv[2:]]
+    data, cells, name = given + ["", CELLS, "busi-ablation"][len(given) :]
     command = ["ablate", data, "--out", str(ABLATION), "--cells", cells, *shlex.split(FLAGS)]
     subprocess.run([sys.executable, "-m", "edgemed", *command], cwd=ROOT, check=True)
-    keep("busi-ablation", summary(json.loads((ROOT / ABLATION / "ablation.json").read_text(encoding="utf-8")), cells))
+    keep(name, summary(json.loads((ROOT / ABLATION / "ablation.json").read_text(encoding="utf-8")), cells))
 
 
 if __name__ == "__main__":
