@@ -64,6 +64,7 @@ def ablate(
         progress("compare", 0, 1, "")
         found = ablation({name: _runs(out, name, run) for name in finished}, run.dataset.classes,
                          read_json(out / "run.json"))  # fmt: skip
+        (out / LAST).unlink(missing_ok=True)  # so that a kill here leaves no page of fewer cells
         write_json(out / "ablation.json", found)
         write_atomic(out / LAST, ablation_html(found, data.resolve().stem))
         progress("compare", 1, 1, "")

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from edgemed.config import TrainConfig, derive_seed
 from edgemed.images import image_from_file
+from edgemed.loop import log
 from edgemed.mae import MaskedAutoencoder, reconstructed
 from edgemed.masking import removed_units, unit_entropy
 from edgemed.models import create_backbone, normalisation
@@ -19,13 +21,12 @@ from edgemed.report import MaskExample
 
 @torch.inference_mode()
 def mask_examples(config: TrainConfig, files: Sequence[Path], pretrained: Path) -> list[MaskExample]:
-    """One example per file: the image at the pretraining size, its entropy, a mask, and the reconstruction."""
+    """One example per file: the image at the pretraining size, its entropy, a mask, and the reconstruction.
+
+    There is none, and a warning, where `pretrained` cannot be read: fine-tuning is done with it, and needs it no more.
+    """
     front = FrontEnd(config.pretrain_size, *normalisation(config.backbone))
-    model = MaskedAutoencoder(create_backbone(config.backbone, classes=0)).eval()
-    state = load_file(pretrained)
-    model.load_state_dict(
-        {key.removeprefix("decoder.") if key.startswith("decoder.") else f"encoder.{key}": state[key] for key in state}
-    )
+    model = _autoencoder(config, pretrained)
     examples = []
     for number, file in enumerate(files):
         resized = front.resized(torch.from_numpy(image_from_file(file))[None]).round().clamp(0, 255)  # (1, 3, S, S)
@@ -35,8 +36,8 @@ def mask_examples(config: TrainConfig, files: Sequence[Path], pretrained: Path) 
             image, config.mask_ratio, config.sharpness, seed, ids, config.entropy_patch, config.renyi_order
         )
         pixels = front.normalised(resized)
-        reconstruction = None  # without pretraining the decoder is noise
-        if config.pretrain_epochs:
+        reconstruction = None
+        if model is not None:
             filled = reconstructed(model(pixels, removed), pixels, removed)
             grey_levels = ((filled - front.shift) / front.scale).round().clamp(0, 255).to(torch.uint8)
             reconstruction = grey_levels[0].permute(1, 2, 0).contiguous().numpy()
@@ -49,3 +50,17 @@ def mask_examples(config: TrainConfig, files: Sequence[Path], pretrained: Path) 
             )
         )
     return examples
+
+
+def _autoencoder(config: TrainConfig, pretrained: Path) -> MaskedAutoencoder | None:
+    """The pretrained network in evaluation mode; None where its file is gone or damaged."""
+    model = MaskedAutoencoder(create_backbone(config.backbone, classes=0)).eval()
+    try:
+        state = load_file(pretrained)
+        names = {key: key.removeprefix("decoder.") if key.startswith("decoder.") else f"encoder.{key}" for key in state}
+        model.load_state_dict({names[key]: state[key] for key in state})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        log.warning("%s cannot be read (%s); the report shows masks without reconstructions", pretrained, reason)
+        return None
+    return model

@@ -52,7 +52,7 @@ def report_of_run(run: Path, metrics: dict[str, Any]) -> str:
         histories=stages,
         split_table=_split_table(dataset),
         fold_table=fold_table,
-        examples=[] if folded else _examples(config, dataset, run),
+        examples=[] if folded or not config.pretrain_epochs else _examples(config, dataset, run),
         test=test,
         hardest=_hardest(test, dataset),
         duplicates=_duplicates(pairs, dataset),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgemed.dicom import frame_of, patient_groups
+from edgemed.duplicates import merged_groups
 from edgemed.errors import InputError, did_you_mean, one_line
 from edgemed.images import SUFFIXES
 
@@ -134,10 +135,15 @@ def check_splits_keep_groups(rows: Sequence[Row], step: str) -> None:
 
 
 def _by_patient(rows: Sequence[Row], root: Path) -> list[Row]:
-    """The rows, those of DICOM files that have no group of their own in the group of the patient."""
-    files = {row.path: frame_of(root / row.path)[0] for row in rows if row.group in _alone(row.path)}
-    known = patient_groups(list(files.values()))
-    return [replace(row, group=known.get(files.get(row.path, root), row.group)) for row in rows]
+    """The rows, with all images of a patient whom DICOM files name in one group: a group given is joined with it."""
+    files = [frame_of(root / row.path)[0] for row in rows]
+    known = patient_groups(files)
+    patients = sorted(set(known.values()))
+    of_row = {k: known[file] for k, file in enumerate(files) if file in known}
+    groups = [of_row.get(k, row.group) if row.group in _alone(row.path) else row.group for k, row in enumerate(rows)]
+    pairs = [(k, len(rows) + patients.index(patient)) for k, patient in of_row.items()]
+    joined = merged_groups([*groups, *patients], pairs)
+    return [replace(row, group=group) for row, group in zip(rows, joined, strict=False)]
 
 
 def _alone(path: str) -> tuple[str, str]:

@@ -34,7 +34,7 @@ from edgemed.ensemble import Ensemble
 from edgemed.errors import InputError
 from edgemed.evaluate import Table
 from edgemed.files import read_json, write_json
-from edgemed.models import create_backbone, normalisation
+from edgemed.models import create_backbone, normalisation, weights_digest
 from edgemed.preprocess import FrontEnd
 
 MEMBERS = ("imagenet", "mae")
@@ -159,13 +159,23 @@ def require_same_settings(previous: dict[str, Any], config: TrainConfig, out: Pa
         raise InputError(f"--out {out} holds a run with other settings ({', '.join(changed)}); choose another --out")
 
 
+def require_same_weights(previous: dict[str, Any], state: dict[str, torch.Tensor], source: str, out: Path) -> None:
+    """A run, and each cell of an ablation, starts from the ImageNet weights that it was begun with.
+
+    Raises:
+        InputError: these are others.
+    """
+    if previous["weights"]["sha256"] != weights_digest(state):
+        began = previous["weights"]["source"]
+        raise InputError(f"{out} was begun with other ImageNet weights ({began}; now {source}); choose another --out")
+
+
 def begin_run(
     out: Path, config: TrainConfig, dataset: Dataset, fingerprint: str, device: str, weights: dict[str, str]
 ) -> None:
     """Write split.csv and run.json, unless they are there: run.json last, since it marks the folder as a run."""
     if (out / "run.json").exists():
         return
-    out.mkdir(parents=True, exist_ok=True)
     write_split_csv(dataset, out / "split.csv")
     write_json(
         out / "run.json",

@@ -40,7 +40,14 @@ from edgemed.models import check_backbone, create_backbone, freeze_stages, image
 from edgemed.parallel import run_jobs
 from edgemed.point import selective_metrics
 from edgemed.reporting import report_of_run
-from edgemed.run import MEMBERS, begin_run, previous_run, read_predictions, require_same_settings
+from edgemed.run import (
+    MEMBERS,
+    begin_run,
+    previous_run,
+    read_predictions,
+    require_same_settings,
+    require_same_weights,
+)
 from edgemed.stages import train_one
 
 
@@ -94,7 +101,9 @@ def begun(config: TrainConfig, data: Path, out: Path, progress: Progress, last: 
         dataset, pairs = join_near_duplicates(dataset)
         dataset = dataset if config.folds else _split(config, dataset)
     parts = _folds(config, dataset) if config.folds else []
-    for warning in dict.fromkeys(warning for part in (dataset, *parts) for warning in part.warnings):
+    warnings = tuple(dict.fromkeys(warning for part in (dataset, *parts) for warning in part.warnings))
+    dataset = dataclasses.replace(dataset, warnings=warnings)  # those of the folds are the whole run's too
+    for warning in warnings:
         log.warning("%s", warning)
     if not (out / last).exists():
         weights = _weights(config, previous, out)
@@ -161,6 +170,9 @@ def _train_fold(
     folder = out / "folds" / str(k)
     own = dataclasses.replace(config, seed=derive_seed(config.seed, "fold", k))
     begin_run(folder, own, part, fingerprint, device, weights)
+    begun_on = read_split_csv(folder / "split.csv", part.root).rows
+    if [(row.path, row.split) for row in begun_on] != [(row.path, row.split) for row in part.rows]:
+        raise InputError(f"{folder} was begun with other folds, by another edgemed; choose another --out")
 
     def named(stage: str, done: int, total: int, detail: str) -> None:
         progress(f"fold {k + 1}/{config.folds} {stage}", done, total, detail)
@@ -178,11 +190,9 @@ def _weights(config: TrainConfig, previous: dict[str, Any] | None, out: Path) ->
     backbone = create_backbone(config.backbone, classes=2)
     load_backbone(backbone, state, source)
     freeze_stages(backbone, config.freeze)
-    found = {"source": source, "sha256": weights_digest(state)}
-    if previous is not None and previous["weights"]["sha256"] != found["sha256"]:
-        began = previous["weights"]["source"]
-        raise InputError(f"{out} was begun with other ImageNet weights ({began}; now {source}); choose another --out")
-    return found
+    if previous is not None:
+        require_same_weights(previous, state, source, out)
+    return {"source": source, "sha256": weights_digest(state)}
 
 
 def resolved_device(device: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="extra train is not installed")
 from conftest import tiny_flags  # noqa: E402
-from safetensors.torch import save  # noqa: E402
+from safetensors.torch import load_file, save, save_file  # noqa: E402
 
 from edgemed.ablate import ablate, cell_config  # noqa: E402
 from edgemed.ablation import CELLS, ablation, ablation_html  # noqa: E402
@@ -106,9 +107,7 @@ def _found(tmp_path: Path, mae: float, control: float, leave_out: str = "") -> d
     imagenet = _answers(0, 1.0)
     second = {"entropy-imagenet": _answers(1, mae), "none-imagenet": _answers(2, control),
               "again-imagenet": _answers(3, mae)}  # fmt: skip
-    cells = {
-        name: _cell(tmp_path / name, [imagenet, shares]) for name, shares in second.items() if name != leave_out
-    }
+    cells = {name: _cell(tmp_path / name, [imagenet, shares]) for name, shares in second.items() if name != leave_out}
     info = {"edgemed": "0", "config": {"backbone": "net"}, "dataset": {"fingerprint": "f"}}
     return ablation(cells, CLASSES, info)
 
@@ -243,6 +242,35 @@ def test_the_imagenet_member_is_trained_once_and_a_finished_cell_never_again(
                   for name in ("entropy-imagenet", "again-imagenet")]  # fmt: skip
     assert pretrained[0].read_bytes() != pretrained[1].read_bytes()
     assert "mae + mae'" in [row["name"] for row in json.loads((out / "ablation.json").read_text())["ensembles"]]
+
+
+def test_a_cell_goes_on_with_the_folds_and_the_weights_of_the_first(
+    trainings: list[tuple[str, str, str]], phantoms: Path, weights: Path, tmp_path: Path, edgemed: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out, own = tmp_path / "out", Path(shutil.copy(weights, tmp_path / "own.safetensors"))
+
+    def run(cell: str) -> tuple[int, str]:
+        capsys.readouterr()
+        code = edgemed("ablate", phantoms, "--out", out, *tiny_flags(own), "--folds", "2", "--cells", cell)
+        return code, " ".join(capsys.readouterr().err.split())
+
+    assert run("entropy-imagenet")[0] == 0
+    first, second = (out / "cells" / name / "folds/0" for name in ("entropy-imagenet", "none-imagenet"))
+    second.mkdir(parents=True)
+    shutil.copy(first / "run.json", second)
+    lines = (first / "split.csv").read_text().replace(",test", ",other").replace(",train", ",test")
+    (second / "split.csv").write_text(lines.replace(",other", ",train"))
+    code, said = run("none-imagenet")
+    assert (code, "was begun with other folds" in said) == (2, True), said
+    shutil.rmtree(second.parents[1])
+
+    state = load_file(own)
+    state["conv_stem.weight"] *= 2
+    save_file(state, own)
+    code, said = run("none-imagenet")
+    assert (code, "was begun with other ImageNet weights" in said) == (2, True), said
+    assert {cell for cell, _, _ in trainings} == {"entropy-imagenet"}
 
 
 @pytest.mark.slow

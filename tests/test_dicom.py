@@ -247,18 +247,20 @@ def test_pseudonyms_are_hashes_salted_with_the_images(clinic: Path) -> None:
     assert not set(patient_groups(files).values()) & set(groups.values())  # other data, other pseudonyms
 
 
-def test_frames_and_files_without_a_patient_stay_together_and_a_given_group_is_kept(tmp_path: Path) -> None:
+def test_frames_and_a_patients_files_stay_together_whatever_groups_are_given(tmp_path: Path) -> None:
     from edgemed.dataset import scan
 
     frames = dicom(np.concatenate([GREY, 255 - GREY]), Rows=23, NumberOfFrames=2)
     (tmp_path / "loop.dcm").write_bytes(frames)
     (tmp_path / "a.dcm").write_bytes(_scan_of("PID-1", 1, "oval"))
     (tmp_path / "b.dcm").write_bytes(_scan_of("PID-1", 2, "oval"))
-    lines = ["path,label,group", "loop.dcm#1,x,", "loop.dcm#2,y,", "a.dcm,x,", "b.dcm,y,a"]
+    (tmp_path / "c.dcm").write_bytes(_scan_of("PID-2", 3, "oval"))
+    lines = ["path,label,group", "loop.dcm#1,x,", "loop.dcm#2,y,", "a.dcm,x,", "b.dcm,y,lesion 1", "c.dcm,y,"]
     (tmp_path / "data.csv").write_text("\n".join(lines))
     groups = {row.path: row.group for row in scan(tmp_path / "data.csv").rows}
-    assert groups["loop.dcm#1"] == groups["loop.dcm#2"] == "loop.dcm" and groups["b.dcm"] == "a"
-    assert groups["a.dcm"].startswith("patient-")
+    assert groups["loop.dcm#1"] == groups["loop.dcm#2"] == "loop.dcm"
+    assert groups["a.dcm"] == groups["b.dcm"] == "lesion 1"  # two lesions of one patient would be split
+    assert groups["c.dcm"].startswith("patient-")
     lines = ["path,label,split", "a.dcm,x,train", "b.dcm,y,test"]
     (tmp_path / "data.csv").write_text("\n".join(lines))
     with pytest.raises(InputError, match=r"group 'patient-[0-9a-f]{16}' is in two splits"):
