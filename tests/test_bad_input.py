@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_bundles as tiny
 from PIL import Image
 
 Edgemed = Callable[..., int]
@@ -231,6 +232,31 @@ def test_build_engine_refuses_what_is_no_finished_run(
     assert edgemed("build-engine", tmp_path, "--out", tmp_path / "bundle") == 2
     _one_line(capsys, "run.json", "edgemed train")
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--out", "b", "--golden", "images"), "leave out --out, --golden"),
+        (("--check", "images", "--size", "96"), "leave out --check, --size"),
+        (("--max-flips", "2", "--max-auroc-drop", "0.1", "--overwrite"), "--overwrite, --max-flips, --max-auroc-drop"),
+    ],
+)
+def test_build_engine_refuses_flags_that_a_bundle_has_no_use_for(
+    flags: tuple[str, ...], named: str, tmp_path: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.bundle(tmp_path / "bundle")
+    assert edgemed("build-engine", tmp_path / "bundle", *flags) == 2
+    _one_line(capsys, "is a bundle", named)
+
+
+@pytest.mark.parametrize("flags", [("--check", "other"), ("--labels", "a,b"), ("--verify", "key.pem")])
+def test_build_engine_refuses_flags_that_a_run_has_no_use_for(
+    flags: tuple[str, str], tmp_path: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--check` reads as if the engine was then proven on those images."""
+    assert edgemed("build-engine", tmp_path, "--out", tmp_path / "bundle", *flags) == 2
+    _one_line(capsys, f"leave out {flags[0]}")
 
 
 def test_predict_goes_on_after_a_bad_file_and_ends_with_2(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -99,16 +99,23 @@ def build_engine(
     sides = None if image_size is None else _range("--image-size", image_size)
     wanted = tuple(targets.split(",")) if targets else None
     limits = _range("--batch", batch)
+    of_checkpoints = {"--member": member, "--backbone": backbone, "--labels": labels, "--check": check,
+                      "--size": size != 224}  # fmt: skip
+    of_a_new_bundle = {"--out": out, "--golden": golden, "--overwrite": overwrite, "--max-flips": max_flips,
+                       "--max-prob-error": max_prob_error, "--max-auroc-drop": max_auroc_drop != 0.005}  # fmt: skip
     with display.progress() as progress:
         if source is not None and (source / MANIFEST_NAME).is_file():
-            if out is not None or member:
-                raise InputError(f"{source} is a bundle: plans are put into it; give neither --out nor --member")
+            not_here = of_checkpoints | of_a_new_bundle
+            _refuse(f"{source} is a bundle, proven when it was built; plans are put into it", not_here)
             opened = open_bundle(source, public_key=None if verify is None else read_key(verify))
             opened = replace(opened, plan_key=None)  # devices sign plans by keys of their own
             options = PlanOptions(runtime, wanted, limits, sides)
             add_plans(opened, options, precisions=precisions, signing_key=key, progress=progress)
             bundle = opened
         else:
+            _refuse("only a bundle's signature is verified", {"--verify": verify})
+            if source is not None:
+                _refuse(f"{source} is a run, whose own images and settings count", of_checkpoints)
             if out is None:
                 raise InputError("build-engine writes a bundle: give --out BUNDLE")
             if "fp32" not in precisions:
@@ -138,6 +145,12 @@ def build_engine(
     display.inspection(bundle, None, json_)
 
 
+def _refuse(why: str, given: dict[str, Any]) -> None:
+    """Raise InputError where a flag was given that nothing would be done with."""
+    if flags := [flag for flag, value in given.items() if value]:
+        raise InputError(f"{why}; leave out {', '.join(flags)}")
+
+
 def _source(
     run: Path | None,
     members: list[Path],
@@ -150,8 +163,6 @@ def _source(
     from edgemed.sources import source_from_members, source_from_run
 
     if run is not None:
-        if members:
-            raise InputError(f"give either the run {run} or --member, not both")
         return source_from_run(run)
     given = {"--member": members, "--backbone": backbone, "--labels": labels, "--check": check}
     if missing := [flag for flag, value in given.items() if not value]:
