@@ -34,7 +34,7 @@ class Cuda:
         self.work: dict[int, list[Any]] = {}
         self.capturing: dict[int, list[Any]] = {}
         self.streams = 0
-        self.full = False
+        self.full: tuple[str, ...] = ()  # which memory is: "host", "device"
 
     def cudaDeviceGetAttribute(self, name: int, device: int) -> tuple[Status, int]:
         return Status.cudaSuccess, name
@@ -42,8 +42,8 @@ class Cuda:
     def cudaGetDeviceProperties(self, device: int) -> tuple[Status, Any]:
         return Status.cudaSuccess, SimpleNamespace(name=b"Stand-in 3090\0\0")
 
-    def _allocate(self, size: int) -> tuple[Status, int]:
-        if self.full:
+    def _allocate(self, size: int, kind: str) -> tuple[Status, int]:
+        if kind in self.full:
             return Status.cudaErrorMemoryAllocation, 0
         buffer = (ctypes.c_uint8 * size)()
         address = ctypes.addressof(buffer)
@@ -51,10 +51,10 @@ class Cuda:
         return Status.cudaSuccess, address
 
     def cudaHostAlloc(self, size: int, flags: int) -> tuple[Status, int]:
-        return self._allocate(size)
+        return self._allocate(size, "host")
 
     def cudaMalloc(self, size: int) -> tuple[Status, int]:
-        return self._allocate(size)
+        return self._allocate(size, "device")
 
     def cudaFree(self, address: int) -> tuple[Status]:
         del self.memory[address]

@@ -128,14 +128,15 @@ def test_a_shape_outside_the_profile_names_the_flag(
     assert all(right(found, tiny.image(1)[None]))
 
 
+@pytest.mark.parametrize("full", [("host", "device"), ("device",)])
 def test_a_full_gpu_is_one_clear_error_and_the_next_request_works(
-    cuda: Cuda, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    full: tuple[str, ...], cuda: Cuda, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = session(cuda, bundle, monkeypatch)
-    cuda.full = True
+    cuda.full = full
     with pytest.raises(EdgemedError, match=r"cudaErrorMemoryAllocation \(2\): the GPU's memory is full"):
         found.run(tiny.image(1)[None])
-    cuda.full = False
+    cuda.full = ()
     assert all(right(found, tiny.image(1)[None]))
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.errors import InputError
+from edgemed.errors import EdgemedError, InputError
 from edgemed.preflight import Here
 from edgemed.records import PlanRecord
 from edgemed.runtimes import OUTPUTS, PlanModule, Session
@@ -211,8 +211,11 @@ class _Lane:
                 self._cuda.cudaFreeHost(pinned)
                 self._cuda.cudaFree(device)
             pinned = int(checked(self._cuda.cudaHostAlloc(size, 0), "cudaHostAlloc"))
-            self._buffers[name] = (pinned, 0, size)
-            device = int(checked(self._cuda.cudaMalloc(size), "cudaMalloc"))
+            try:
+                device = int(checked(self._cuda.cudaMalloc(size), "cudaMalloc"))
+            except EdgemedError:  # the next request, with memory free again, starts from nothing
+                self._cuda.cudaFreeHost(pinned)
+                raise
             self._buffers[name] = (pinned, device, size)
         self._context.set_tensor_address(name, device)
 
