@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import auc
 
 from edgemed.evaluate import Table
 from edgemed.operating import disagreement
@@ -100,7 +101,7 @@ def roc(table: Table, positive: int, resamples: int = 300, seed: int = 0) -> Roc
         x, y = alarms / alarms[-1], hits / hits[-1]
         # At a rate where the curve rises straight up, its upper end: what a threshold there attains.
         keep = np.append(np.diff(x) > 0, True)
-        return np.interp(rates, x[keep], y[keep]), float(np.trapezoid(y, x))
+        return np.interp(rates, x[keep], y[keep]), float(auc(x, y))
 
     whole = curve(np.arange(len(truth)))
     assert whole is not None

@@ -40,8 +40,9 @@ def reuse_memory() -> None:
 
     By default glibc hands every large tensor back to the system and takes it anew, zeroed page by page: with two
     trainings of EfficientNet-Lite0 on two cores, that was a quarter of the processors' time. Nothing without glibc.
+    It holds until the process ends: a program that trains and lives on stays at its peak of memory.
     """
-    trim_threshold, mmap_max, never = -1, -4, 2**31 - 1  # malloc.h
+    trim_threshold, mmap_max, never = -1, -4, -1  # malloc.h
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):

@@ -198,10 +198,28 @@ def begin_run(
                 "ranks": world(),
                 "machine": platform.machine(),
             },
-            "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+            "versions": _versions(),
             "durations": {},
         },
     )
+
+
+def note_another_place(out: Path, device: str) -> tuple[str, ...]:
+    """The warnings in run.json, with one more where the run goes on elsewhere than it was begun: it is of both then."""
+    info = read_json(out / "run.json")
+    was = {"device": info["device"]["device"], "ranks": info["device"]["ranks"]} | info["versions"]
+    now = {"device": device, "ranks": world()} | _versions()
+    warnings: list[str] = info["dataset"]["warnings"]
+    if changed := [f"{name} {was.get(name)} -> {now[name]}" for name in now if was.get(name) != now[name]]:
+        warning = f"the run was begun in one place and went on in another ({', '.join(changed)})."
+        if warning not in warnings:
+            warnings.append(warning)
+            write_json(out / "run.json", info)
+    return tuple(warnings)
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
 def _version(package: str) -> str:

@@ -43,6 +43,7 @@ from edgemed.reporting import report_of_run
 from edgemed.run import (
     MEMBERS,
     begin_run,
+    note_another_place,
     previous_run,
     read_predictions,
     require_same_settings,
@@ -94,9 +95,9 @@ def begun(config: TrainConfig, data: Path, out: Path, progress: Progress, last: 
     if previous is not None and previous["dataset"]["fingerprint"] != fingerprint:
         raise InputError(f"{data} has changed since {out} was begun; choose another --out, or delete {out}")
     if previous is not None:
-        dataset = dataclasses.replace(
-            read_split_csv(out / "split.csv", dataset.root), warnings=tuple(previous["dataset"]["warnings"])
-        )
+        finished = (out / last).exists()
+        warnings = tuple(previous["dataset"]["warnings"]) if finished else note_another_place(out, device)
+        dataset = dataclasses.replace(read_split_csv(out / "split.csv", dataset.root), warnings=warnings)
     else:
         dataset, pairs = join_near_duplicates(dataset)
         dataset = dataset if config.folds else _split(config, dataset)

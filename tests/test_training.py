@@ -15,10 +15,12 @@ from safetensors.torch import save_file
 from edgemed.calibrate import fitted_temperature
 from edgemed.config import TrainConfig, derive_seed
 from edgemed.errors import EdgemedError, InputError
+from edgemed.files import read_json, write_json
 from edgemed.finetune import class_weights
 from edgemed.loop import cosine_schedule, load_checkpoint, require_finite, save_checkpoint
 from edgemed.masking import removed_units, unit_entropy, upsampled
 from edgemed.models import check_backbone, create_backbone, imagenet_state, load_backbone
+from edgemed.run import _versions, note_another_place
 
 
 @pytest.mark.parametrize(
@@ -232,6 +234,17 @@ def test_upsampling_keeps_the_place_of_a_unit() -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's behaviour")
+def test_a_run_that_goes_on_elsewhere_says_so_once(tmp_path: Path) -> None:
+    versions = _versions()
+    place = {"device": {"device": "cuda", "ranks": 2}, "versions": versions | {"torch": "2.0"}}
+    write_json(tmp_path / "run.json", place | {"dataset": {"warnings": ["old"]}})
+    text = f"(device cuda -> cpu, ranks 2 -> 1, torch 2.0 -> {versions['torch']})"
+    for _ in range(2):
+        found = note_another_place(tmp_path, "cpu")
+        assert found == ("old", f"the run was begun in one place and went on in another {text}.")
+        assert read_json(tmp_path / "run.json")["dataset"]["warnings"] == list(found)
+
+
 def test_memory_that_a_step_frees_serves_the_next_one() -> None:
     code = """
 import resource, sys, torch
