@@ -172,7 +172,7 @@ def _runtime(bundle: Bundle, name: str, settings: Settings, side: int) -> dict[s
         if not low <= min(settings.batches) <= max(settings.batches) <= high:
             asked = ",".join(map(str, settings.batches))
             raise InputError(f"--batches {asked}: plan {model.record.id} takes {low} to {high} images; see --plan")
-    golden = model.self_test()
+    correctness = _correctness(model)
     on_cpu = not isinstance(runtime_module(model.runtime), PlanModule)
     entry: dict[str, Any] = {
         "name": model.runtime,
@@ -182,21 +182,20 @@ def _runtime(bundle: Bundle, name: str, settings: Settings, side: int) -> dict[s
         "precision": settings.precision,
         "reason": model.reason,
         "state": model.state,
-        "correctness": {
-            "golden_images": golden.n,
-            "max_prob_error": golden.max_prob_error,
-            "gates": asdict(default_gates(settings.precision)),
-        },
-        "start": start_up(
-            bundle.path,
-            runtime=model.runtime,
-            side=side,
-            **chosen,
-        ),
+        "correctness": correctness,
+        "start": start_up(bundle.path, runtime=model.runtime, side=side, **chosen),
         "limits": cpu_limits(model.session.threads) if on_cpu else NOT_MEASURED,
     }
     entry["results"] = [_result(model, batch, side, settings, entry["limits"]) for batch in settings.batches]
     return entry
+
+
+def _correctness(model: Model) -> dict[str, Any] | str:
+    """How the golden images came out; not measured where a plan takes none of their sizes."""
+    if not model.golden():
+        return NOT_MEASURED
+    found, gates = model.self_test(), asdict(default_gates(model.precision))
+    return {"golden_images": found.n, "max_prob_error": found.max_prob_error, "gates": gates}
 
 
 def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any) -> dict[str, Any]:

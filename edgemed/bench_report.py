@@ -120,10 +120,14 @@ def _facts(report: dict[str, Any]) -> Iterator[str]:
             yield f"{runtime['name']}: not run: {reason}"
             continue
         right = runtime["correctness"]
+        golden = (
+            "golden images: not measured, this plan takes none of their sizes"
+            if right == NOT_MEASURED
+            else f"right on {right['golden_images']} golden images (largest error {right['max_prob_error']:.1e})"
+        )
         yield (
             f"{runtime['name']} {runtime['version']}, {runtime['precision']}, {runtime['threads']} threads, "
-            f"{runtime['state']}; right on {right['golden_images']} golden images "
-            f"(largest error {right['max_prob_error']:.1e})"
+            f"{runtime['state']}; {golden}"
         )
         for kind, start in runtime["start"].items():
             yield f"  {kind} start: {_start(start)}"

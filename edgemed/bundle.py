@@ -119,6 +119,13 @@ class Bundle:
                 f"{PLANS_FOLDER}/, and build one with `edgemed build-engine {self.path}`"
             )
 
+    def trusts(self, record: PlanRecord) -> bool:
+        """Whether a record counts: all do, but where there is a `plan_key`, by which it must be signed."""
+        try:
+            return self.plan_key is None or self.check_signature(record) is None
+        except InputError:
+            return False
+
     def check_signature(self, record: PlanRecord) -> None:
         """Raise InputError unless the record is signed by `plan_key`, which must be there."""
         path = self.path / PLANS_FOLDER / f"{record.id}.json"

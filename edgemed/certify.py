@@ -40,7 +40,10 @@ class Matched(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """What a certification found. `flips`: the files whose label changed. `unmatched`: files without a reference."""
+    """What a certification found. `flips`: the files whose label changed. `unmatched`: files without a reference.
+
+    unfit: known images whose size the plan does not take: nothing is known of its answers there, since it gives none.
+    """
 
     record: PlanRecord
     comparison: Comparison
@@ -48,6 +51,7 @@ class Finding:
     flips: tuple[Path, ...]
     files: int
     unmatched: int
+    unfit: int
     reference_images: int
 
 
@@ -64,27 +68,39 @@ def certify(
     data: a folder of images (searched through), or a CSV with a column `path`. Labels come from the reference.
     gates: the bounds to keep. signing_key: Ed25519 (PEM), signs the record.
 
-    Raises InputError where no image is known to the reference, GateError, with nothing written, where a gate fails.
+    Raises InputError where no image is known to the reference, or none of those fits the plan; GateError, with nothing
+    written, where a gate fails.
     """
+    from edgemed.metrics import auroc_change  # scikit-learn, not on every device: said before the images are run
+
     table = model.bundle.reference()
     rows = {digest: row for row, digest in enumerate(table.sha256.tolist())}
     files = list(image_files(data))
     found: dict[int, Path] = {}
     answers: dict[int, NDArray[np.float32]] = {}
+    unfit: set[int] = set()
+    least = 1 if model.record is None else model.record.batch[0]  # a plan may take no single image
     for done, path in enumerate(files, 1):
         pixels = image_from_file(path)
         row = rows.get(pixels_sha256(pixels))
         if row is not None and row not in found:  # a copy of an image proves nothing more
+            if model.record is not None and not model.record.takes(pixels):
+                unfit.add(row)
+                continue
             found[row] = path
-            answers[row] = model.predict_pixels(pixels[None])[0][0]
+            answers[row] = model.predict_pixels(np.repeat(pixels[None], least, axis=0))[0][0]
         progress(f"certify on {model.runtime}", done, len(files), f"{len(found)} known")
+    if unfit and not found:
+        low, _, high = model.record.image_side  # type: ignore[union-attr]
+        raise InputError(
+            f"none of the {len(unfit)} known images in {data} fits the plan, whose sides are {low} to {high}; "
+            "certify with images of those sizes, or build a plan for these (--image-size)"
+        )
     if not found:
         raise InputError(
             f"none of the {len(files)} images in {data} is known to {model.bundle.path}: its reference names the "
             f"{len(rows)} validation and test images of its training by their pixels; give that data set"
         )
-    from edgemed.metrics import auroc_change  # scikit-learn: not on every device
-
     order = sorted(found)
     labels, groups = table.label[order], table.group[order]
     truth, answered = table.probabilities[order], np.stack([answers[row] for row in order])
@@ -112,7 +128,8 @@ def certify(
         update={"state": "certified", "certificate": certificate}
     )
     put_record(model.bundle, record, signing_key)
-    return Finding(record, comparison, change, flips, len(files), len(files) - len(found), len(rows))
+    unmatched = len(files) - len(found) - len(unfit)
+    return Finding(record, comparison, change, flips, len(files), unmatched, len(unfit), len(rows))
 
 
 def _record_of_onnx(model: Model) -> PlanRecord:
@@ -121,7 +138,7 @@ def _record_of_onnx(model: Model) -> PlanRecord:
     limits = model.bundle.manifest.input
     version = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in place.version.lower())
     values: dict[str, Any] = {
-        "id": f"{place.runtime}-{version}-{place.precision}"[:80].rstrip(".-"),
+        "id": f"{place.runtime}-{version[: 78 - len(place.runtime + place.precision)]}-{place.precision}",
         "created": now(),
         "onnx_sha256": model.bundle.manifest.files[MODEL_FILES[model.precision]].sha256,
         "precision": place.precision,

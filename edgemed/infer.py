@@ -6,7 +6,7 @@ a right one: bundle verified, image size inside the range that was proven, numbe
     >>> import edgemed
     >>> model = edgemed.load("bundle")
     >>> model.reason
-    'openvino: the first that works here (tensorrt: not available in this version of edgemed; ...)'
+    'openvino: the first that works here (tensorrt: there is no NVIDIA GPU here; ...)'
     >>> model("image.png").label
     'oval'
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from edgemed.bundle import Bundle, open_bundle
 from edgemed.engines import open_engine, place_of
 from edgemed.errors import GateError, InputError
+from edgemed.evidence import Golden
 from edgemed.gates import TIE_MARGINS, Comparison, check, compare, default_gates
 from edgemed.images import PixelFormat, image_from_bytes, image_from_file, image_from_pixels
 from edgemed.manifest import MODEL_FILES
@@ -58,17 +59,10 @@ class Prediction:
 
     def as_dict(self) -> dict[str, Any]:
         """The object that `edgemed predict --json` prints for an image."""
-        return {
-            "path": self.path,
-            "label": self.label,
-            "decision": self.decision,
-            "disagreement": self.disagreement,
-            "prediction_set": None if self.prediction_set is None else list(self.prediction_set),
-            "probabilities": dict(self.probabilities),
-            "members": {name: dict(shares) for name, shares in self.members.items()},
-            "runtime": self.runtime,
-            "bundle_id": self.bundle_id,
-        }
+        labels = None if self.prediction_set is None else list(self.prediction_set)
+        values = asdict(self) | {"prediction_set": labels}
+        first = ("path", "label", "decision", "disagreement", "prediction_set")
+        return {key: values[key] for key in (*first, *values)}
 
 
 @dataclass(frozen=True)
@@ -93,14 +87,21 @@ class Model:
 
     @property
     def state(self) -> str:
-        """What is proven of this engine in this place: "certified", "self-tested" or "built"."""
+        """What is proven of this engine: "certified" in this very place, "self-tested" where it was built, or "built".
+
+        Where the bundle was opened with a key, a certificate counts only if it is signed.
+        """
         here = place_of(self.session, self.precision)
         records = self.bundle.plans() if self.record is None else (self.record,)
         onnx = self.bundle.manifest.files[MODEL_FILES[self.precision]].sha256
         mine = [one for one in records if one.onnx_sha256 == onnx and (self.record or one.sha256 is None)]
-        if any(one.certified_at(here) for one in mine):
+        if any(one.certified_at(here) and self.bundle.trusts(one) for one in mine):
             return "certified"
         return "self-tested" if self.record is not None and self.record.state == "self-tested" else "built"
+
+    def golden(self) -> list[Golden]:
+        """The bundle's golden images that this engine takes; a plan of one size may take none."""
+        return [item for item in self.bundle.golden() if self.record is None or self.record.takes(item.image)]
 
     def self_test(self) -> Comparison:
         """Run the bundle's golden images and compare with PyTorch's outputs, ensemble and members alike.
@@ -108,7 +109,7 @@ class Model:
         Golden images alone make an engine self-tested, never certified. Raises GateError where an answer differs by
         more than the precision's default gates, InputError for a plan whose sizes are none of theirs.
         """
-        golden = [item for item in self.bundle.golden() if self.record is None or self.record.takes(item.image)]
+        golden = self.golden()
         if not golden:
             raise InputError(f"no golden image of {self.bundle.path} has a size that this plan takes")
         least = 1 if self.record is None else self.record.batch[0]  # a plan may take no single image

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from edgemed.errors import GateError, InputError
 from edgemed.evidence import reference_file
 from edgemed.gates import Gates
 from edgemed.images import pixels_sha256
+from edgemed.infer import Model
+from edgemed.signature import public_of
 
 Edgemed = Callable[..., int]
 
@@ -143,6 +147,47 @@ def test_images_that_the_reference_does_not_know_prove_nothing(tmp_path: Path) -
     (tmp_path / "data.csv").write_text("file,label\nother/x.png,benign\n")
     with pytest.raises(InputError, match="no column 'path'"):
         certify(edgemed.load(path), tmp_path / "data.csv", Gates())
+
+
+def test_a_plan_is_certified_by_images_that_it_takes_and_as_many_at_once_as_it_wants(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = bundle(tmp_path / "bundle")
+    model = edgemed.load(path, runtime="openvino")
+    record = certify(model, images, Gates()).record
+
+    def as_plan(side: int) -> Model:
+        return replace(model, record=record.model_copy(update={"batch": (2, 2, 4), "image_side": (32, side, side)}))
+
+    asked: list[int] = []
+    real = model.session.run
+
+    def run(pixels: Any) -> Any:
+        asked.append(len(pixels))
+        return real(pixels)
+
+    monkeypatch.setattr(model.session, "run", run)
+    found = certify(as_plan(56), images, Gates())
+    assert (asked, found.comparison.n, found.unfit) == ([2] * 10, 10, 0)
+    with pytest.raises(InputError, match="none of the 10 known images .* fits the plan, whose sides are 32 to 50;"):
+        certify(as_plan(50), images, Gates())
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_where_there_is_a_key_an_unsigned_certificate_does_not_count(
+    signed: bool, tmp_path: Path, images: Path
+) -> None:
+    serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization", reason="extra sign")
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    private = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = bundle(tmp_path / "bundle")
+    opened = open_bundle(path, plan_key=public_of(private))
+    certify(edgemed.load(opened, runtime="openvino"), images, Gates(), signing_key=private if signed else None)
+    assert edgemed.load(path, runtime="openvino").state == "certified"
+    assert edgemed.load(opened, runtime="openvino").state == ("certified" if signed else "built")
 
 
 @pytest.mark.parametrize(("fault", "code"), [(InputError("no plan"), 0), (GateError("wrong answers"), 3)])

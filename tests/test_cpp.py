@@ -111,6 +111,34 @@ def test_a_certificate_counts_in_its_own_place_only(build: Path, tmp_path: Path)
     assert opened(build, bundle.path, "openvino")["state"] == "built"
 
 
+def test_with_a_key_an_unsigned_certificate_does_not_count(build: Path, tmp_path: Path) -> None:
+    from edgemed.signature import public_of
+
+    serialization = damaged.serialization
+    private = damaged.ed25519.Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (tmp_path / "key.pem").write_bytes(public_of(private))
+    bundle = tiny.bundle(tmp_path / "bundle", signing_key=private)
+    put_record(bundle, certificate_record(bundle.path))
+    found = opened(build, bundle.path, "openvino", public_key=tmp_path / "key.pem")
+    assert (found["state"], "is not signed" in found["warnings"][0]) == ("built", True), found
+    put_record(bundle, certificate_record(bundle.path), private)
+    found = opened(build, bundle.path, "openvino", public_key=tmp_path / "key.pem")
+    assert (found["state"], found["warnings"]) == ("certified", [])
+
+
+def test_the_self_test_asks_a_plan_for_what_it_takes(build: Path, tmp_path: Path) -> None:
+    several = tiny.bundle(tmp_path / "several").path
+    damaged.with_plan(damaged.RTX, batch=(2, 2, 4))(several)
+    found = opened(build, several, self_test=1)  # the stub was run, and does not compute what the reference did
+    assert (found["status"], "differs from its reference on 2 images" in found["message"]) == (GATE, True), found
+    other = tiny.bundle(tmp_path / "other").path
+    damaged.with_plan(damaged.RTX, image_side=(16, 20, 24))(other)
+    assert "no golden image of" in opened(build, other, self_test=1)["message"]
+    assert opened(build, other)["status"] == OK
+
+
 def test_auto_passes_over_a_plan_that_is_not_certified_here(build: Path, tmp_path: Path) -> None:
     bundle = tiny.bundle(tmp_path / "bundle")
     damaged.with_plan(damaged.RTX)(bundle.path)

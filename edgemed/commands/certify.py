@@ -57,7 +57,7 @@ def certify(
         found = run_certify(model, data, gates, signing_key=key, progress=progress)
     if json_:
         flips = [str(path) for path in found.flips]
-        counts = {"files": found.files, "unmatched": found.unmatched, "reference_images": found.reference_images}
+        counts = {key: getattr(found, key) for key in ("files", "unmatched", "unfit", "reference_images")}
         display.document({"record": found.record.model_dump(mode="json"), "flips": flips, **counts})
     else:
         display.certificate(found)

@@ -7,7 +7,7 @@ short by a kill, is compiled anew. OpenVINO's own cache (CACHE_DIR) parses the O
 form: two ConvNeXt-Tiny were ready after 1.3 s that way, and after 0.5 s this way.
 
 Settings: one stream on all cores, said outright. On one CPU with AVX2 the LATENCY hint took 223 ms in place of 178 (two
-ConvNeXt-Tiny, batch 1); on one with AVX-512 both come to the same. Precision hint f32, since OpenVINO would compute in
+ConvNeXt-Tiny, batch 1); on another 0.96 of the time (0.91 to 0.98). Precision hint f32, since OpenVINO would compute in
 bfloat16 where the CPU can. `python benchmarks/graph_forms.py` measures these on the machine that it runs on.
 
     edgemed bench BUNDLE --runtime openvino

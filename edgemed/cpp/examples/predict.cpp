@@ -18,20 +18,16 @@ int main(int count, char** arguments) {
         edgemed::Model model(arguments[1], options);
         std::fprintf(stderr, "edgemed: %s\n", model.reason().c_str());
         for (int k = 2; k < count; ++k) {
-            std::ifstream file(arguments[k], std::ios::binary);
-            const std::string data{std::istreambuf_iterator<char>(file), {}};
-            if (!file) {
-                std::fprintf(stderr, "edgemed: error: cannot read %s\n", arguments[k]);
-                code = 2;
-                continue;
-            }
             try {
+                std::ifstream file(arguments[k], std::ios::binary);
+                const std::string data{std::istreambuf_iterator<char>(file), {}};  // throws for a folder
+                if (!file) throw std::ios_base::failure("cannot be read");
                 const edgemed::Prediction found = model.predict_encoded(data.data(), data.size());
                 std::printf("%s: %s", arguments[k], found.decision.c_str());
                 for (std::size_t label = 0; label < model.labels().size(); ++label)
                     std::printf("  %s %.6f", model.labels()[label].c_str(), double(found.probabilities[label]));
                 std::printf("  (disagreement %.6f)\n", found.disagreement);
-            } catch (const edgemed::Error& error) {
+            } catch (const std::exception& error) {
                 std::fprintf(stderr, "edgemed: error: %s: %s\n", arguments[k], error.what());
                 code = 2;
             }

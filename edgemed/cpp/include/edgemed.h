@@ -71,7 +71,7 @@ typedef struct edgemed_options {
     const char* public_key; /* an Ed25519 key file (PEM) by which manifest and plans must be signed, or NULL */
     const char* plan_key;   /* another key for plans, such as the device's own; NULL = public_key */
     int uncertified;        /* 1: "auto" may take a plan that is not certified on this very machine */
-    int self_test;          /* 1: run the golden images first, and fail where the answers differ */
+    int self_test;          /* 1: run the golden images first; fails where answers differ, or none fits a plan */
     const char* modules;    /* folder of the TensorRT modules; NULL = where this library lies */
     void (*warn)(const char* message, void* user); /* gets warnings, such as a runtime that is passed over, or NULL */
     void* user;                                    /* handed to warn */
@@ -134,7 +134,8 @@ EDGEMED_API const char* edgemed_bundle_id(const edgemed_model* model);
 EDGEMED_API const char* edgemed_runtime(const edgemed_model* model);         /* "openvino" */
 EDGEMED_API const char* edgemed_runtime_version(const edgemed_model* model); /* the runtime's own */
 EDGEMED_API const char* edgemed_reason(const edgemed_model* model);          /* why this runtime, and not the ones before it */
-EDGEMED_API const char* edgemed_state(const edgemed_model* model); /* proven here: "certified", "self-tested", "built" */
+/* What is proven: "certified" on this very machine, "self-tested" where the plan was built, or "built". */
+EDGEMED_API const char* edgemed_state(const edgemed_model* model);
 
 /* Why this thread's last call failed; "" before the first failure. Valid until this thread's next failure. */
 EDGEMED_API const char* edgemed_last_error(void);

@@ -132,18 +132,22 @@ std::vector<PlanRecord> Bundle::plans() const {
     return records;
 }
 
+PlanRecord Bundle::trusted_record(const PlanRecord& record) const {
+    if (plan_key_.empty()) return record;
+    // A record is canonical, so it is signed if the file's bytes are; those may have changed since it was read.
+    const std::string where = joined(path, "plans/" + record.id + ".json");
+    const Bytes document = document_content(where);
+    check_signature(where, document, plan_key_);
+    return record_from(document, where);
+}
+
 Bytes Bundle::read_plan(const PlanRecord& record) const {
     const std::string base = joined(path, "plans/" + record.id);
     if (!record.plan)
         throw bundle_error(base + ".plan does not exist: this record certifies an ONNX file that runs without a plan");
-    if (!plan_key_.empty()) {
-        // The record that was read is canonical, so it is signed if the file's bytes are, unless they changed meanwhile.
-        const Bytes document = document_content(base + ".json");
-        check_signature(base + ".json", document, plan_key_);
-        const PlanRecord signed_record = record_from(document, base + ".json");
-        if (!signed_record.plan || signed_record.plan->sha256 != record.plan->sha256)
-            throw bundle_error(base + ".json was changed while it was read; " + again);
-    }
+    const PlanRecord trusted = trusted_record(record);
+    if (!trusted.plan || trusted.plan->sha256 != record.plan->sha256)
+        throw bundle_error(base + ".json was changed while it was read; " + again);
     const auto source = manifest.files.find("model." + record.precision + ".onnx");
     if (source == manifest.files.end() || source->second.sha256 != record.onnx_sha256)  // it would answer too, wrongly
         throw bundle_error("plan " + record.id + " was built from another " + record.precision +

@@ -28,6 +28,9 @@ public:
     // The records in plans/, sorted by id.
     std::vector<PlanRecord> plans() const;
 
+    // The record, or where there is a plan key, what is signed by it under this name. Throws where nothing is.
+    PlanRecord trusted_record(const PlanRecord& record) const;
+
     // The bytes of a plan of this bundle's own graph, verified against its record, which must be signed where there is
     // a plan key.
     Bytes read_plan(const PlanRecord& record) const;

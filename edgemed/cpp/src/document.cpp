@@ -37,11 +37,12 @@ void write(const Json& value, const std::string& indent, std::string& out) {
     }
 }
 
-// The next code point of valid UTF-8, and how many bytes it took.
-uint32_t code_point(const char* text, size_t& length) {
+// The next code point of `left` > 0 bytes, and how many it took; 0, a hidden one, where the text ends within it.
+uint32_t code_point(const char* text, size_t left, size_t& length) {
     const auto byte = [text](size_t k) { return uint32_t(uint8_t(text[k])); };
     const uint32_t first = byte(0);
     length = first < 0x80 ? 1 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
+    if (length > left) return length = left, 0;
     uint32_t point = length == 1 ? first : first & (0xFFu >> (length + 1));
     for (size_t k = 1; k < length; ++k) point = point << 6 | (byte(k) & 0x3F);
     return point;
@@ -209,7 +210,7 @@ bool is_time(const std::string& text) {
 bool is_visible(const std::string& text) {
     if (text.empty() || text.front() == ' ' || text.back() == ' ') return false;
     for (size_t k = 0, length = 0; k < text.size(); k += length) {
-        const uint32_t point = code_point(text.data() + k, length);
+        const uint32_t point = code_point(text.data() + k, text.size() - k, length);
         for (const auto& range : hidden)
             if (range[0] <= point && point <= range[1]) return false;
     }

@@ -121,10 +121,9 @@ void open_model(const char* path, const edgemed_options& options, edgemed_model*
         Shared{std::move(bundle), engine.runtime, engine.version, engine.reason, engine.state, limits});
     if (options.self_test) {
         const std::string what = made->shared->bundle.path + " on " + engine.runtime;
-        self_test(made->shared->bundle, choice.precision, what,
-                  [&](const Picture& picture, float* probabilities, float* members) {
-                      made->predict_rgb(picture.pixels, {1, picture.height, picture.width},
-                                        {probabilities, members, nullptr, nullptr});
+        self_test(made->shared->bundle, choice.precision, what, engine.taken,
+                  [&](const uint8_t* pixels, const Shape& shape, float* probabilities, float* members) {
+                      made->predict_rgb(pixels, shape, {probabilities, members, nullptr, nullptr});
                   });
     }
     *model = made.release();

@@ -79,7 +79,7 @@ void complete(std::string& version, const std::string& here) {
 
 // The best plan for this GPU. `allowed`: one that is not certified here may run, with a warning.
 Session* open_plan(const Bundle& bundle, const Choice& choice, Runtime& runtime, const Here& here, bool allowed,
-                   std::string& state) {
+                   Engine& engine) {
     const std::string name = runtime.name();
     const auto [os, architecture] = platform();
     const Machine machine{name, here.version, here.capability, os, architecture};
@@ -118,7 +118,7 @@ Session* open_plan(const Bundle& bundle, const Choice& choice, Runtime& runtime,
     }
     if (!best) throw Error(EDGEMED_ERROR_BUNDLE, reasons);
     const bool certified = best->certified_at(place);
-    state = certified ? "certified" : best->state == "self-tested" ? "self-tested" : "built";
+    engine.state = certified ? "certified" : best->state == "self-tested" ? "self-tested" : "built";
     if (!certified && !allowed)
         throw Error(EDGEMED_ERROR_RUNTIME, "plan " + best->id + " is not certified on this machine; run `edgemed certify " +
                                                bundle.path + " DATA --runtime " + name + " --precision " +
@@ -128,6 +128,7 @@ Session* open_plan(const Bundle& bundle, const Choice& choice, Runtime& runtime,
     Source source = source_of(bundle, choice, plan, best->id, best->plan->sha256);
     std::copy(best->batch, best->batch + 3, source.batch);
     std::copy(best->image_side, best->image_side + 3, source.image_side);
+    engine.taken = {best->batch[0], best->image_side[0], best->image_side[2]};
     return opened(runtime, source);
 }
 
@@ -139,7 +140,8 @@ bool onnx_certified(const Bundle& bundle, const Choice& choice, const std::strin
     try {
         const std::vector<PlanRecord> records = bundle.plans();
         return std::any_of(records.begin(), records.end(), [&](const PlanRecord& one) {
-            return !one.plan && one.onnx_sha256 == sha256 && one.certified_at(place);
+            return !one.plan && one.onnx_sha256 == sha256 && one.certified_at(place) &&
+                   bundle.trusted_record(one).certified_at(place);
         });
     } catch (const Error& error) {
         choice.warn(error.what());
@@ -167,7 +169,7 @@ Engine open_engine(const Bundle& bundle, const Choice& choice) {
                 Engine engine;
                 if (runtime->takes_plans()) {
                     engine.session.reset(
-                        open_plan(bundle, choice, *runtime, here, named || choice.uncertified, engine.state));
+                        open_plan(bundle, choice, *runtime, here, named || choice.uncertified, engine));
                 } else {
                     engine.session.reset(opened(*runtime, source_of(bundle, choice, onnx, model, sha256)));
                     engine.state = onnx_certified(bundle, choice, name, here, sha256) ? "certified" : "built";

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "bundle.hpp"
+#include "golden.hpp"
 #include "runtime.hpp"
 
 namespace edgemed::impl {
@@ -11,7 +12,8 @@ namespace edgemed::impl {
 struct Engine {
     std::unique_ptr<Session> session;
     std::string runtime, version, reason;
-    std::string state;  // what is proven of this engine in this place: "certified", "self-tested" or "built"
+    std::string state;  // proven: "certified" in this very place, "self-tested" where it was built, or "built"
+    Taken taken;        // by the plan, if it is one
 };
 
 struct Choice {

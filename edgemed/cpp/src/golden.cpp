@@ -79,8 +79,8 @@ std::vector<Golden> golden_from(const Bytes& outputs, const Manifest& manifest, 
     });
 }
 
-void self_test(const Bundle& bundle, const std::string& precision, const std::string& what,
-               const std::function<void(const Picture&, float*, float*)>& predict) {
+void self_test(const Bundle& bundle, const std::string& precision, const std::string& what, const Taken& taken,
+               const std::function<void(const uint8_t*, const Shape&, float*, float*)>& predict) {
     const Manifest& manifest = bundle.manifest;
     const size_t labels = manifest.labels.size(), members = manifest.member_names.size();
     const bool half = precision == "fp16";
@@ -88,17 +88,28 @@ void self_test(const Bundle& bundle, const std::string& precision, const std::st
     const SideLimits limits{manifest.min_side, manifest.max_side, manifest.opt_side};
     Comparison whole;
     std::vector<Comparison> each(members);
-    std::vector<float> probabilities(labels), shares(members * labels);
+    const size_t copies = size_t(taken.least_batch);
+    std::vector<float> probabilities(copies * labels), shares(copies * members * labels);
+    std::vector<uint8_t> pixels;
     Picture picture;
     const std::string name = "golden/outputs.json";
     for (const Golden& golden : golden_from(bundle.read(name), manifest, bundle.path + "/" + name)) {
         const Bytes file = bundle.read(golden.file);
         decode(file.data(), file.size(), limits, picture);
-        predict(picture, probabilities.data(), shares.data());
+        if (std::min(picture.height, picture.width) < taken.smallest_side ||
+            std::max(picture.height, picture.width) > taken.largest_side)
+            continue;
+        const Shape shape{taken.least_batch, picture.height, picture.width};
+        pixels.resize(shape.bytes());
+        for (size_t k = 0, one = shape.bytes() / copies; k < copies; ++k)
+            std::copy_n(picture.pixels, one, pixels.data() + k * one);
+        predict(pixels.data(), shape, probabilities.data(), shares.data());
         whole.add(golden.probabilities.data(), probabilities.data(), labels, tie_margin);
         for (size_t m = 0; m < members; ++m)
             each[m].add(golden.members.data() + m * labels, shares.data() + m * labels, labels, tie_margin);
     }
+    if (!whole.images)
+        throw Error(EDGEMED_ERROR_INPUT, "no golden image of " + bundle.path + " has a size that this plan takes");
     whole.check(max_error, true, what);
     // A member alone decides nothing, so only its probabilities are judged.
     for (size_t m = 0; m < members; ++m) each[m].check(max_error, false, what + ", member " + manifest.member_names[m] + ",");

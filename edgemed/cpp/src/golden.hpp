@@ -2,10 +2,12 @@
 // (gates.py). Golden images alone make an engine self-tested, never certified.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 
 #include "bundle.hpp"
 #include "images.hpp"
+#include "runtime.hpp"
 
 namespace edgemed::impl {
 
@@ -15,12 +17,18 @@ struct Golden {
     std::vector<float> members;         // (M, K)
 };
 
+// What an engine takes at the least and the most: a plan of one size may take no golden image, or no single one.
+struct Taken {
+    int64_t least_batch = 1, smallest_side = 1, largest_side = INT64_MAX;
+};
+
 // What golden/outputs.json lists. Throws Error(EDGEMED_ERROR_BUNDLE).
 std::vector<Golden> golden_from(const Bytes& outputs, const Manifest& manifest, const std::string& where);
 
-// Runs the golden images through `predict` (picture, probabilities (K,), members (M, K)). Throws
-// Error(EDGEMED_ERROR_GATE), with every figure that is beyond its gate; `what` names the engine.
-void self_test(const Bundle& bundle, const std::string& precision, const std::string& what,
-               const std::function<void(const Picture&, float*, float*)>& predict);
+// Runs the golden images that are taken through `predict` (pixels and their shape (N, H, W), probabilities (N, K),
+// members (N, M, K)). Throws Error(EDGEMED_ERROR_GATE), with the first figure that is beyond its gate, or
+// Error(EDGEMED_ERROR_INPUT) where no golden image is taken; `what` names the engine.
+void self_test(const Bundle& bundle, const std::string& precision, const std::string& what, const Taken& taken,
+               const std::function<void(const uint8_t*, const Shape&, float*, float*)>& predict);
 
 }  // namespace edgemed::impl
