@@ -93,7 +93,14 @@ def _near_duplicates(found: Document) -> str:
     lowest = {
         name: min(results[kind]["recall"] for kind in found["bar"]["of"]) for name, results in found["sets"].items()
     }
-    return "lowest recall of the bar's alterations: " + ", ".join(f"{k} {v:.3f}" for k, v in lowest.items())
+    across = {
+        name: f"; {name}: {results['pairs_across_given_groups']} pairs across the given groups of "
+        f"{results['images']:,} images"
+        for name, results in found["sets"].items()
+        if "pairs_across_given_groups" in results
+    }
+    of_sets = ", ".join(f"{name} {recall:.3f}" for name, recall in lowest.items())
+    return f"lowest recall of the bar's alterations: {of_sets}" + "".join(across.values())
 
 
 def _onnx_parity(found: Document) -> str:
@@ -175,6 +182,7 @@ FIGURES: dict[str, Callable[[Document], str]] = {
     "patch-entropy-h100": _entropy,
     "busi-folds": _busi,
     "busi-ablation": _ablation,
+    "busi-ablation-seeds": _ablation,
     "data-sets": _data_sets,
     "near-duplicates": _near_duplicates,
     "onnx-parity": _onnx_parity,
