@@ -64,6 +64,7 @@ def ablate(
         progress("compare", 0, 1, "")
         found = ablation({name: _runs(out, name, run) for name in finished}, run.dataset.classes,
                          read_json(out / "run.json"))  # fmt: skip
+        found["places"] = _places(out, finished)
         (out / LAST).unlink(missing_ok=True)  # so that a kill here leaves no page of fewer cells
         write_json(out / "ablation.json", found)
         write_atomic(out / LAST, ablation_html(found, data.resolve().stem))
@@ -106,6 +107,16 @@ def _check(config: TrainConfig, cells: Sequence[str], out: Path) -> None:
         raise InputError("--renyi-order 1 is Shannon's entropy, with which Rényi's is compared; try --renyi-order 2")
     if "again-imagenet" in cells and "entropy-imagenet" not in cells and not _finished(out, "entropy-imagenet"):
         raise InputError("--cells again-imagenet is entropy-imagenet with another seed; ask for both")
+
+
+def _places(out: Path, cells: Sequence[str]) -> dict[str, list[str]]:
+    """The cells of each device and versions that cells were begun with: figures of one place are compared best."""
+    places: dict[str, list[str]] = {}
+    for name in cells:
+        info = read_json(out / "cells" / name / "run.json")
+        place = {"device": info["device"]["device"], "edgemed": info["edgemed"]} | info["versions"]
+        places.setdefault(", ".join(f"{key} {value}" for key, value in place.items()), []).append(name)
+    return places
 
 
 def _train_cell(config: TrainConfig, run: Begun, out: Path, name: str, progress: Progress) -> None:

@@ -127,6 +127,10 @@ def ablation_html(found: Mapping[str, Any], name: str) -> str:
     body = section("What the data say", f"<p><strong>{escape(found['sentence'])}</strong></p>{_basis(found)}")
     for (title, rows), reference in zip(kinds.items(), (MEMBER, ENSEMBLE), strict=True):
         body += section(title, _table(rows, reference) + charts("In pictures", _figures(rows, reference)))
+    if len(places := found.get("places", {})) > 1:
+        lines: list[list[Cell]] = [[", ".join(cells), place] for place, cells in places.items()]
+        note = '<p class="note">Not all cells were trained in one place, which may account for a difference.</p>'
+        body += section("Places", note + table(["Cells", "Device and versions"], lines, "text"))
     if found["not_run"]:
         body += section("Not run", f"<p>{escape(', '.join(found['not_run']))}</p>")
     shared = [[key, str(value)] for key, value in found["config"].items() if key not in VARIED]

@@ -107,7 +107,8 @@ def compared(
 
     Raises GateError where the bundle itself differs from its golden images.
     """
-    model.self_test()
+    if model.golden():  # a plan of one size may take none
+        model.self_test()
     images = _images(model, model.bundle.manifest.input.opt_side if side is None else side)
     requests = [np.repeat(image[None], batch, axis=0) for image in images]
     wanted = [_bundle_call(model)(request) for request in requests]

@@ -7,7 +7,7 @@ taken apart, a softmax in half precision, an operator of some runtime's own. `ed
 
 ConvNeXt's MLPs stay the matrix products that timm writes. As 1x1 convolutions with the same weights, OpenVINO takes 2.5
 to 3 % less processor time and ONNX Runtime 9 % less on one CPU; of the latency on two threads OpenVINO saves
-8 % (3 to 13; `python benchmarks/graph_forms.py`). Not taken so far: what TensorRT makes of it is not measured.
+8 % (6 to 13; `python benchmarks/graph_forms.py`). Not taken so far: what TensorRT makes of it is not measured.
 """
 
 from __future__ import annotations

@@ -263,7 +263,7 @@ def load(
     TensorRT plans that are not certified on this very machine, unless `uncertified` is true. A name takes that one or
     raises. precision: which graph, "fp32" or "fp16" (a CPU executes both in fp32). threads: CPU threads of a request;
     None = all physical cores that this process may use. public_key: an Ed25519 key file (PEM) by which the manifest,
-    and each plan, must be signed; plan_key: another key for plans, such as the device's own. plan: one of the
+    and each plan, must be signed, or a certificate does not count; plan_key: another one for plans. plan: one of the
     bundle's, by its id. cuda_graph: capture a plan of one shape. self_test: run the golden images (`Model.self_test`).
 
     Raises InputError for a bundle, key, runtime or argument that cannot be used, with the reason and the next step,

@@ -56,8 +56,13 @@ def report_of_run(run: Path, metrics: dict[str, Any]) -> str:
         test=test,
         hardest=_hardest(test, dataset),
         duplicates=_duplicates(pairs, dataset),
-        warnings=info["dataset"]["warnings"],
+        warnings=list(dict.fromkeys(warning for each in (run, *runs) for warning in _warnings(each))),
     )
+
+
+def _warnings(run: Path) -> list[str]:
+    warnings: list[str] = read_json(run / "run.json")["dataset"]["warnings"]
+    return warnings
 
 
 def _split_table(dataset: Dataset, name: str = "") -> dict[str, dict[str, int]]:

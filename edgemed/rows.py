@@ -60,7 +60,7 @@ def rows_of_folder(root: Path) -> tuple[list[Row], list[str]]:
 def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[list[Row], list[str]]:
     """The rows of a CSV, and warnings. as_written: it is a split.csv, taken to the letter and without looking at files.
 
-    Else outer spaces are dropped, files must exist, and DICOM rows without a group get their patient's.
+    Else outer spaces are dropped, files must exist, and the DICOM files of a patient are in one group.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -106,7 +106,7 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
     if 0 < unsplit < len(rows):
         raise InputError(f"{path}: {unsplit} of {len(rows)} rows have no split; fill in all of them or none.")
     result = list(rows.values()) if as_written else _by_patient(list(rows.values()), root)
-    check_splits_keep_groups(result, f"in {path}; give the group one split")
+    check_splits_keep_groups(result, f"in {path}; give the group, and all images of a DICOM patient, one split")
     return result, [f"{repeated} rows that repeat a file were ignored."] if repeated else []
 
 
@@ -135,15 +135,23 @@ def check_splits_keep_groups(rows: Sequence[Row], step: str) -> None:
 
 
 def _by_patient(rows: Sequence[Row], root: Path) -> list[Row]:
-    """The rows, with all images of a patient whom DICOM files name in one group: a group given is joined with it."""
+    """The rows, with all images of a patient whom DICOM files name in one group: a group given is joined with it.
+
+    A name that all files share, while groups are given, is a placeholder of who removed the names: the groups count.
+    """
     files = [frame_of(root / row.path)[0] for row in rows]
     known = patient_groups(files)
-    patients = sorted(set(known.values()))
-    of_row = {k: known[file] for k, file in enumerate(files) if file in known}
+    of_row = {k: _LAST + known[file] for k, file in enumerate(files) if file in known}
+    given = {rows[k].group for k in of_row if rows[k].group not in _alone(rows[k].path)}
+    if len(set(of_row.values())) == 1 and len(given) > 1:
+        return list(rows)
     groups = [of_row.get(k, row.group) if row.group in _alone(row.path) else row.group for k, row in enumerate(rows)]
-    pairs = [(k, len(rows) + patients.index(patient)) for k, patient in of_row.items()]
-    joined = merged_groups([*groups, *patients], pairs)
-    return [replace(row, group=group) for row, group in zip(rows, joined, strict=False)]
+    places = {patient: len(rows) + place for place, patient in enumerate(dict.fromkeys(of_row.values()))}
+    joined = merged_groups([*groups, *places], [(k, places[patient]) for k, patient in of_row.items()])
+    return [replace(row, group=group.removeprefix(_LAST)) for row, group in zip(rows, joined, strict=False)]
+
+
+_LAST = "\U0010ffff"  # sorts a pseudonym behind every name: a group that was given keeps its own
 
 
 def _alone(path: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -204,18 +205,18 @@ def begin_run(
     )
 
 
-def note_another_place(out: Path, device: str) -> tuple[str, ...]:
-    """The warnings in run.json, with one more where the run goes on elsewhere than it was begun: it is of both then."""
+def note_another_place(out: Path, device: str) -> None:
+    """A warning in run.json where a run goes on elsewhere than it was begun: its figures are of both places then."""
     info = read_json(out / "run.json")
-    was = {"device": info["device"]["device"], "ranks": info["device"]["ranks"]} | info["versions"]
+    was = {"device": info["device"]["device"], "ranks": info["device"].get("ranks", 1)} | info["versions"]
     now = {"device": device, "ranks": world()} | _versions()
     warnings: list[str] = info["dataset"]["warnings"]
     if changed := [f"{name} {was.get(name)} -> {now[name]}" for name in now if was.get(name) != now[name]]:
         warning = f"the run was begun in one place and went on in another ({', '.join(changed)})."
         if warning not in warnings:
             warnings.append(warning)
+            logging.getLogger("edgemed").warning("%s", warning)
             write_json(out / "run.json", info)
-    return tuple(warnings)
 
 
 def _versions() -> dict[str, str]:

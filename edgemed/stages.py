@@ -29,7 +29,15 @@ from edgemed.point import Wanted, fitted_point, selective_metrics
 from edgemed.preprocess import FrontEnd
 from edgemed.pretrain import pretrain
 from edgemed.reporting import report_of_run
-from edgemed.run import MEMBERS, predictions_csv, read_table, require_same_weights, timed, trained_member
+from edgemed.run import (
+    MEMBERS,
+    note_another_place,
+    predictions_csv,
+    read_table,
+    require_same_weights,
+    timed,
+    trained_member,
+)
 
 
 def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, progress: Progress) -> dict[str, Any]:
@@ -48,6 +56,7 @@ def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, pro
                 (folder / name).unlink(missing_ok=True)
         state, source = imagenet_state(config.backbone, weights)
         require_same_weights(read_json(out / "run.json"), state, source, out)
+        note_another_place(out, device)
         log.info("ImageNet weights: %s", source)
         if not (mae / "pretrained.safetensors").exists():
             start = state if config.start == "imagenet" else None

@@ -43,7 +43,6 @@ from edgemed.reporting import report_of_run
 from edgemed.run import (
     MEMBERS,
     begin_run,
-    note_another_place,
     previous_run,
     read_predictions,
     require_same_settings,
@@ -95,16 +94,14 @@ def begun(config: TrainConfig, data: Path, out: Path, progress: Progress, last: 
     if previous is not None and previous["dataset"]["fingerprint"] != fingerprint:
         raise InputError(f"{data} has changed since {out} was begun; choose another --out, or delete {out}")
     if previous is not None:
-        finished = (out / last).exists()
-        warnings = tuple(previous["dataset"]["warnings"]) if finished else note_another_place(out, device)
-        dataset = dataclasses.replace(read_split_csv(out / "split.csv", dataset.root), warnings=warnings)
+        dataset = dataclasses.replace(
+            read_split_csv(out / "split.csv", dataset.root), warnings=tuple(previous["dataset"]["warnings"])
+        )
     else:
         dataset, pairs = join_near_duplicates(dataset)
         dataset = dataset if config.folds else _split(config, dataset)
     parts = _folds(config, dataset) if config.folds else []
-    warnings = tuple(dict.fromkeys(warning for part in (dataset, *parts) for warning in part.warnings))
-    dataset = dataclasses.replace(dataset, warnings=warnings)  # those of the folds are the whole run's too
-    for warning in warnings:
+    for warning in dict.fromkeys(warning for part in (dataset, *parts) for warning in part.warnings):
         log.warning("%s", warning)
     if not (out / last).exists():
         weights = _weights(config, previous, out)
@@ -172,7 +169,8 @@ def _train_fold(
     own = dataclasses.replace(config, seed=derive_seed(config.seed, "fold", k))
     begin_run(folder, own, part, fingerprint, device, weights)
     begun_on = read_split_csv(folder / "split.csv", part.root).rows
-    if [(row.path, row.split) for row in begun_on] != [(row.path, row.split) for row in part.rows]:
+    same = [(row.path, row.split) for row in begun_on] == [(row.path, row.split) for row in part.rows]
+    if not same and not (folder / "report.html").exists():
         raise InputError(f"{folder} was begun with other folds, by another edgemed; choose another --out")
 
     def named(stage: str, done: int, total: int, detail: str) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_bundles as tiny
 from PIL import Image
 
 Edgemed = Callable[..., int]
@@ -245,6 +244,9 @@ def test_build_engine_refuses_what_is_no_finished_run(
 def test_build_engine_refuses_flags_that_a_bundle_has_no_use_for(
     flags: tuple[str, ...], named: str, tmp_path: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("onnx", reason="extra train is not installed")
+    import tiny_bundles as tiny
+
     tiny.bundle(tmp_path / "bundle")
     assert edgemed("build-engine", tmp_path / "bundle", *flags) == 2
     _one_line(capsys, "is a bundle", named)
@@ -255,6 +257,8 @@ def test_build_engine_refuses_flags_that_a_run_has_no_use_for(
     flags: tuple[str, str], tmp_path: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`--check` reads as if the engine was then proven on those images."""
+    assert edgemed("build-engine", tmp_path / "none", "--out", tmp_path / "bundle", *flags) == 2
+    _one_line(capsys, "does not exist")
     assert edgemed("build-engine", tmp_path, "--out", tmp_path / "bundle", *flags) == 2
     _one_line(capsys, f"leave out {flags[0]}")
 

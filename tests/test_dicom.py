@@ -255,12 +255,14 @@ def test_frames_and_a_patients_files_stay_together_whatever_groups_are_given(tmp
     (tmp_path / "a.dcm").write_bytes(_scan_of("PID-1", 1, "oval"))
     (tmp_path / "b.dcm").write_bytes(_scan_of("PID-1", 2, "oval"))
     (tmp_path / "c.dcm").write_bytes(_scan_of("PID-2", 3, "oval"))
-    lines = ["path,label,group", "loop.dcm#1,x,", "loop.dcm#2,y,", "a.dcm,x,", "b.dcm,y,lesion 1", "c.dcm,y,"]
+    lines = ["path,label,group", "loop.dcm#1,x,", "loop.dcm#2,y,", "a.dcm,x,", "b.dcm,y,s1", "c.dcm,y,"]
     (tmp_path / "data.csv").write_text("\n".join(lines))
     groups = {row.path: row.group for row in scan(tmp_path / "data.csv").rows}
     assert groups["loop.dcm#1"] == groups["loop.dcm#2"] == "loop.dcm"
-    assert groups["a.dcm"] == groups["b.dcm"] == "lesion 1"  # two lesions of one patient would be split
+    assert groups["a.dcm"] == groups["b.dcm"] == "s1"  # two lesions of one patient would be split
     assert groups["c.dcm"].startswith("patient-")
+    (tmp_path / "data.csv").write_text("path,label,group\na.dcm,x,u\nb.dcm,y,v")  # one placeholder for everybody
+    assert [row.group for row in scan(tmp_path / "data.csv").rows] == ["u", "v"]
     lines = ["path,label,split", "a.dcm,x,train", "b.dcm,y,test"]
     (tmp_path / "data.csv").write_text("\n".join(lines))
     with pytest.raises(InputError, match=r"group 'patient-[0-9a-f]{16}' is in two splits"):

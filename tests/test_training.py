@@ -233,18 +233,18 @@ def test_upsampling_keeps_the_place_of_a_unit() -> None:
     assert full.sum() == 8
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's behaviour")
 def test_a_run_that_goes_on_elsewhere_says_so_once(tmp_path: Path) -> None:
     versions = _versions()
     place = {"device": {"device": "cuda", "ranks": 2}, "versions": versions | {"torch": "2.0"}}
     write_json(tmp_path / "run.json", place | {"dataset": {"warnings": ["old"]}})
     text = f"(device cuda -> cpu, ranks 2 -> 1, torch 2.0 -> {versions['torch']})"
     for _ in range(2):
-        found = note_another_place(tmp_path, "cpu")
-        assert found == ("old", f"the run was begun in one place and went on in another {text}.")
-        assert read_json(tmp_path / "run.json")["dataset"]["warnings"] == list(found)
+        note_another_place(tmp_path, "cpu")
+        found = read_json(tmp_path / "run.json")["dataset"]["warnings"]
+        assert found == ["old", f"the run was begun in one place and went on in another {text}."]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's behaviour")
 def test_memory_that_a_step_frees_serves_the_next_one() -> None:
     code = """
 import resource, sys, torch

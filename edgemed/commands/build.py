@@ -113,6 +113,8 @@ def build_engine(
             add_plans(opened, options, precisions=precisions, signing_key=key, progress=progress)
             bundle = opened
         else:
+            if source is not None and not source.exists():
+                raise InputError(f"{source} does not exist; make a run with `edgemed train DATA --out {source}`")
             _refuse("only a bundle's signature is verified", {"--verify": verify})
             if source is not None:
                 _refuse(f"{source} is a run, whose own images and settings count", of_checkpoints)

@@ -140,8 +140,13 @@ bool onnx_certified(const Bundle& bundle, const Choice& choice, const std::strin
     try {
         const std::vector<PlanRecord> records = bundle.plans();
         return std::any_of(records.begin(), records.end(), [&](const PlanRecord& one) {
-            return !one.plan && one.onnx_sha256 == sha256 && one.certified_at(place) &&
-                   bundle.trusted_record(one).certified_at(place);
+            if (one.plan || one.onnx_sha256 != sha256 || !one.certified_at(place)) return false;
+            try {
+                return bundle.trusted_record(one).certified_at(place);
+            } catch (const Error& error) {
+                choice.warn(error.what());
+                return false;
+            }
         });
     } catch (const Error& error) {
         choice.warn(error.what());
