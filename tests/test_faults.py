@@ -6,10 +6,10 @@ import errno
 import json
 import math
 import os
-import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +24,7 @@ from test_path import _content  # noqa: E402
 from test_scale import TORCHRUN, launched  # noqa: E402
 
 from edgemed import finetune, loop  # noqa: E402
+from edgemed.errors import InputError  # noqa: E402
 
 Edgemed = Callable[..., int]
 Output = pytest.CaptureFixture[str]
@@ -45,20 +46,33 @@ def train(phantoms: Path, weights: Path, tmp_path: Path, edgemed: Edgemed, capsy
     return once
 
 
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from edgemed.errors import InputError
+from edgemed.files import write_atomic
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    write_atomic(Path(sys.argv[1]), sys.stdin.buffer.read())
+except InputError as error:
+    sys.exit(str(error))
+"""
+
+
 @contextmanager
 def largest_file(limit: int) -> Iterator[None]:
     """The kernel itself refuses to write further than `limit` bytes into a checkpoint, as at a quota's end.
 
-    Only while a checkpoint is written: the limit is the process's, and compilers inside of torch write code to files.
+    By a process of its own: the limit is a process's, and compilers inside of torch and its loaders' threads write code
+    to files, whose lack ends in a segmentation fault.
     """
-    plain, before = loop.write_atomic, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limited(path: Path, data: bytes | str) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-        try:
-            plain(path, data)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        command = [sys.executable, "-c", LIMITED, str(path), str(limit)]
+        raw = data.encode() if isinstance(data, str) else data
+        done = subprocess.run(command, input=raw, capture_output=True)
+        if done.returncode:
+            raise InputError(done.stderr.decode().strip())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "write_atomic", limited)
