@@ -111,8 +111,8 @@ def test_flags_that_do_not_go_together_are_refused(
     arguments: list[str],
     complaint: str,
 ) -> None:
-    given = [str(tmp_path / "bundle") if part == "OUT" else part for part in arguments]
-    assert edgemed("build-engine", *given) == 2
+    named = {"OUT": str(tmp_path / "bundle"), "RUN": str(tmp_path)}
+    assert edgemed("build-engine", *(named.get(part, part) for part in arguments)) == 2
     assert re.search(complaint, " ".join(capfd.readouterr().err.split()))
     assert not (tmp_path / "bundle").exists()
 
