@@ -26,7 +26,7 @@ from edgemed.images import SUFFIXES, image_from_file, pixels_sha256
 from edgemed.infer import Model
 from edgemed.manifest import MODEL_FILES
 from edgemed.pack import put_record
-from edgemed.records import Bounds, Certificate, Change, PlanRecord, now
+from edgemed.records import Bounds, Certificate, Change, PlanRecord, least_batch, now
 
 Progress = Callable[[str, int, int, str], None]
 
@@ -79,7 +79,6 @@ def certify(
     found: dict[int, Path] = {}
     answers: dict[int, NDArray[np.float32]] = {}
     unfit: set[int] = set()
-    least = 1 if model.record is None else model.record.batch[0]  # a plan may take no single image
     for done, path in enumerate(files, 1):
         pixels = image_from_file(path)
         row = rows.get(pixels_sha256(pixels))
@@ -88,7 +87,7 @@ def certify(
                 unfit.add(row)
                 continue
             found[row] = path
-            answers[row] = model.predict_pixels(np.repeat(pixels[None], least, axis=0))[0][0]
+            answers[row] = model.predict_pixels(np.repeat(pixels[None], least_batch(model.record), axis=0))[0][0]
         progress(f"certify on {model.runtime}", done, len(files), f"{len(found)} known")
     if unfit and not found:
         low, _, high = model.record.image_side  # type: ignore[union-attr]

@@ -32,7 +32,7 @@ from edgemed.gates import TIE_MARGINS, Comparison, check, compare, default_gates
 from edgemed.images import PixelFormat, image_from_bytes, image_from_file, image_from_pixels
 from edgemed.manifest import MODEL_FILES
 from edgemed.operating import decide
-from edgemed.records import PlanRecord
+from edgemed.records import PlanRecord, least_batch
 from edgemed.runtimes import Session
 from edgemed.signature import read_key
 
@@ -112,7 +112,7 @@ class Model:
         golden = self.golden()
         if not golden:
             raise InputError(f"no golden image of {self.bundle.path} has a size that this plan takes")
-        least = 1 if self.record is None else self.record.batch[0]  # a plan may take no single image
+        least = least_batch(self.record)
         answers = []
         for item in golden:
             many = self.predict_pixels(np.repeat(item.image[None], least, axis=0))

@@ -104,6 +104,11 @@ class PlanRecord(Strict):
         return self.state == "certified" and self.certificate is not None and self.certificate.place == place
 
 
+def least_batch(record: PlanRecord | None) -> int:
+    """How many images an engine takes at once at the least: more than one for some plans, one without a plan."""
+    return 1 if record is None else record.batch[0]
+
+
 def now() -> str:
     """The time as a record states it: UTC, to the second."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -56,13 +56,13 @@ def report_of_run(run: Path, metrics: dict[str, Any]) -> str:
         test=test,
         hardest=_hardest(test, dataset),
         duplicates=_duplicates(pairs, dataset),
-        warnings=list(dict.fromkeys(warning for each in (run, *runs) for warning in _warnings(each))),
+        warnings=_warnings([info, *(read_json(each / "run.json") for each in runs if folded)]),
     )
 
 
-def _warnings(run: Path) -> list[str]:
-    warnings: list[str] = read_json(run / "run.json")["dataset"]["warnings"]
-    return warnings
+def _warnings(infos: Sequence[dict[str, Any]]) -> list[str]:
+    """Those of a run and of its folds, each once."""
+    return list(dict.fromkeys(warning for info in infos for warning in info["dataset"]["warnings"]))
 
 
 def _split_table(dataset: Dataset, name: str = "") -> dict[str, dict[str, int]]:

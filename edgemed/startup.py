@@ -26,7 +26,7 @@ from edgemed.bundle import Bundle, open_bundle
 from edgemed.conditions import NOT_MEASURED, peak_memory
 from edgemed.errors import EdgemedError
 from edgemed.infer import load
-from edgemed.records import PlanRecord
+from edgemed.records import PlanRecord, least_batch
 from edgemed.runtimes import runtime_module
 from edgemed.runtimes.tensorrt import Flavour
 
@@ -104,8 +104,7 @@ def _first_answer(request: dict[str, Any], entered: int) -> dict[str, Any]:
     chosen = {name: request[name] for name in ("runtime", "precision", "threads", "plan", "cuda_graph")}
     model = load(bundle, **chosen)
     loaded = time.monotonic_ns()
-    least = 1 if model.record is None else model.record.batch[0]
-    model.predict_pixels(np.zeros((least, request["side"], request["side"], 3), dtype=np.uint8))
+    model.predict_pixels(np.zeros((least_batch(model.record), request["side"], request["side"], 3), dtype=np.uint8))
     answered = time.monotonic_ns()
     parts = {
         "process": entered - request["spawned"],
