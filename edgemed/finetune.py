@@ -129,8 +129,7 @@ def finetune(
     optimizer = create_optimizer_v2(
         model, "adamw", lr=config.learning_rate, weight_decay=config.weight_decay, layer_decay=config.layer_decay
     )
-    warmup = min(config.warmup_epochs, config.epochs - 1)
-    schedule = cosine_schedule(optimizer, config.epochs * loader.steps, warmup * loader.steps)
+    schedule = cosine_schedule(optimizer, config.epochs * loader.steps, config.warmup_epochs * loader.steps)
     net = replicated(model, config.compile)
     average = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
     weights = class_weights(train.labels, len(dataset.classes), config.class_weighting).to(device)

@@ -82,7 +82,11 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 def cosine_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -> CosineLRScheduler:
-    """Linear warm-up from a hundredth of the rate, then a cosine to a hundredth. Call `step_update(step)`, 0-based."""
+    """Linear warm-up from a hundredth of the rate, then a cosine to a hundredth. Call `step_update(step)`, 0-based.
+
+    The warm-up takes at most half of the steps: a stage of one or two epochs is to learn, too.
+    """
+    warmup = min(warmup, steps // 2)
     return CosineLRScheduler(
         optimizer,
         t_initial=max(1, steps - warmup),

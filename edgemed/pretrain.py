@@ -93,11 +93,7 @@ def pretrain(
     optimizer = create_optimizer_v2(
         model, "adamw", lr=config.pretrain_learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95)
     )
-    schedule = cosine_schedule(
-        optimizer,
-        config.pretrain_epochs * loader.steps,
-        min(config.warmup_epochs, config.pretrain_epochs) * loader.steps,
-    )
+    schedule = cosine_schedule(optimizer, config.pretrain_epochs * loader.steps, config.warmup_epochs * loader.steps)
     checkpoint = folder / "pretraining.ckpt"
     history = []
     net = replicated(model, compiled=False)  # the masks work by hooks, which torch.compile does not follow

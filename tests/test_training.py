@@ -166,6 +166,19 @@ def test_the_rate_warms_up_then_falls() -> None:
     assert rates[-1] < 0.02
 
 
+@pytest.mark.parametrize("steps", [1, 10, 20])
+def test_a_stage_no_longer_than_its_warm_up_still_learns(steps: int) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = cosine_schedule(optimizer, steps=steps, warmup=20)
+    rates = []
+    for step in range(steps):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert max(rates) == rates[steps // 2] == pytest.approx(1.0)
+    assert rates[steps // 2 :] == sorted(rates[steps // 2 :], reverse=True)
+    assert rates[-1] < 0.2 or steps == 1
+
+
 def test_a_loss_that_is_not_finite_names_its_files() -> None:
     files = [Path("a.png"), Path("b.png"), Path("c.png")]
     with pytest.raises(EdgemedError, match=r"epoch 3; the batch was c\.png, a\.png"):
