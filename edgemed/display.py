@@ -85,7 +85,11 @@ def metrics(result: dict[str, Any], as_json: bool, title: str) -> None:
         document(result)
         return
     table = Table(title=escape(title), title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
-    table.caption = f"{result['n']} images in {result['groups']} groups; 95 % group-bootstrap intervals"
+    chance = result["ensemble"]["ece_by_chance"]
+    table.caption = (
+        f"{result['n']} images in {result['groups']} groups; 95 % group-bootstrap intervals\n"
+        f"exact probabilities would show an ECE of {chance['mean']:.3f}, up to {chance['high']:.3f}"
+    )
     table.add_column("")
     for name in ("accuracy", "bal. accuracy", "macro F1", "AUROC", "ECE"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -83,6 +83,7 @@ def metrics_with_intervals(
     low and high bound the 95 % percentile interval of a bootstrap that draws whole groups: (N,) patients or lesions.
     The resamples depend on the groups and the seed only, so every predictor of a run is judged on the same ones. In a
     resample the averages run over the classes that it holds. All three are None where the metric is undefined.
+    ece_by_chance is what `ece` would be of exact probabilities: {"mean", "high"}, see `calibration_error_by_chance`.
     """
     metrics = classification_metrics(labels, probabilities, classes)
     truth, scores = _checked(labels, probabilities, len(classes))
@@ -94,6 +95,7 @@ def metrics_with_intervals(
             interval = group_bootstrap(statistics[name], groups, resamples=resamples, seed=seed)
             low, high = _finite(interval.low), _finite(interval.high)
         metrics[name] = {"value": metrics[name], "low": low, "high": high}
+    metrics["ece_by_chance"] = calibration_error_by_chance(scores, seed=seed, resamples=resamples)
     return metrics
 
 
@@ -168,13 +170,35 @@ def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins
     """
     truth, scores = _checked(labels, probabilities, np.shape(probabilities)[-1] if np.ndim(probabilities) else 0)
     confidence = scores.max(axis=1)
-    correct = scores.argmax(axis=1) == truth
+    return _calibration_error(confidence, scores.argmax(axis=1) == truth, _equal_mass(confidence, bins), bins)
+
+
+def calibration_error_by_chance(
+    probabilities: ArrayLike, bins: int = 10, *, seed: int = 0, resamples: int = 1000
+) -> dict[str, float]:
+    """The calibration error that probabilities (N, K) show where they are exactly right: its mean, its 97.5 % quantile.
+
+    The error is never 0 on finitely many images: on 624 of which 80 % are classified rightly, it is 0.04. Outcomes are
+    drawn from the confidences themselves, each image for itself: images of a group, which are alike, would show more.
+    """
+    confidence = np.asarray(probabilities, np.float64).max(axis=1)
+    bin_of, rng = _equal_mass(confidence, bins), np.random.default_rng(seed)
+    drawn = (rng.random(len(confidence)) < confidence for _ in range(resamples))
+    errors = [_calibration_error(confidence, correct, bin_of, bins) for correct in drawn]
+    return {"mean": float(np.mean(errors)), "high": float(np.quantile(errors, 0.975))}
+
+
+def _equal_mass(confidence: Floats, bins: int) -> Ints:
+    """The bin of each image, 0..bins - 1."""
     _, inverse, ties = np.unique(confidence, return_inverse=True, return_counts=True)
     middle = (np.cumsum(ties) - ties / 2)[inverse]  # middle rank in 0..n: i + 1/2 for the i-th of untied images
-    bin_of = np.minimum((middle * bins / len(truth)).astype(np.int64), bins - 1)
+    return np.minimum((middle * bins / len(confidence)).astype(np.int64), bins - 1)
+
+
+def _calibration_error(confidence: Floats, correct: NDArray[np.bool_], bin_of: Ints, bins: int) -> float:
     # n_b * (accuracy - mean confidence) is the sum of (correct - confidence) over the bin.
     gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(truth))
+    return float(np.abs(gaps).sum() / len(confidence))
 
 
 def _statistics(truth: Ints, scores: Floats) -> dict[str, Callable[[Ints], float]]:

@@ -139,6 +139,8 @@ def _results(metrics: Mapping[str, Any]) -> str:
         for key in INTERVAL_METRICS
     ]
     rows.append([NAMES["ece"], *(number(each["ece"]) for each in predictors.values())])
+    chance = [each["ece_by_chance"] for each in predictors.values()]
+    rows.append(["ECE by chance", *((number(each["mean"]), f"(up to {number(each['high'])})") for each in chance)])
     if temperatures := metrics.get("temperatures"):
         rows.append(["Temperature", *(number(temperatures.get(name)) for name in predictors)])
     by_class = [
@@ -148,7 +150,8 @@ def _results(metrics: Mapping[str, Any]) -> str:
     over = [("", 1), *((title, len(predictors)) for title in BY_CLASS.values())]
     note = (
         '<p class="note">The ensemble is the mean of its members\' probabilities. ECE: top-label, 10 bins of equal '
-        "mass. Accuracies, F1, AUROC and ECE are fractions from 0 to 1.</p>"
+        "mass; by chance: what exact probabilities would show on as many images, and what they would exceed in one "
+        "case of 40. Accuracies, F1, AUROC and ECE are fractions from 0 to 1.</p>"
     )
     second = table(["Class", *list(predictors) * len(BY_CLASS)], by_class, over=over)
     return section(

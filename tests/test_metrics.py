@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import binom
 from sklearn.metrics import roc_auc_score
 
 from edgemed.errors import InputError
 from edgemed.evaluate import evaluation
 from edgemed.metrics import (
     INTERVAL_METRICS,
+    calibration_error_by_chance,
     classification_metrics,
     expected_calibration_error,
     mcnemar,
@@ -69,6 +71,24 @@ def test_a_perfect_predictor_scores_one_everywhere_with_intervals_of_no_width() 
     for name in INTERVAL_METRICS:
         assert metrics[name] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert metrics["ece"] == 0.0
+
+
+def test_the_calibration_error_by_chance_is_that_of_coins_which_fall_as_often_as_they_are_said_to() -> None:
+    rights = np.arange(26)  # of 25 images, all of confidence 0.8, which share a bin
+    error, weight = np.abs(rights / 25 - 0.8), binom.pmf(rights, 25, 0.8)
+    chance = calibration_error_by_chance(np.tile([0.8, 0.15, 0.05], (25, 1)), resamples=4000)
+    assert chance["mean"] == pytest.approx((error * weight).sum(), rel=0.03)
+    assert weight[error > chance["high"] + 1e-9].sum() < 0.025 < weight[error >= chance["high"] - 1e-9].sum()
+
+
+def test_overconfidence_stands_out_from_chance_and_exact_probabilities_do_not() -> None:
+    rng = np.random.default_rng(0)
+    exact = rng.dirichlet([1, 1, 1], 600)
+    labels = (exact.cumsum(axis=1) < rng.random((600, 1))).sum(axis=1)
+    sharp = exact**2 / (exact**2).sum(axis=1, keepdims=True)
+    for probabilities, stands_out in ((exact, False), (sharp, True)):
+        metrics = metrics_with_intervals(labels, probabilities, list(range(600)), CLASSES)
+        assert (metrics["ece"] > metrics["ece_by_chance"]["high"]) is stands_out
 
 
 def test_a_class_without_labels_is_undefined_and_leaves_the_averages_alone() -> None:

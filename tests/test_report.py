@@ -25,6 +25,8 @@ def test_every_figure_given_is_in_the_page() -> None:
         for name in ("accuracy", "balanced_accuracy", "macro_f1", "auroc"):
             interval = predictor[name]
             assert f"{interval['value']:.3f}\n({interval['low']:.3f} to {interval['high']:.3f})" in text
+        chance = predictor["ece_by_chance"]
+        assert f"{chance['mean']:.3f}\n(up to {chance['high']:.3f})" in text
         single = [predictor["ece"], *predictor["sensitivity"].values(), *predictor["specificity"].values()]
         for value in (*single, *predictor["auroc_per_class"].values()):
             assert f"{value:.3f}" in text
