@@ -25,7 +25,7 @@ from edgemed.errors import InputError, did_you_mean
 from edgemed.files import write_atomic
 from edgemed.rows import KNOWN_SPLITS as KNOWN_SPLITS
 from edgemed.rows import Row as Row
-from edgemed.rows import check_splits_keep_groups, rows_of_csv, rows_of_folder
+from edgemed.rows import rows_of_csv, rows_of_folder
 from edgemed.splits import assigned_parts, held_out_groups
 
 SPLITS = ("train", "validation", "test")
@@ -123,8 +123,10 @@ def scan(data: str | Path, *, min_classes: int = 2, progress: Progress | None = 
 def join_near_duplicates(dataset: Dataset, *, progress: Progress | None = None) -> tuple[Dataset, list[DuplicatePair]]:
     """The data set with the groups of near-duplicate images merged, and the pairs that were found, sorted by path.
 
-    A merged group takes the first of the names in sorted order. Warnings are added for pairs with different labels, and
-    for a merged group of three images or more that makes up more than `LARGE_GROUP` of a class.
+    A merged group takes the first of the names in sorted order. Where the data came with a split that a merged group
+    crosses, its images stay in the last of its splits, test before calibration, validation and train; the others are
+    left out, so that the owner's test images are what they were. Warnings are added for these, for pairs with different
+    labels, and for a merged group of three images or more that makes up more than `LARGE_GROUP` of a class.
     """
     rows = dataset.rows
     known = _thumbnails(dataset, None)
@@ -143,9 +145,15 @@ def join_near_duplicates(dataset: Dataset, *, progress: Progress | None = None) 
         if count >= 3 and count > LARGE_GROUP * per_class[label]:
             warnings.append(f"near-duplicates joined {count} of {per_class[label]} images of class {label!r} into one "
                             "group; look whether they are the same picture (split.csv).")  # fmt: skip
-    result = replace(dataset, rows=joined, warnings=tuple(warnings), thumbnails={})  # they have done their work
-    check_splits_keep_groups(result.rows, "after near-duplicates were joined; put both in one split")
-    return result, pairs
+    last: dict[str, str] = {}  # the last split of each group
+    for row in joined:
+        last[row.group] = max(last.get(row.group, ""), row.split, key=("", *KNOWN_SPLITS).index)
+    kept = tuple(row for row in joined if row.split == last[row.group])
+    if left_out := Counter(row.split for row in joined if row.split != last[row.group]):
+        counted = ", ".join(f"{count} of {split}" for split, count in sorted(left_out.items()))
+        warnings.append(f"{left_out.total()} images are left out ({counted}): near-duplicates join them, or others of "
+                        "their group, to images of a split that comes later (duplicates.json).")  # fmt: skip
+    return replace(dataset, rows=kept, warnings=tuple(warnings), thumbnails={}), pairs  # they have done their work
 
 
 def split_dataset(dataset: Dataset, fractions: Sequence[float] = (0.7, 0.15, 0.15), seed: int = 0) -> Dataset:

@@ -85,11 +85,9 @@ def metrics(result: dict[str, Any], as_json: bool, title: str) -> None:
         document(result)
         return
     table = Table(title=escape(title), title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
-    chance = result["ensemble"]["ece_by_chance"]
-    table.caption = (
-        f"{result['n']} images in {result['groups']} groups; 95 % group-bootstrap intervals\n"
-        f"exact probabilities would show an ECE of {chance['mean']:.3f}, up to {chance['high']:.3f}"
-    )
+    table.caption = f"{result['n']} images in {result['groups']} groups; 95 % group-bootstrap intervals"
+    if chance := result["ensemble"].get("ece_by_chance"):  # a run of an older version has none
+        table.caption += f"\nexact probabilities would show an ECE of {chance['mean']:.3f}, up to {chance['high']:.3f}"
     table.add_column("")
     for name in ("accuracy", "bal. accuracy", "macro F1", "AUROC", "ECE"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -103,10 +101,10 @@ def metrics(result: dict[str, Any], as_json: bool, title: str) -> None:
             f"[{difference['low']:+.3f}, {difference['high']:+.3f}]"
         )
     for pair in result.get("comparisons", ()):
-        test, auroc = pair["mcnemar"], pair["auroc"]
+        test, auroc, signed = pair["mcnemar"], pair["auroc"], "{value:+.3f} [{low:+.3f}, {high:+.3f}]"
         say(
-            f"  {pair['a']} minus {pair['b']}: accuracy {pair['accuracy']['value']:+.3f}, AUROC "
-            + ("undefined" if auroc["value"] is None else "{value:+.3f} [{low:+.3f}, {high:+.3f}]".format(**auroc))
+            f"  {pair['a']} minus {pair['b']}: accuracy {signed.format(**pair['accuracy'])}, AUROC "
+            + ("undefined" if auroc["value"] is None else signed.format(**auroc))
             + f"; right on {test['only_a']} images where the other is wrong, wrong on {test['only_b']}: McNemar's p "
             f"{test['p']:.2g}"
         )

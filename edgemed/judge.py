@@ -5,12 +5,15 @@ edgemed evaluate RUN|BUNDLE DATA [--json]
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgemed.dataset import scan
+from edgemed.dataset import Dataset, join_near_duplicates, scan
+from edgemed.dicom import frame_of
 from edgemed.errors import InputError, did_you_mean
 from edgemed.evaluate import Predict, evaluation, predict_files
 from edgemed.infer import load
@@ -23,7 +26,8 @@ def judge(
 ) -> dict[str, Any]:
     """Metrics of each member and of the ensemble on `data`, by the names of the model's own classes.
 
-    Where `model` is a run that has learnt from some of these files, a warning says so. A bundle does not know.
+    Near-duplicates among the data count as one group, as in training. Where `model` is a run that has learnt from some
+    of these files, whatever they are called here, a warning says so. A bundle does not know.
 
     Raises:
         InputError: `model` is neither a run nor a bundle, or the data have a class that it does not know.
@@ -34,24 +38,42 @@ def judge(
         if row.label not in classes:
             hint = did_you_mean(row.label, classes)
             raise InputError(f"{dataset.file(row)}: {model} has no class '{row.label}'.{hint}")
-    if seen := learnt & {file.resolve() for file in dataset.files}:
+    if seen := _seen(dataset.files, learnt):
         log.warning(
-            f"{len(seen)} of the {len(dataset.rows)} images are not of {model}'s test split: it has learnt from them, "
+            f"{seen} of the {len(dataset.rows)} images are not of {model}'s test split: it has learnt from them, "
             f"and looks better than it is; {model / 'metrics.json'} has its figures on images that it has not seen"
         )
+    groups = _groups(dataset, lambda done, total: progress("compare images", done, total, ""))
     probabilities, members = predict_files(
         predict, [dataset.file(row) for row in dataset.rows], lambda done, total: progress("evaluate", done, total, "")
     )
     labels = [classes.index(row.label) for row in dataset.rows]
-    groups = [row.group for row in dataset.rows]
     return {"model": str(model), "data": str(data)} | evaluation(
         labels, probabilities, members, member_names, groups, classes
     )
 
 
+def _groups(dataset: Dataset, progress: Callable[[int, int], None]) -> list[str]:
+    """The group of every image, near-duplicates joined; which splits the data name does not matter here."""
+    whole = replace(dataset, rows=tuple(replace(row, split="") for row in dataset.rows))
+    return join_near_duplicates(whole, progress=progress)[0].groups
+
+
+def _seen(files: Sequence[Path], learnt: Sequence[Path]) -> int:
+    """How many of `files` have the content of one of `learnt`, byte for byte."""
+    files, learnt = ([frame_of(file)[0] for file in each] for each in (files, learnt))
+    sizes = {file.stat().st_size for file in files}
+    known = {_digest(file) for file in learnt if file.is_file() and file.stat().st_size in sizes}
+    return sum(_digest(file) in known for file in files)
+
+
+def _digest(file: Path) -> bytes:
+    return hashlib.sha256(file.read_bytes()).digest()
+
+
 def _predictor(
     model: Path, runtime: str, precision: str
-) -> tuple[Predict, Sequence[str], Sequence[str], frozenset[Path]]:
+) -> tuple[Predict, Sequence[str], Sequence[str], Sequence[Path]]:
     """A predict callable, the classes, the members' names, and the files that it is known to have learnt from.
 
     Of a run (PyTorch) or a bundle (a runtime).
@@ -63,8 +85,13 @@ def _predictor(
         from edgemed.run import load_run
 
         run = load_run(model)
-        learnt = (run.dataset.file(row).resolve() for row in run.dataset.rows if row.split != "test")
-        return predict_callable(run.ensemble), run.classes, run.member_names, frozenset(learnt)
+        learnt = [run.dataset.file(row) for row in run.dataset.rows if row.split != "test"]
+        if missing := sum(not frame_of(file)[0].is_file() for file in learnt):
+            log.warning(
+                f"{missing} of the images that {model} has learnt from are no longer below {run.dataset.root}: whether "
+                "they are among these cannot be told"
+            )
+        return predict_callable(run.ensemble), run.classes, run.member_names, learnt
     loaded = load(model, runtime=runtime, precision=precision)
     manifest = loaded.bundle.manifest
 
@@ -72,4 +99,4 @@ def _predictor(
         probabilities, members = loaded.predict_pixels(image[None])
         return probabilities[0], members[0]
 
-    return predict, manifest.labels, manifest.member_names, frozenset()
+    return predict, manifest.labels, manifest.member_names, []

@@ -139,8 +139,9 @@ def _results(metrics: Mapping[str, Any]) -> str:
         for key in INTERVAL_METRICS
     ]
     rows.append([NAMES["ece"], *(number(each["ece"]) for each in predictors.values())])
-    chance = [each["ece_by_chance"] for each in predictors.values()]
-    rows.append(["ECE by chance", *((number(each["mean"]), f"(up to {number(each['high'])})") for each in chance)])
+    if all("ece_by_chance" in each for each in predictors.values()):  # a run of an older version has none
+        chance = [each["ece_by_chance"] for each in predictors.values()]
+        rows.append(["ECE by chance", *((number(each["mean"]), f"(up to {number(each['high'])})") for each in chance)])
     if temperatures := metrics.get("temperatures"):
         rows.append(["Temperature", *(number(temperatures.get(name)) for name in predictors)])
     by_class = [

@@ -98,6 +98,7 @@ def _hardest(test: Table, dataset: Dataset) -> list[Hard]:
 
 def _duplicates(pairs: Sequence[DuplicatePair], dataset: Dataset) -> list[Duplicate]:
     label = {row.path: row.label for row in dataset.rows}
+    pairs = [pair for pair in pairs if {pair.a, pair.b} <= label.keys()]  # else one was left out for the other's split
     shown = sorted((pair for pair in pairs if pair.conflicting), key=lambda pair: -pair.correlation)[:CONFLICTS]
     return [
         Duplicate(

@@ -148,15 +148,16 @@ def previous_run(out: Path) -> dict[str, Any] | None:
 
 
 def require_same_settings(previous: dict[str, Any], config: TrainConfig, out: Path) -> None:
-    """A run goes on under the settings that it was begun with.
+    """A run goes on under the settings that it was begun with; on other threads too, which change rounding alone.
 
     Raises:
         InputError: naming each flag that differs.
     """
     # A setting that is younger than the run had its default there.
     old, new = TrainConfig().as_dict() | previous["config"], config.as_dict() | {"split": list(config.split)}
-    changed = [f"{flag(name)} {old[name]} -> {new[name]}" for name in new if old[name] != new[name]]
-    if changed:
+    differ = [name for name in new if name != "threads" and old[name] != new[name]]
+    if differ:
+        changed = [f"{flag(name)} {old[name]} -> {new[name]}" for name in differ]
         raise InputError(f"--out {out} holds a run with other settings ({', '.join(changed)}); choose another --out")
 
 
@@ -205,11 +206,21 @@ def begin_run(
     )
 
 
-def note_another_place(out: Path, device: str) -> None:
+def note_root(out: Path, root: Path) -> None:
+    """Where the data lie now, in run.json of a run, its folds and an ablation's cells: they may have moved."""
+    for places in ("run.json", "folds/*/run.json", "cells/*/run.json", "cells/*/folds/*/run.json"):
+        for file in out.glob(places):
+            info = read_json(file)
+            if info["dataset"]["root"] != str(root.resolve()):
+                info["dataset"]["root"] = str(root.resolve())
+                write_json(file, info)
+
+
+def note_another_place(out: Path, device: str, threads: int) -> None:
     """A warning in run.json where a run goes on elsewhere than it was begun: its figures are of both places then."""
     info = read_json(out / "run.json")
-    was = {"device": info["device"]["device"], "ranks": info["device"].get("ranks", 1)} | info["versions"]
-    now = {"device": device, "ranks": world()} | _versions()
+    was = {"ranks": 1} | info["device"] | info["versions"]
+    now = {"device": device, "ranks": world(), "threads": cpu_threads(threads)} | _versions()
     warnings: list[str] = info["dataset"]["warnings"]
     if changed := [f"{name} {was.get(name)} -> {now[name]}" for name in now if was.get(name) != now[name]]:
         warning = f"the run was begun in one place and went on in another ({', '.join(changed)})."
@@ -254,11 +265,19 @@ def predictions_csv(parts: Sequence[tuple[Dataset, NDArray[np.float32]]]) -> str
 
 
 def read_predictions(path: Path, classes: Sequence[str], split: str) -> tuple[list[Row], NDArray[np.float32]]:
-    """The rows of one split in `predictions.csv` and their member probabilities, float32 (N, M, K)."""
-    with path.open(newline="", encoding="utf-8") as handle:
-        lines = [line for line in csv.DictReader(handle) if line["split"] == split]
-    rows = [Row(line["path"], line["label"], line["group"], line["split"]) for line in lines]
-    values = np.array([[float(line[name]) for name in _columns(classes)] for line in lines], np.float32)
+    """The rows of one split in `predictions.csv` and their member probabilities, float32 (N, M, K).
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as handle:
+            lines = [line for line in csv.DictReader(handle) if line["split"] == split]
+        rows = [Row(line["path"], line["label"], line["group"], line["split"]) for line in lines]
+        values = np.array([[float(line[name]) for name in _columns(classes)] for line in lines], np.float32)
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        step = f"delete {path.parent / 'metrics.json'} and run the same `edgemed train` again: it evaluates anew"
+        raise InputError(f"{path} is missing or damaged; {step}") from error
     return rows, values.reshape(len(rows), len(MEMBERS), len(classes))
 
 

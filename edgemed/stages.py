@@ -56,7 +56,7 @@ def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, pro
                 (folder / name).unlink(missing_ok=True)
         state, source = imagenet_state(config.backbone, weights)
         require_same_weights(read_json(out / "run.json"), state, source, out)
-        note_another_place(out, device)
+        note_another_place(out, device, config.threads)
         log.info("ImageNet weights: %s", source)
         if not (mae / "pretrained.safetensors").exists():
             start = state if config.start == "imagenet" else None

@@ -43,6 +43,7 @@ from edgemed.reporting import report_of_run
 from edgemed.run import (
     MEMBERS,
     begin_run,
+    note_root,
     previous_run,
     read_predictions,
     require_same_settings,
@@ -82,6 +83,8 @@ def begun(config: TrainConfig, data: Path, out: Path, progress: Progress, last: 
     """
     check_backbone(config.backbone)
     device = resolved_device(config.device)
+    if config.compile and device == "cpu":
+        raise InputError("--compile is for a GPU: on a CPU it gains nothing and needs a compiler; leave it out")
     check_backend(config.loader)
     batch_of_rank(config.batch)
     if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
@@ -94,6 +97,7 @@ def begun(config: TrainConfig, data: Path, out: Path, progress: Progress, last: 
     if previous is not None and previous["dataset"]["fingerprint"] != fingerprint:
         raise InputError(f"{data} has changed since {out} was begun; choose another --out, or delete {out}")
     if previous is not None:
+        note_root(out, dataset.root)
         dataset = dataclasses.replace(
             read_split_csv(out / "split.csv", dataset.root), warnings=tuple(previous["dataset"]["warnings"])
         )
@@ -115,9 +119,11 @@ def trained(config: TrainConfig, run: Begun, out: Path, progress: Progress) -> d
     """Every stage of the run in `out` that is not done yet, on the split or folds of `run`; returns `metrics.json`."""
     if not run.parts:
         return train_one(config, run.dataset, out, run.device, progress)
-    jobs = [(config, k, part, out, run.fingerprint, run.device, run.weights) for k, part in enumerate(run.parts)]
     gpus = _gpus(run.device)[: config.folds]
-    run_jobs(_train_fold, jobs, len(gpus) or _folds_at_once(config, run.device), progress, gpus)
+    at_once, threads = (len(gpus), config.threads) if gpus else _folds_at_once(config, run.device)
+    own = dataclasses.replace(config, threads=threads)
+    jobs = [(own, k, part, out, run.fingerprint, run.device, run.weights) for k, part in enumerate(run.parts)]
+    run_jobs(_train_fold, jobs, at_once, progress, gpus)
     if not (out / "metrics.json").exists():
         write_json(out / "metrics.json", _pooled_folds(config, run.dataset, out))
     metrics: dict[str, Any] = read_json(out / "metrics.json")
@@ -147,11 +153,16 @@ def _gpus(device: str) -> list[str]:
     return named.split(",")[:count] if named else [str(k) for k in range(count)]
 
 
-def _folds_at_once(config: TrainConfig, device: str) -> int:
-    """As many folds as the cores allow at --threads each; one where a fold takes all cores, or on a GPU by number."""
-    if device != "cpu" or not config.threads or world() > 1:
-        return 1
-    return min(config.folds, max(1, len(os.sched_getaffinity(0)) // config.threads))
+def _folds_at_once(config: TrainConfig, device: str) -> tuple[int, int]:
+    """How many folds at once, and the threads of each: as many as the cores allow, at --threads each if that is given.
+
+    One on a GPU by number, and under torchrun.
+    """
+    if device != "cpu" or world() > 1:
+        return 1, config.threads
+    cores = len(os.sched_getaffinity(0))
+    at_once = min(config.folds, max(1, cores // (config.threads or 1)))
+    return at_once, config.threads or cores // at_once
 
 
 def _train_fold(

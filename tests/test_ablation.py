@@ -185,7 +185,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
 
     monkeypatch.setattr("edgemed.stages.pretrain", pretrain)
     monkeypatch.setattr("edgemed.stages.finetune", finetune)
-    monkeypatch.setattr("edgemed.train._folds_at_once", lambda *_: 1)
+    monkeypatch.setattr("edgemed.train._folds_at_once", lambda *_: (1, 1))
     for module in ("stages", "train"):
         monkeypatch.setattr(f"edgemed.{module}.report_of_run", lambda *_: "report")
     return begun
@@ -235,6 +235,14 @@ def test_the_imagenet_member_is_trained_once_and_a_finished_cell_never_again(
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert run(*both) == (0, shown)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+    shutil.rmtree(out / "cells" / "none-imagenet")  # trained anew, with another outcome
+    monkeypatch.setattr("edgemed.stages.fitted_temperatures", lambda *_: [5.0, 5.0])
+    code, again = run(*both)
+    assert code == 0
+    rows = [next(row for row in json.loads(text)["members"] if row["name"] == "imagenet'") for text in (shown, again)]
+    assert rows[0]["ece"] != rows[1]["ece"]
+    del trainings[10:]
 
     assert run("--cells", "again-imagenet")[0] == 0
     assert trainings[10:] == [("again-imagenet", fold, stage) for fold in "01" for stage in ("pretrain", "mae")]

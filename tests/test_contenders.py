@@ -72,6 +72,7 @@ def fake(model: Model, name: str, milliseconds: float = 0.0, error: float = 0.0)
     return Contender(name, "made up", lambda: predict)
 
 
+@pytest.mark.slow
 def test_every_way_to_the_same_answer_is_timed_and_one_of_another_run_is_not(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="extra train is not installed")
     ensemble = ensemble_of(0)

@@ -20,7 +20,6 @@ from edgemed.dataset import (
     scan,
 )
 from edgemed.duplicates import duplicate_pairs, thumbnail
-from edgemed.errors import InputError
 from edgemed.images import image_from_file
 from edgemed.phantoms import phantom
 
@@ -93,13 +92,18 @@ def test_a_copy_merges_the_groups_of_two_patients_and_a_large_one_is_reported(tm
     assert [warning for warning in joined.warnings if "4 of 6 images of class 'oval'" in warning]
 
 
-def test_a_copy_that_is_given_another_split_is_refused(tmp_path: Path) -> None:
-    lines = ["path,label,split"]
-    for k in range(6):
-        _save(tmp_path / f"{k}.png", k % 5)
-        lines.append(f"{k}.png,{'ab'[k % 2]},{SPLITS[k % 3]}")
-    with pytest.raises(InputError, match="two splits .* after near-duplicates were joined"):
-        join_near_duplicates(scan(_csv(tmp_path, *lines)))
+def test_copies_of_the_owners_test_images_are_left_out_of_the_other_splits(tmp_path: Path) -> None:
+    lines = ["path,label,group,split"]
+    for k in range(9):  # 7 and 8 are copies of 1 and 2, in an earlier split; 0 is of the same patient as 7
+        _save(tmp_path / f"{k}.png", k if k < 7 else k - 6)
+        split, group = SPLITS[k % 3] if k < 7 else SPLITS[0], "p" if k in (0, 7) else f"g{k}"
+        lines.append(f"{k}.png,{'ab'[k % 2]},{group},{split}")
+    joined, pairs = join_near_duplicates(scan(_csv(tmp_path, *lines)))
+    assert [(pair.a, pair.b) for pair in pairs] == [("1.png", "7.png"), ("2.png", "8.png")]
+    assert [row.path for row in joined.rows] == [f"{k}.png" for k in range(1, 7)]
+    assert all(row.split == SPLITS[k % 3] for k, row in enumerate(joined.rows, start=1))
+    [warning] = [warning for warning in joined.warnings if "left out" in warning]
+    assert "3 images are left out (3 of train)" in warning
 
 
 def test_a_black_background_neither_hides_a_copy_nor_makes_one() -> None:

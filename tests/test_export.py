@@ -67,9 +67,9 @@ def _images(n: int, height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "members", "precision"),
     [
-        ("convnext", 2, "fp32"),
+        pytest.param("convnext", 2, "fp32", marks=pytest.mark.slow),
         ("convnext_linear", 1, "fp16"),
-        ("resnet", 1, "fp16"),
+        pytest.param("resnet", 1, "fp16", marks=pytest.mark.slow),
         ("lite", 1, "fp32"),
     ],
 )

@@ -57,6 +57,11 @@ def test_pictures_are_of_the_conflicting_pairs_that_are_most_alike(dataset: Data
             assert [picture.max() for picture in each.pictures] == [int(each.a[1:]), int(each.b[1:])]
 
 
+def test_a_pair_of_which_one_image_was_left_out_is_not_shown(dataset: Dataset) -> None:
+    pairs = [DuplicatePair(dataset.rows[0].path, name, 0.9, True) for name in ("left out", dataset.rows[1].path)]
+    assert [each.b for each in _duplicates(pairs, dataset)] == [dataset.rows[1].path]
+
+
 def test_the_table_of_splits_counts_every_image_in_its_order(dataset: Dataset) -> None:
     splits = ("test", "train", "calibration", "validation", "train")
     rows = tuple(Row(f"{k}", "benign" if k else "normal", f"{k}", split) for k, split in enumerate(splits))

@@ -114,7 +114,10 @@ def test_the_wheel_of_lite0_really_knows_imagenet() -> None:
     assert (flat - noise).abs().max() > 1
 
 
-@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "resnet18", "convnext_atto"])
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "convnext_atto")]
+
+
+@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", *OTHERS])
 def test_training_starts_undecided_and_its_batch_statistics_keep_up(backbone: str) -> None:
     """timm's own start for EfficientNet does neither: large random logits, and running statistics that lag."""
     torch.manual_seed(0)
@@ -248,11 +251,11 @@ def test_upsampling_keeps_the_place_of_a_unit() -> None:
 
 def test_a_run_that_goes_on_elsewhere_says_so_once(tmp_path: Path) -> None:
     versions = _versions()
-    place = {"device": {"device": "cuda", "ranks": 2}, "versions": versions | {"torch": "2.0"}}
+    place = {"device": {"device": "cuda", "ranks": 2, "threads": 1}, "versions": versions | {"torch": "2.0"}}
     write_json(tmp_path / "run.json", place | {"dataset": {"warnings": ["old"]}})
-    text = f"(device cuda -> cpu, ranks 2 -> 1, torch 2.0 -> {versions['torch']})"
+    text = f"(device cuda -> cpu, ranks 2 -> 1, threads 1 -> 3, torch 2.0 -> {versions['torch']})"
     for _ in range(2):
-        note_another_place(tmp_path, "cpu")
+        note_another_place(tmp_path, "cpu", 3)
         found = read_json(tmp_path / "run.json")["dataset"]["warnings"]
         assert found == ["old", f"the run was begun in one place and went on in another {text}."]
 
@@ -268,7 +271,7 @@ torch.set_num_threads(1)
 for k in range(10):
     if k == 5:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(64, 2**20)  # 256 MB, freed at once
+    torch.ones(64, 2**18)  # 64 MB, freed at once
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     faults = {

@@ -1,0 +1,123 @@
+"""A run folder that is taken up again: its data lie elsewhere, a file of it is cut, its threads are others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="extra train is not installed")
+
+from conftest import tiny_flags
+
+from edgemed.config import TrainConfig
+from edgemed.errors import InputError
+from edgemed.run import note_root, read_predictions
+from edgemed.train import _folds_at_once
+
+Edgemed = Callable[..., int]
+
+
+def test_a_run_goes_on_where_its_data_lie_now(
+    tiny_run: Path, phantoms: Path, weights: Path, tmp_path: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data = shutil.copytree(tiny_run, tmp_path / "run"), shutil.copytree(phantoms, tmp_path / "moved")
+    info = json.loads((run / "run.json").read_text())
+    info["dataset"]["root"] = str(tmp_path / "gone")
+    (run / "run.json").write_text(json.dumps(info))
+    (run / "report.html").unlink()
+    assert edgemed("train", data, "--out", run, *tiny_flags(weights)) == 0, capsys.readouterr().err
+    assert (run / "report.html").stat().st_size > 100_000  # it has pictures of the data
+    assert json.loads((run / "run.json").read_text())["dataset"]["root"] == str(data)
+    assert (run / "metrics.json").read_bytes() == (tiny_run / "metrics.json").read_bytes()
+
+
+def test_folds_and_cells_learn_too_where_the_data_lie(tmp_path: Path) -> None:
+    places = [tmp_path / name / "run.json" for name in (".", "folds/0", "cells/a", "cells/a/folds/1")]
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text('{"dataset": {"root": "/gone", "n": 3}}')
+    note_root(tmp_path, tmp_path / "here")
+    found = [json.loads(place.read_text())["dataset"] for place in places]
+    assert found == [{"root": str(tmp_path / "here"), "n": 3}] * 4
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "a word"])
+def test_damaged_predictions_are_named_with_the_way_out(
+    tiny_run: Path, tmp_path: Path, damage: str, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    file = run / "predictions.csv"
+    whole = file.read_text()
+    if damage == "missing":
+        file.unlink()
+    else:
+        lines = whole.splitlines(keepends=True)
+        last = lines[-1].rpartition(",")[0]
+        file.write_text("".join(lines[:-1]) + (last if damage == "cut" else f"{last},much\n"))
+    with pytest.raises(InputError, match=r"predictions.csv is missing or damaged; delete .*metrics.json and run"):
+        read_predictions(file, ("irregular", "none", "oval"), "test")
+    (run / "metrics.json").unlink()
+    assert edgemed("inspect", run) != 0  # it is no bundle; and the way out works:
+    info = json.loads((run / "run.json").read_text())
+    flags = ["--weights", info["config"]["weights"]]
+    capsys.readouterr()
+    assert edgemed("train", info["dataset"]["root"], "--out", run, *tiny_flags(Path(flags[1]))) == 0
+    assert file.read_text() == whole
+
+
+def test_the_cores_are_shared_by_the_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, threads, expected in (
+        (1, 0, (1, 1)),
+        (2, 0, (2, 1)),
+        (16, 0, (5, 3)),
+        (16, 8, (2, 8)),
+        (2, 4, (1, 4)),
+        (64, 1, (5, 1)),
+    ):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        assert _folds_at_once(TrainConfig(folds=5, threads=threads), "cpu") == expected, (cores, threads)
+        assert _folds_at_once(TrainConfig(folds=5, threads=threads), "cuda:1") == (1, threads)
+
+
+def test_compiling_for_a_cpu_is_refused_before_anything_is_written(
+    phantoms: Path, weights: Path, tmp_path: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*tiny_flags(weights), "--compile", "--device", "cpu"]
+    assert edgemed("train", phantoms, "--out", tmp_path / "run", *flags) == 2
+    assert "--compile is for a GPU" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_knows_images_again_under_other_names_and_counts_copies_once(
+    tiny_run: Path, phantoms: Path, tmp_path: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [line.split(",") for line in (tiny_run / "split.csv").read_text().splitlines()[1:]]
+    chosen = [next(row for row in rows if row[3] == split and row[1] == label)
+              for split, label in (("train", "oval"), ("test", "oval"), ("test", "none"))]  # fmt: skip
+    for k, (path, label, _, _) in enumerate(chosen):
+        for copy in "ab":
+            (tmp_path / "data" / label).mkdir(parents=True, exist_ok=True)
+            shutil.copy(phantoms / path, tmp_path / "data" / label / f"{k}{copy}.png")
+    capsys.readouterr()
+    assert edgemed("evaluate", tiny_run, tmp_path / "data", "--json") == 0
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert (found["n"], found["groups"]) == (6, 3)
+    assert "2 of the 6 images are not of" in " ".join(told.err.split())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("more", [[], ["--compile"]])
+def test_a_gpu_trains_both_members(
+    phantoms: Path, weights: Path, tmp_path: Path, edgemed: Edgemed, more: list[str]
+) -> None:
+    run = tmp_path / "run"
+    assert edgemed("train", phantoms, "--out", run, *tiny_flags(weights), "--device", "cuda", *more) == 0
+    losses = [json.loads(line)["train_loss"] for line in (run / "members/mae/history.jsonl").read_text().splitlines()
+              if '"finetune"' in line]  # fmt: skip
+    assert losses[-1] < losses[0]
+    assert json.loads((run / "run.json").read_text())["device"]["device"] == "cuda"
