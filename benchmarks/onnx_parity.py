@@ -9,7 +9,6 @@ its wiring, not its rounding (`edgemed build-engine` checks the rounding apart).
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from common import ROOT, keep
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -27,7 +27,6 @@ from edgemed.images import image_from_file
 from edgemed.infer import load
 from edgemed.run import load_run
 
-ROOT = Path(__file__).parents[1]
 WORK = ROOT / "build" / "onnx-parity"
 FLAGS = "--backbone tf_efficientnet_lite0 --size 128 --pretrain-size 128 --epochs 3 --pretrain-epochs 1"
 LARGE = {"1080p": (1920, 1080), "4K": (3840, 2160), "portrait": (1080, 1920)}  # width, height
@@ -73,7 +72,7 @@ def main() -> None:
         reference.append(torch_predict(image)[0])
         for precision, engine in engines.items():
             answers[precision].append(engine.predict_pixels(image[None])[0][0])
-    document: dict[str, object] = {"benchmark": "onnx-parity", "runtime": f"openvino {engines['fp32'].session.version}"}
+    document: dict[str, object] = {"runtime": f"openvino {engines['fp32'].session.version}"}
     missed = False
     for precision, bar in BARS.items():
         of_kind = {}
@@ -87,8 +86,7 @@ def main() -> None:
             of_kind[kind] = {"images": result.n, "max_prob_error": result.max_prob_error, "flips": len(result.flips)}
             missed |= result.max_prob_error > bar or len(result.flips) > 0
         document[precision] = {"bar": bar, **of_kind}
-    (ROOT / "benchmarks" / "results" / "onnx-parity.json").write_text(json.dumps(document, indent=2) + "\n")
-    print(json.dumps(document))
+    keep("onnx-parity", document)
     sys.exit(1 if missed else 0)
 
 

@@ -32,6 +32,7 @@ from edgemed.phantoms import CLASSES, MIN_SIDE, phantom
 from edgemed.plans import PlanOptions, add_plans, plan_runtime
 from edgemed.precision import safe_half
 from edgemed.prove import Judge
+from edgemed.runtimes.tensorrt_builder import served_targets
 from edgemed.sources import Source
 
 Sides = tuple[int, int, int]  # min, opt, max, in pixels
@@ -68,7 +69,10 @@ def build_bundle(
         InputError: the source, `out`, or an option.
     """
     check_target(out, overwrite=overwrite)
-    wanted = plans is not None and plan_runtime(plans.runtime) is not None
+    builder = plan_runtime(plans.runtime) if plans is not None else None
+    if plans is not None and builder is not None:
+        served_targets(builder, plans.targets)
+    images = _phantoms(image_size) if golden is None else _images_of(golden, image_size)
     judge = Judge(source, check_images, image_size, gates or {p: default_gates(p) for p in precisions}, progress)
     kept: tuple[str, ...] = ()
     if "fp16" in precisions:
@@ -90,7 +94,6 @@ def build_bundle(
     weight_bytes = 4 * sum(value.numel() for value in source.ensemble.members.parameters())
     flops = flops_of(source.ensemble, typical)
     files = {MODEL_FILES[precision]: graph for precision, graph in graphs.items()}
-    images = _phantoms(image_size) if golden is None else _images_of(golden, image_size)
     outputs = [predict_callable(source.ensemble)(image) for image in images]
     files |= golden_files(images, np.stack([one for one, _ in outputs]), np.stack([each for _, each in outputs]))
     files["reference.npz"] = _reference(source, progress)
@@ -111,7 +114,7 @@ def build_bundle(
         overwrite=overwrite,
         complete=lambda bundle: (
             add_plans(bundle, plans, precisions=precisions, signing_key=signing_key, progress=progress)
-            if wanted and plans is not None
+            if builder is not None and plans is not None
             else None
         ),
     )

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 FINISHED_BARS = 8
 
-_out = Console()
-_log = Console(stderr=True)
+_out = Console(emoji=False)  # a path or a label may hold :x:
+_log = Console(stderr=True, emoji=False)
 
 
 def say(message: Any) -> None:

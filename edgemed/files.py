@@ -1,13 +1,15 @@
 """Files that are either there whole or not at all.
 
-A run is killed at any moment and resumes; a bundle is built beside the old one. Both rest on these three functions.
+A run is killed at any moment and resumes; a bundle is built beside the old one. Both rest on these functions.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +55,25 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is missing") from error
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
+
+
+@contextlib.contextmanager
+def held_alone(out: Path) -> Iterator[None]:
+    """Keep other commands from training in the folder `out` meanwhile, where its file system has locks.
+
+    Raises:
+        InputError: one does.
+    """
+    import fcntl  # Linux and macOS, as training is
+
+    handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another edgemed is training in {out}; wait for it, or choose another --out") from error
+        except OSError:
+            logging.getLogger("edgemed").warning("%s cannot be locked: see that no other command trains there", out)
+        yield
+    finally:
+        os.close(handle)

@@ -12,7 +12,8 @@ where `scan.dcm#3` is the third frame of a file. The rules for the others:
   chosen by its owner. TIFF's "white is zero" is inverted.
 - 32-bit integers, floats, LAB: refused, since no range is defined.
 - Transparency (RGBA, LA, palette entries, PNG's transparent colour): composited over black, the background of medical
-  images: `(colour * alpha + 127) // 255`.
+  images: `(colour * alpha + 127) // 255`. A BMP whose alpha is 0 everywhere has none: its writer left the bytes empty.
+  A transparent colour of 16-bit RGB is refused, since Pillow keeps only 8 bits to tell it from its neighbours.
 - CMYK: `(255 - ink) * (255 - black) / 255` as Pillow does, Adobe's inverted files understood. YCbCr: as in JPEG.
 - Orientation (EXIF, XMP): applied, so that height and width are those on the screen. A damaged EXIF block counts as
   none, as in any viewer. Colour profiles (ICC) and gamma are ignored.
@@ -166,7 +167,8 @@ def _opened(data: bytes, name: str) -> ImageFile.ImageFile:
         raise refusal(name, f"has more than {MAX_PIXELS} pixels", "crop or scale it down first") from error
     except UnidentifiedImageError as error:
         if data.startswith(_SIGNATURES):
-            raise refusal(name, "has a damaged or truncated header", "export it again, or take it out") from error
+            what = "has a damaged or truncated header, or is of a kind that is not read"
+            raise refusal(name, what, "export it again, as 8 or 16 bit, or take it out") from error
         what = f"is not a PNG, JPEG, BMP, TIFF or DICOM image (it begins with {data[:8]!r})"
         raise refusal(name, what, "export it as one of these, or take it out") from error
     except _DECODER_ERRORS as error:
@@ -182,6 +184,12 @@ def _opened(data: bytes, name: str) -> ImageFile.ImageFile:
     if image.mode not in _MODES | _MODES_16:
         what = f"holds {image.mode} pixels (32-bit integer, floating point or LAB), for which no range is defined"
         raise refusal(name, what, "export it as 8 or 16 bit")
+    if image.format == "PNG" and (key := image.info.get("transparency")) is not None:
+        depth = data[24]
+        if depth == 16 and image.mode == "RGB":
+            raise refusal(name, "is 16-bit RGB with a transparent colour", "export it with an alpha channel")
+        if depth in (2, 4) and image.mode == "L" and isinstance(key, int):  # Pillow stretches the pixels, but not this
+            image.info["transparency"] = key * 255 // (2**depth - 1)
     return image
 
 
@@ -198,7 +206,9 @@ def _rgb(image: ImageFile.ImageFile) -> Rgb:
             grey[values == key] = 0
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.has_transparency_data:
-        return _over_black(np.asarray(image.convert("RGBA")))
+        rgba = np.asarray(image.convert("RGBA"))
+        empty = image.format == "BMP" and not rgba[:, :, 3].any()
+        return rgba[:, :, :3].copy() if empty else _over_black(rgba)
     return np.array(image.convert("RGB"))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,14 +27,16 @@ def judge(
 ) -> dict[str, Any]:
     """Metrics of each member and of the ensemble on `data`, by the names of the model's own classes.
 
-    Near-duplicates among the data count as one group, as in training. Where `model` is a run that has learnt from some
-    of these files, whatever they are called here, a warning says so. A bundle does not know.
+    Of data that name their splits, the test images are judged. Near-duplicates count as one group, as in training.
+    Where `model` is a run that has learnt from some of these files, whatever they are called here, a warning says so.
+    A bundle does not know.
 
     Raises:
         InputError: `model` is neither a run nor a bundle, or the data have a class that it does not know.
     """
     predict, classes, member_names, learnt = _predictor(model, runtime, precision)
     dataset = scan(data, min_classes=1, progress=lambda done, total: progress("scan images", done, total, ""))
+    dataset = _test_rows(dataset)
     for row in dataset.rows:
         if row.label not in classes:
             hint = did_you_mean(row.label, classes)
@@ -51,6 +54,18 @@ def judge(
     return {"model": str(model), "data": str(data)} | evaluation(
         labels, probabilities, members, member_names, groups, classes
     )
+
+
+def _test_rows(dataset: Dataset) -> Dataset:
+    """The test split of data that come with one; a warning says what is left out, or that there is none."""
+    counts = Counter(row.split for row in dataset.rows if row.split)
+    named = ", ".join(f"{count} of {split}" for split, count in sorted(counts.items()))
+    if "test" in counts and len(counts) > 1:
+        log.warning("the data name their splits (%s): the test images are judged", named)
+        return dataset.subset("test")
+    if counts and "test" not in counts:
+        log.warning("the data name their splits, and none is test (%s): all of them are judged", named)
+    return dataset
 
 
 def _groups(dataset: Dataset, progress: Callable[[int, int], None]) -> list[str]:

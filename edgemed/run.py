@@ -141,8 +141,11 @@ def previous_run(out: Path) -> dict[str, Any] | None:
     if (out / "run.json").exists():
         document: dict[str, Any] = read_json(out / "run.json")
         return document
-    begun = ("run.json", "split.csv", "duplicates.json")  # a kill between these may leave some, whole or temporary
-    if out.exists() and (not out.is_dir() or any(not e.name.lstrip(".").startswith(begun) for e in out.iterdir())):
+    if not out.exists():
+        return None
+    begun = ("duplicates.json", "split.csv", "run.json")  # written in this order: a kill may leave some, or a temporary
+    held = {entry.name.lstrip(".").removesuffix(".tmp") for entry in out.iterdir()} if out.is_dir() else {out.name}
+    if held and not {begun[0]} <= held <= set(begun):
         raise InputError(f"--out {out} holds something that is not an edgemed run; choose another folder")
     return None
 

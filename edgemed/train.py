@@ -32,7 +32,7 @@ from edgemed.dataset import (
 from edgemed.distributed import batch_of_rank, world
 from edgemed.errors import InputError
 from edgemed.evaluate import evaluation
-from edgemed.files import read_json, write_atomic, write_json
+from edgemed.files import held_alone, read_json, write_atomic, write_json
 from edgemed.loader import check_backend
 from edgemed.loop import Progress, log
 from edgemed.metrics import INTERVAL_METRICS
@@ -89,9 +89,13 @@ def begun(config: TrainConfig, data: Path, out: Path, progress: Progress, last: 
     batch_of_rank(config.batch)
     if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
         raise InputError(f"--out {out} lies inside of {data}, and would be scanned as a class; choose another folder")
+    if data.is_file() and data.resolve().parent == out.resolve():
+        raise InputError(f"--out {out} is the folder of {data}, which holds something else; choose another folder")
     previous = previous_run(out)
     if previous is not None:
         require_same_settings(previous, config, out)
+    if not (out / last).exists():
+        weights = _weights(config, previous, out)
     dataset = scan(data, progress=lambda done, total: progress("scan images", done, total, ""))
     fingerprint = dataset.fingerprint()
     if previous is not None and previous["dataset"]["fingerprint"] != fingerprint:
@@ -107,8 +111,6 @@ def begun(config: TrainConfig, data: Path, out: Path, progress: Progress, last: 
     parts = _folds(config, dataset) if config.folds else []
     for warning in dict.fromkeys(warning for part in (dataset, *parts) for warning in part.warnings):
         log.warning("%s", warning)
-    if not (out / last).exists():
-        weights = _weights(config, previous, out)
     if previous is None:
         write_json(out / "duplicates.json", [dataclasses.asdict(pair) for pair in pairs])
         begin_run(out, config, dataset, fingerprint, device, weights)
@@ -116,7 +118,17 @@ def begun(config: TrainConfig, data: Path, out: Path, progress: Progress, last: 
 
 
 def trained(config: TrainConfig, run: Begun, out: Path, progress: Progress) -> dict[str, Any]:
-    """Every stage of the run in `out` that is not done yet, on the split or folds of `run`; returns `metrics.json`."""
+    """Every stage of the run in `out` that is not done yet, on the split or folds of `run`; returns `metrics.json`.
+
+    Raises:
+        InputError: another command is training there.
+        EdgemedError: training failed.
+    """
+    with held_alone(out):
+        return _trained(config, run, out, progress)
+
+
+def _trained(config: TrainConfig, run: Begun, out: Path, progress: Progress) -> dict[str, Any]:
     if not run.parts:
         return train_one(config, run.dataset, out, run.device, progress)
     gpus = _gpus(run.device)[: config.folds]

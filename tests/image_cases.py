@@ -48,6 +48,15 @@ def tiff(values: np.ndarray, bits: int, photometric: int, order: str = "<") -> b
     return mark + struct.pack(f"{order}HI", 42, 8 + len(strip)) + strip + directory
 
 
+def bmp32(rgba: np.ndarray) -> bytes:
+    """A BMP of 32 bits with masks for red, green, blue and alpha (BITMAPV4HEADER, BI_BITFIELDS), from the bottom up."""
+    height, width = rgba.shape[:2]
+    pixels = np.ascontiguousarray(rgba[::-1, :, [2, 1, 0, 3]]).tobytes()
+    masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII4I", 108, width, height, 1, 32, 3, len(pixels), 0, 0, 0, 0, *masks) + bytes(52)
+    return b"BM" + struct.pack("<IHHI", 14 + len(header) + len(pixels), 0, 0, 14 + len(header)) + header + pixels
+
+
 def turned(orientation: int) -> Image.Exif:
     """EXIF data that say how the picture lies, 1 to 8."""
     exif = Image.Exif()
@@ -79,6 +88,20 @@ LOSSLESS = {
     "1 bit png": (encoded(Image.fromarray(GREY > 99), "PNG"), three(np.where(GREY > 99, 255, 0).astype(np.uint8))),
     "1 bit tiff": (encoded(Image.fromarray(GREY > 99), "TIFF"), three(np.where(GREY > 99, 255, 0).astype(np.uint8))),
     "4 bit png": (png(2, 1, 4, 0, b"\0\x1f"), three(np.array([[0x11, 0xFF]], np.uint8))),
+    "4 bit png with a transparent colour": (
+        png(3, 1, 4, 0, b"\0\x5f\x50", chunk(b"tRNS", b"\0\x05")),
+        three(np.array([[0, 0xFF, 0]], np.uint8)),
+    ),
+    "2 bit png with a transparent colour": (
+        png(3, 1, 2, 0, b"\0\x6c", chunk(b"tRNS", b"\0\x02")),
+        three(np.array([[0x55, 0, 0xFF]], np.uint8)),
+    ),
+    "1 bit png with a transparent colour": (
+        png(3, 1, 1, 0, b"\0\xa0", chunk(b"tRNS", b"\0\x01")),
+        three(np.zeros((1, 3), np.uint8)),
+    ),
+    "32 bit bmp, its alpha left empty": (bmp32(np.dstack((COLOUR, 0 * GREY))), COLOUR),
+    "32 bit bmp with alpha": (bmp32(np.dstack((COLOUR, ALPHA))), COMPOSITED),
     "interlaced png": (png(1, 1, 8, 0, b"\0\x63", interlace=1), three(np.array([[0x63]], np.uint8))),
     "rgba png": (encoded(Image.fromarray(np.dstack((COLOUR, ALPHA))), "PNG"), COMPOSITED),
     "rgba tiff": (encoded(Image.fromarray(np.dstack((COLOUR, ALPHA))), "TIFF"), COMPOSITED),

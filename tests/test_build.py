@@ -132,12 +132,23 @@ def test_golden_images_of_ones_own_travel_with_pytorchs_outputs(made: Made, quic
     chosen = tmp_path / "chosen"
     chosen.mkdir()
     shutil.copy(made.run.dataset.files[0], chosen / "one.png")
-    with pytest.raises(InputError, match="holds no image"):
-        build.build_bundle(source_from_run(made.run.path), tmp_path / "b", image_size=SIDES, golden=made.run.path)
     bundle = build.build_bundle(source_from_run(made.run.path), tmp_path / "b", image_size=SIDES, golden=chosen)
     (item,) = bundle.golden()
     assert np.array_equal(item.image, image_from_file(chosen / "one.png"))
     np.testing.assert_allclose(item.probabilities, predict_callable(made.run.ensemble)(item.image)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("option", ["golden", "targets"])
+def test_an_option_that_will_not_do_is_refused_before_the_proof(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    given: dict[str, Any] = {"golden": made.run.path}
+    if option == "targets":
+        pytest.importorskip("tensorrt_rtx", reason="extra rtx is not installed")
+        given = {"plans": PlanOptions("tensorrt-rtx", ("sm99",))}
+    monkeypatch.setattr(build, "Judge", None)  # not reached
+    with pytest.raises(InputError, match={"golden": "holds no image", "targets": "'sm99' is unknown"}[option]):
+        build.build_bundle(source_from_run(made.run.path), tmp_path / "b", image_size=SIDES, **given)
 
 
 def test_the_reference_names_images_by_their_pixels(made: Made) -> None:

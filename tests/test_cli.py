@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 
 import edgemed as package
 from edgemed import display
+from edgemed.errors import InputError
 
 
 def _edgemed(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -38,6 +40,16 @@ def test_a_mistyped_command_gets_a_suggestion() -> None:
     done = _edgemed("trian", "data")
     assert done.returncode == 2
     assert "Did you mean 'train'?" in done.stderr
+
+
+def test_names_are_shown_as_they_are_and_never_as_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    display.document({"a:x:b.png": ":100:"})
+    display.say("lesion :o: 3.png")
+    display.error(InputError("no:x:such.png: does not exist"))
+    told = capsys.readouterr()
+    assert json.loads(told.out.partition("}")[0] + "}") == {"a:x:b.png": ":100:"}
+    assert "lesion :o: 3.png" in told.out
+    assert "no:x:such.png" in told.err
 
 
 def test_version(edgemed: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

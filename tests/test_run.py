@@ -15,6 +15,7 @@ from conftest import tiny_flags
 
 from edgemed.config import TrainConfig
 from edgemed.errors import InputError
+from edgemed.files import held_alone
 from edgemed.run import note_root, read_predictions
 from edgemed.train import _folds_at_once
 
@@ -108,6 +109,51 @@ def test_evaluate_knows_images_again_under_other_names_and_counts_copies_once(
     found = json.loads(told.out)
     assert (found["n"], found["groups"]) == (6, 3)
     assert "2 of the 6 images are not of" in " ".join(told.err.split())
+
+
+def test_evaluate_judges_the_test_images_of_data_that_name_their_splits(
+    tiny_bundle: Path, phantoms: Path, tmp_path: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [next(phantoms.glob(f"{label}/*{k}.png")) for label in ("oval", "none") for k in range(3)]
+
+    def judged(*splits: str) -> tuple[int, str]:
+        lines = [f"{file},{file.parent.name},{splits[k % 3]}" for k, file in enumerate(files)]
+        (tmp_path / "data.csv").write_text("\n".join(["path,label,split", *lines]))
+        capsys.readouterr()
+        assert edgemed("evaluate", tiny_bundle, tmp_path / "data.csv", "--json") == 0
+        told = capsys.readouterr()
+        return json.loads(told.out)["n"], " ".join(told.err.split())
+
+    count, said = judged("train", "test", "test")
+    assert (count, "2 of train" in said, "the test images are judged" in said) == (4, True, True)
+    count, said = judged("train", "train", "train")
+    assert (count, "none is test (6 of train)" in said) == (6, True)
+    count, said = judged("test", "test", "test")
+    assert (count, "splits" in said) == (6, False)
+
+
+def test_a_folder_with_the_users_own_split_csv_is_left_alone(
+    phantoms: Path, weights: Path, tmp_path: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own" / "split.csv"
+    own.parent.mkdir()
+    own.write_text("path,label\n" + "\n".join(f"{file},{file.parent.name}" for file in phantoms.glob("*/*.png")))
+    before = own.read_bytes()
+    for data in (own, phantoms):
+        assert edgemed("train", data, "--out", own.parent, *tiny_flags(weights)) == 2
+        assert "holds something" in " ".join(capsys.readouterr().err.split())
+        assert [path.name for path in own.parent.iterdir()] == ["split.csv"]
+        assert own.read_bytes() == before
+
+
+def test_two_commands_do_not_train_in_one_folder(
+    tiny_run: Path, phantoms: Path, weights: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("train", phantoms, "--out", tiny_run, *tiny_flags(weights))
+    with held_alone(tiny_run):
+        assert edgemed(*command) == 2
+        assert f"another edgemed is training in {tiny_run}" in capsys.readouterr().err.replace("\n", "")
+    assert edgemed(*command) == 0
 
 
 @pytest.mark.gpu

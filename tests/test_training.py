@@ -64,6 +64,11 @@ def test_derived_seeds_differ_by_name_and_stay_the_same() -> None:
     assert max(seeds) < 2**63
 
 
+def test_a_backbone_without_published_weights_says_so() -> None:
+    with pytest.raises(InputError, match=r"timm has no weights for resnet200; give --weights FILE"):
+        imagenet_state("resnet200")
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

@@ -57,7 +57,7 @@ def evaluate(
     precision: Precision = "fp32",
     json_: Json = False,
 ) -> None:
-    """Measure a run or a bundle on labelled images."""
+    """Measure a run or a bundle on labelled images; where these name their splits, on the test images."""
     from edgemed.judge import judge
 
     with display.progress() as progress:

@@ -63,12 +63,8 @@ def plan_from_onnx(
         InputError: TensorRT is not installed, cannot serve a target, or refuses the graph: every reason is named.
         KeyboardInterrupt: after Ctrl-C, at the builder's next step.
     """
-    flavour = FLAVOURS[runtime]
-    try:
-        trt = importlib.import_module(flavour.package)
-    except ImportError as error:
-        raise InputError(f"{flavour.package} does not load ({error}); {flavour.install}; or --runtime none") from error
-    wanted = _targets(trt, runtime, targets)
+    flavour, wanted = FLAVOURS[runtime], served_targets(runtime, targets)
+    trt = importlib.import_module(flavour.package)
     began = time.monotonic()
     log = _logger(flavour.package)
     log.problems.clear()
@@ -132,8 +128,17 @@ def _text(limits: Range) -> str:
     return str(limits[0]) if limits[0] == limits[2] else ".".join(map(str, limits))
 
 
-def _targets(trt: Any, runtime: str, targets: Sequence[str] | None) -> list[str]:
-    """The targets to build for; InputError says why one cannot be served, and by what it can."""
+def served_targets(runtime: str, targets: Sequence[str] | None) -> list[str]:
+    """The targets to build for.
+
+    Raises:
+        InputError: why TensorRT does not load, or one cannot be served, and by what it can.
+    """
+    flavour = FLAVOURS[runtime]
+    try:
+        trt = importlib.import_module(flavour.package)
+    except ImportError as error:
+        raise InputError(f"{flavour.package} does not load ({error}); {flavour.install}; or --runtime none") from error
     if runtime == "tensorrt":
         if (why_not := FLAVOURS[runtime].availability()) is not None:
             raise InputError(f"classic TensorRT builds on the GPU that it builds for: {why_not}")
