@@ -33,7 +33,7 @@ SMALL = (
     "--learning-rate 1e-3 --layer-decay 0.9 --freeze 2 --calibration 0.1 --seed 0"
 )
 FLAGS = {
-    "busi": f"{RECIPE} --calibration 0.1",
+    "busi": f"{RECIPE.replace('--epochs 20', '--epochs 30')} --split 0.8,0.08,0.12 --calibration 0.1",
     "ham10000": "--backbone tf_efficientnet_lite0 --size 128 --pretrain-size 128 --epochs 6 --pretrain-epochs 1 "
     "--learning-rate 1e-3 --layer-decay 0.9 --freeze 2 --calibration 0.1 --vertical-flip --seed 0",
     "hyperkvasir5": SMALL,

@@ -85,8 +85,21 @@ def _data_sets(found: Document) -> str:
         f"{name}: {one['n']} images held out, accuracy {_interval(one['ensemble']['accuracy'], 3)}, balanced "
         f"{_interval(one['ensemble']['balanced_accuracy'], 3)}, AUROC {_interval(one['ensemble']['auroc'], 3)}"
         + (f", aims missed: {_missed(one)}" if one["bars"] else "")
+        + f" ({one['cpu']}, {one['date']}, {one['commit']})"
         for name, one in found["sets"].items()
     )
+
+
+def _leak(found: Document) -> str:
+    told = []
+    for way, one in found["groups"].items():
+        apart = ", ".join(
+            f"{each['accuracy']:.3f} on {each['images']} {name}"
+            for name, each in one.items()
+            if isinstance(each, dict) and each.get("images")
+        )
+        told.append(f"groups by {way} ({one['pairs']} pairs): accuracy {one['accuracy']['mean']:.3f}; {apart}")
+    return "; ".join(told)
 
 
 def _near_duplicates(found: Document) -> str:
@@ -182,6 +195,7 @@ FIGURES: dict[str, Callable[[Document], str]] = {
     "patch-entropy-h100": _entropy,
     "busi-folds": _busi,
     "busi-folds-epyc": _busi,
+    "busi-leak": _leak,
     "busi-ablation": _ablation,
     "busi-ablation-epyc": _ablation,
     "data-sets": _data_sets,

@@ -94,8 +94,8 @@ def begun(config: TrainConfig, data: Path, out: Path, progress: Progress, last: 
     previous = previous_run(out)
     if previous is not None:
         require_same_settings(previous, config, out)
-    if not (out / last).exists():
-        weights = _weights(config, previous, out)
+    if config.weights and not (out / last).exists() and not Path(config.weights).is_file():
+        raise InputError(f"--weights {config.weights}: no such file")
     dataset = scan(data, progress=lambda done, total: progress("scan images", done, total, ""))
     fingerprint = dataset.fingerprint()
     if previous is not None and previous["dataset"]["fingerprint"] != fingerprint:
@@ -111,6 +111,8 @@ def begun(config: TrainConfig, data: Path, out: Path, progress: Progress, last: 
     parts = _folds(config, dataset) if config.folds else []
     for warning in dict.fromkeys(warning for part in (dataset, *parts) for warning in part.warnings):
         log.warning("%s", warning)
+    if not (out / last).exists():
+        weights = _weights(config, previous, out)
     if previous is None:
         write_json(out / "duplicates.json", [dataclasses.asdict(pair) for pair in pairs])
         begin_run(out, config, dataset, fingerprint, device, weights)
