@@ -54,7 +54,7 @@ cpp-deps:  ## Debian's packages for the C++ library and its tests, where they ar
 test: .venv/all  ## the tests, ruff and mypy
 	$(BIN)/ruff check .
 	$(MAKE) --no-print-directory types
-	$(BIN)/python -m pytest -m "not gpu and not slow"
+	$(BIN)/python -m pytest -m "not gpu and not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # mypy cannot follow setuptools' editable hook to kernels/, so it checks the package as the wheel lays it out.
 .PHONY: types

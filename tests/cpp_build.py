@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import os
@@ -61,10 +62,14 @@ def built(name: str, *settings: str, compiler: str = "c++", targets: tuple[str, 
     if compiler == "clang++":
         configure.append("-DCMAKE_C_COMPILER=clang")
     build = ["cmake", "--build", folder, "--parallel", str(os.cpu_count() or 1), "--target", *targets]
-    for command in (configure, build):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            pytest.fail(f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}", pytrace=False)
+    folder.parent.mkdir(exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:  # another worker of pytest-xdist may build it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (configure, build):
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode != 0:
+                words = " ".join(map(str, command))
+                pytest.fail(f"{words}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}", pytrace=False)
     return folder
 
 

@@ -50,6 +50,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return done.stdout, out
 
 
+@pytest.mark.slow
 def test_two_ranks_take_the_steps_of_one(jobs: tuple[str, Path]) -> None:
     """Class weights, gradient accumulation and batch statistics (of visible positions too) of the global batch."""
     two = torch.load(jobs[1], weights_only=True)
