@@ -160,4 +160,7 @@ def _runs(out: Path, name: str, run: Begun) -> list[Path]:
 
 
 def _finished(out: Path, name: str) -> bool:
-    return (out / "cells" / name / "report.html").exists()
+    cell = out / "cells" / name
+    return all((run / "metrics.json").exists() for run in (cell, *cell.glob("folds/*"))) and (
+        cell / "report.html"
+    ).exists()

@@ -135,20 +135,21 @@ def join_near_duplicates(dataset: Dataset, *, progress: Progress | None = None) 
     groups = merged_groups(dataset.groups, [(i, j) for i, j, _ in found])
     joined = tuple(replace(row, group=group) for row, group in zip(rows, groups, strict=True))
     merged = {group for row, group in zip(rows, groups, strict=True) if row.group != group}
-    warnings = list(dataset.warnings)
-    if conflicts := [pair for pair in pairs if pair.conflicting]:
-        warnings.append(f"{len(conflicts)} near-duplicate pairs carry different labels; look at them (duplicates.json, "
-                        "report.html): one label of each is wrong.")  # fmt: skip
-    per_class = Counter(row.label for row in joined)
-    counts = Counter((row.group, row.label) for row in joined if row.group in merged)
-    for (_, label), count in sorted(counts.items()):
-        if count >= 3 and count > LARGE_GROUP * per_class[label]:
-            warnings.append(f"near-duplicates joined {count} of {per_class[label]} images of class {label!r} into one "
-                            "group; look whether they are the same picture (split.csv).")  # fmt: skip
     last: dict[str, str] = {}  # the last split of each group
     for row in joined:
         last[row.group] = max(last.get(row.group, ""), row.split, key=("", *KNOWN_SPLITS).index)
     kept = tuple(row for row in joined if row.split == last[row.group])
+    paths = {row.path for row in kept}
+    warnings = list(dataset.warnings)
+    if conflicts := [pair for pair in pairs if pair.conflicting and {pair.a, pair.b} <= paths]:
+        warnings.append(f"{len(conflicts)} near-duplicate pairs carry different labels; look at them (duplicates.json, "
+                        "report.html): one label of each is wrong.")  # fmt: skip
+    per_class = Counter(row.label for row in kept)
+    counts = Counter((row.group, row.label) for row in kept if row.group in merged)
+    for (_, label), count in sorted(counts.items()):
+        if count >= 3 and count > LARGE_GROUP * per_class[label]:
+            warnings.append(f"near-duplicates joined {count} of {per_class[label]} images of class {label!r} into one "
+                            "group; look whether they are the same picture (split.csv).")  # fmt: skip
     if left_out := Counter(row.split for row in joined if row.split != last[row.group]):
         counted = ", ".join(f"{count} of {split}" for split, count in sorted(left_out.items()))
         warnings.append(f"{left_out.total()} images are left out ({counted}): near-duplicates join them, or others of "

@@ -60,19 +60,19 @@ def progress() -> Iterator[Callable[[str, int, int, str], None]]:
     Of the finished ones the last few stay: a terminal shows no more, and would cut off the newest.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[detail]}", markup=False),
     )
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=_log) as bars:
 
         def update(stage: str, done: int, total: int, detail: str) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(escape(stage), total=total, detail="")
-            bars.update(tasks[stage], completed=done, total=total, detail=escape(detail))
+                tasks[stage] = bars.add_task(stage, total=total, detail="")
+            bars.update(tasks[stage], completed=done, total=total, detail=detail)
             for task in [task for task in bars.tasks if task.finished and task.visible][:-FINISHED_BARS]:
                 bars.update(task.id, visible=False)
 

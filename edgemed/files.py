@@ -62,11 +62,15 @@ def held_alone(out: Path) -> Iterator[None]:
     """Keep other commands from training in the folder `out` meanwhile, where its file system has locks.
 
     Raises:
-        InputError: one does.
+        InputError: one does, or the folder cannot be made.
     """
     import fcntl  # Linux and macOS, as training is
 
-    handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}; free space or choose another folder") from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,6 +5,7 @@ edgemed evaluate RUN|BUNDLE DATA [--json]
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections import Counter
@@ -75,15 +76,12 @@ def _groups(dataset: Dataset, progress: Callable[[int, int], None]) -> list[str]
 
 
 def _seen(files: Sequence[Path], learnt: Sequence[Path]) -> int:
-    """How many of `files` have the content of one of `learnt`, byte for byte."""
-    files, learnt = ([frame_of(file)[0] for file in each] for each in (files, learnt))
-    sizes = {file.stat().st_size for file in files}
-    known = {_digest(file) for file in learnt if file.is_file() and file.stat().st_size in sizes}
-    return sum(_digest(file) in known for file in files)
-
-
-def _digest(file: Path) -> bytes:
-    return hashlib.sha256(file.read_bytes()).digest()
+    """How many of `files` (of DICOM files: frames) have the content of one of `learnt`, byte for byte."""
+    frames, learnt_frames = ([frame_of(file) for file in each] for each in (files, learnt))
+    sizes = {file.stat().st_size for file in {file for file, _ in frames}}
+    digest = functools.cache(lambda file: hashlib.sha256(file.read_bytes()).digest())
+    known = {(digest(f), frame) for f, frame in learnt_frames if f.is_file() and f.stat().st_size in sizes}
+    return sum((digest(file), frame) in known for file, frame in frames) if known else 0
 
 
 def _predictor(

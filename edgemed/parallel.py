@@ -60,10 +60,8 @@ def run_jobs(
                     progress(*messages.get())
                 failure = next((found for job in done if (found := job.exception())), failure)
     if isinstance(failure, BrokenProcessPool):
-        message = (
-            "a fold's process was killed, perhaps for want of memory; the same command goes on where it stopped, and a "
-            "larger --threads trains fewer folds at once"
-        )
+        message = "a fold's process was killed, perhaps for want of memory; the same command goes on where it stopped"
+        message += "" if gpus else ", and a larger --threads trains fewer folds at once"
         raise EdgemedError(message) from failure
     if failure is not None:
         raise failure

@@ -151,14 +151,14 @@ def previous_run(out: Path) -> dict[str, Any] | None:
 
 
 def require_same_settings(previous: dict[str, Any], config: TrainConfig, out: Path) -> None:
-    """A run goes on under the settings that it was begun with; on other threads too, which change rounding alone.
+    """A run goes on under the settings that it was begun with, but for those that change rounding alone.
 
     Raises:
         InputError: naming each flag that differs.
     """
     # A setting that is younger than the run had its default there.
     old, new = TrainConfig().as_dict() | previous["config"], config.as_dict() | {"split": list(config.split)}
-    differ = [name for name in new if name != "threads" and old[name] != new[name]]
+    differ = [name for name in new if name not in ("threads", "compile") and old[name] != new[name]]
     if differ:
         changed = [f"{flag(name)} {old[name]} -> {new[name]}" for name in differ]
         raise InputError(f"--out {out} holds a run with other settings ({', '.join(changed)}); choose another --out")
@@ -279,7 +279,7 @@ def read_predictions(path: Path, classes: Sequence[str], split: str) -> tuple[li
         rows = [Row(line["path"], line["label"], line["group"], line["split"]) for line in lines]
         values = np.array([[float(line[name]) for name in _columns(classes)] for line in lines], np.float32)
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        step = f"delete {path.parent / 'metrics.json'} and run the same `edgemed train` again: it evaluates anew"
+        step = f"delete {path.parent / 'metrics.json'} and run the same command again: it evaluates anew"
         raise InputError(f"{path} is missing or damaged; {step}") from error
     return rows, values.reshape(len(rows), len(MEMBERS), len(classes))
 

@@ -46,10 +46,13 @@ def test_names_are_shown_as_they_are_and_never_as_pictures(capsys: pytest.Captur
     display.document({"a:x:b.png": ":100:"})
     display.say("lesion :o: 3.png")
     display.error(InputError("no:x:such.png: does not exist"))
+    with display.progress() as progress:
+        progress("compare :o:", 1, 1, "fine:x:such.png [b]")
     told = capsys.readouterr()
     assert json.loads(told.out.partition("}")[0] + "}") == {"a:x:b.png": ":100:"}
     assert "lesion :o: 3.png" in told.out
     assert "no:x:such.png" in told.err
+    assert "compare :o:" in told.err and "fine:x:such.png [b]" in told.err
 
 
 def test_version(edgemed: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,10 +14,12 @@ pytest.importorskip("torch", reason="extra train is not installed")
 from conftest import tiny_flags
 
 from edgemed.config import TrainConfig
+from edgemed.dataset import Dataset
 from edgemed.errors import InputError
 from edgemed.files import held_alone
-from edgemed.run import note_root, read_predictions
-from edgemed.train import _folds_at_once
+from edgemed.judge import _seen
+from edgemed.run import note_root, read_predictions, require_same_settings
+from edgemed.train import _available_gib, _folds_at_once
 
 Edgemed = Callable[..., int]
 
@@ -77,8 +79,18 @@ def test_the_cores_are_shared_by_the_folds(monkeypatch: pytest.MonkeyPatch) -> N
         (64, 1, (5, 1)),
     ):
         monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        monkeypatch.setattr("edgemed.train._available_gib", lambda: 100.0)
         assert _folds_at_once(TrainConfig(folds=5, threads=threads), "cpu") == expected, (cores, threads)
         assert _folds_at_once(TrainConfig(folds=5, threads=threads), "cuda:1") == (1, threads)
+    for gib, expected in ((1.0, (1, 64)), (14.0, (3, 21)), (24.0, (5, 12))):  # a fold of convnext_tiny takes 4.5 GiB
+        monkeypatch.setattr("edgemed.train._available_gib", lambda gib=gib: gib)
+        assert _folds_at_once(TrainConfig(folds=5), "cpu") == expected
+        assert _folds_at_once(TrainConfig(folds=5, threads=1), "cpu") == (5, 1)
+
+
+def test_the_memory_that_linux_could_give_is_read() -> None:
+    total = next(int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
+    assert 0.1 < _available_gib() < total / 2**20
 
 
 def test_compiling_for_a_cpu_is_refused_before_anything_is_written(
@@ -141,6 +153,41 @@ def test_a_folder_with_the_users_own_split_csv_is_left_alone(
         assert "holds something" in " ".join(capsys.readouterr().err.split())
         assert [path.name for path in own.parent.iterdir()] == ["split.csv"]
         assert own.read_bytes() == before
+
+
+def test_a_run_that_another_command_began_meanwhile_is_left_as_it_is(
+    phantoms: Path, weights: Path, tmp_path: Path, edgemed: Edgemed, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from edgemed.train import join_near_duplicates as plain
+
+    run = tmp_path / "run"
+
+    def slow(dataset: Dataset) -> object:  # while this command compares images, another begins
+        run.mkdir()
+        (run / "run.json").write_text("another's")
+        return plain(dataset)
+
+    monkeypatch.setattr("edgemed.train.join_near_duplicates", slow)
+    assert edgemed("train", phantoms, "--out", run, *tiny_flags(weights)) == 2
+    assert "has begun a run" in " ".join(capsys.readouterr().err.split())
+    assert {path.name: path.read_text() for path in run.iterdir()} == {"run.json": "another's"}
+
+
+def test_a_run_goes_on_with_other_threads_and_without_compiling(tmp_path: Path) -> None:
+    begun = {"config": TrainConfig(threads=2, compile=True).as_dict()}
+    begun["config"]["split"] = list(begun["config"]["split"])
+    require_same_settings(begun, TrainConfig(), tmp_path)
+    with pytest.raises(InputError, match="--epochs 30 -> 31"):
+        require_same_settings(begun, TrainConfig(epochs=31), tmp_path)
+
+
+def test_frames_of_a_file_are_told_apart_by_what_was_learnt(tmp_path: Path) -> None:
+    for name in ("a.dcm", "b.dcm", "other.dcm"):
+        (tmp_path / name).write_bytes(b"x" * 9 if name == "other.dcm" else b"frames")
+    frames = [tmp_path / f"b.dcm#{k}" for k in range(1, 5)]
+    assert _seen(frames, [tmp_path / "a.dcm#2", tmp_path / "a.dcm#9"]) == 1
+    assert _seen(frames, [tmp_path / "other.dcm#2", tmp_path / "gone.dcm"]) == 0
 
 
 def test_two_commands_do_not_train_in_one_folder(

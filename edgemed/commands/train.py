@@ -58,7 +58,7 @@ def train(
     layer_decay: Annotated[float, typer.Option(help="Each layer's rate against that of the next one.")] = 0.75,
     freeze: Annotated[int, typer.Option(help="The stem and so many stages keep their weights in fine-tuning.")] = 0,
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 0.05,
-    warmup_epochs: Annotated[int, typer.Option(help="Epochs of linear warm-up.")] = 2,
+    warmup_epochs: Annotated[int, typer.Option(help="Epochs of linear warm-up, at most half of a stage.")] = 2,
     drop_path: Annotated[float, typer.Option(help="Stochastic depth in fine-tuning.")] = 0.1,
     label_smoothing: Annotated[float, typer.Option(help="Label smoothing in fine-tuning.")] = 0.1,
     class_weighting: Annotated[float, typer.Option(help="0 = none, 1 = balanced classes.")] = 0.5,
