@@ -1,6 +1,6 @@
 """What near-duplicates across a split do to accuracy: one ImageNet member, three ways to group real images (BUSI).
 
-    python benchmarks/busi_leak.py DATA           # DATA: the folder with benign/, malignant/, normal/; half an hour
+    python benchmarks/busi_leak.py DATA           # DATA: the folder with benign/, malignant/, normal/; an hour
 
 The recipe, seed and five folds of busi_folds.py, whose own ImageNet members are the last way; so that one runs first.
 Each way hides from the split what it does not call a copy, and every test image is then asked, by edgemed's finder,
@@ -31,8 +31,8 @@ from edgemed.finetune import finetune, logits_of_files
 from edgemed.models import imagenet_state, normalisation
 from edgemed.preprocess import FrontEnd
 from edgemed.run import trained_member
-from edgemed.stages import _member
-from edgemed.train import _folds
+from edgemed.stages import new_member
+from edgemed.train import fold_parts
 
 MEMBER, BITS = "imagenet", 2
 Pairs = Sequence[tuple[int, int]]
@@ -61,7 +61,7 @@ def fold(own: TrainConfig, part: Dataset, folder: Path) -> torch.Tensor:
     front = FrontEnd(own.size, *normalisation(own.backbone))
     trained = folder / "members" / MEMBER
     if not (trained / "model.safetensors").exists():
-        model = _member(own, MEMBER, len(part.classes), *imagenet_state(own.backbone, None), folder)
+        model = new_member(own, MEMBER, len(part.classes), *imagenet_state(own.backbone, None), folder)
         finetune(own, MEMBER, model, front, part, trained, "cpu", lambda *step: print(folder, *step, flush=True))
     member = trained_member(folder, MEMBER, own.backbone, len(part.classes))
     test = part.subset("test")
@@ -76,7 +76,7 @@ def measured(settings: TrainConfig, dataset: Dataset, copies: Pairs, out: Path) 
         of[i].add(j)
         of[j].add(i)
     accuracies, rights, leaked = [], [], []
-    for k, part in enumerate(_folds(settings, dataset)):
+    for k, part in enumerate(fold_parts(settings, dataset)):
         own = replace(settings, seed=derive_seed(settings.seed, "fold", k))
         right = fold(own, part, out / "folds" / str(k)).tolist()
         training = {at[row.path] for row in part.subset("train").rows}

@@ -26,20 +26,15 @@ TRAIN = shlex.split(
 )
 
 
-def edgemed(*arguments: str | Path, capture: bool = False, gate: int = 0) -> str:
-    """Run one command of edgemed, shown as it would be typed; stop the demo where it fails.
-
-    gate: an exit code that is answered by "refused" instead.
-    """
+def edgemed(*arguments: str | Path, capture: bool = False, allowed: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run one command of edgemed, shown as it would be typed; stop the demo where it fails otherwise than allowed."""
     words = [str(argument) for argument in arguments]
     print(f"\n$ edgemed {' '.join(words if len(words) < 20 else [*words[:6], '...', *words[-3:]])}", flush=True)
     command = [sys.executable, "-m", "edgemed", *words]
     done = subprocess.run(command, stdout=subprocess.PIPE if capture else None, text=True)
-    if gate and done.returncode == gate:
-        return "refused"
-    if done.returncode:
+    if done.returncode not in (0, allowed):
         sys.exit(f"edgemed {words[0]} ended with exit code {done.returncode}")
-    return done.stdout or ""
+    return done
 
 
 def test_rows(run: Path) -> list[dict[str, str]]:
@@ -67,15 +62,15 @@ def main() -> None:
         edgemed("sample", data, "--per-class", "100", "--size", "160")
     edgemed("train", data, "--out", run, *TRAIN)
     shutil.rmtree(bundle, ignore_errors=True)
-    if edgemed("build-engine", run, "--out", bundle, gate=GateError.exit_code) == "refused":
+    if edgemed("build-engine", run, "--out", bundle, allowed=GateError.exit_code).returncode:
         print("the gate has refused the fp16 graph of this training: the fp32 graph alone is built", flush=True)
         edgemed("build-engine", run, "--out", bundle, "--precision", "fp32")
     rows = test_rows(run)
     files = [data / row["path"] for row in rows]
     edgemed("predict", bundle, *files[:5])
-    predictions = json.loads(edgemed("predict", bundle, "--json", *files, capture=True))
+    predictions = json.loads(edgemed("predict", bundle, "--json", *files, capture=True).stdout)
     edgemed("bench", bundle, "--duration", "3")
-    bench = json.loads(edgemed("bench", bundle, "--duration", "3", "--json", "-", capture=True))
+    bench = json.loads(edgemed("bench", bundle, "--duration", "3", "--json", "-", capture=True).stdout)
     [runtime] = bench["runtimes"]
     [result] = runtime["results"]
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))

@@ -161,6 +161,5 @@ def _runs(out: Path, name: str, run: Begun) -> list[Path]:
 
 def _finished(out: Path, name: str) -> bool:
     cell = out / "cells" / name
-    return all((run / "metrics.json").exists() for run in (cell, *cell.glob("folds/*"))) and (
-        cell / "report.html"
-    ).exists()
+    last = (cell / "report.html", *(run / "metrics.json" for run in (cell, *cell.glob("folds/*"))))
+    return all(file.exists() for file in last)

@@ -69,8 +69,9 @@ def build_bundle(
         InputError: the source, `out`, or an option.
     """
     check_target(out, overwrite=overwrite)
-    builder = plan_runtime(plans.runtime) if plans is not None else None
-    if plans is not None and builder is not None:
+    builder = None if plans is None else plan_runtime(plans.runtime)
+    plans = plans if builder else None
+    if builder and plans:
         served_targets(builder, plans.targets)
     images = _phantoms(image_size) if golden is None else _images_of(golden, image_size)
     judge = Judge(source, check_images, image_size, gates or {p: default_gates(p) for p in precisions}, progress)
@@ -114,7 +115,7 @@ def build_bundle(
         overwrite=overwrite,
         complete=lambda bundle: (
             add_plans(bundle, plans, precisions=precisions, signing_key=signing_key, progress=progress)
-            if builder is not None and plans is not None
+            if plans
             else None
         ),
     )

@@ -13,11 +13,52 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.managers import SyncManager
+from pathlib import Path
 from typing import Any
 
-from edgemed.distributed import die_with_parent
+import torch
+
+from edgemed.config import TrainConfig
+from edgemed.distributed import die_with_parent, world
 from edgemed.errors import EdgemedError
 from edgemed.loop import Progress
+
+
+def gpus_of(device: str) -> list[str]:
+    """The GPUs that folds are dealt to, as CUDA_VISIBLE_DEVICES names them; none on a CPU, by number or by torchrun."""
+    if device != "cuda" or world() > 1:
+        return []
+    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(k) for k in range(count)]
+
+
+def folds_at_once(config: TrainConfig, device: str) -> tuple[int, int]:
+    """How many folds at once, and the threads of each: as many as the cores allow, at --threads each if that is given.
+
+    Else as many as the memory allows, too. One on a GPU by number, and under torchrun.
+    """
+    if device != "cpu" or world() > 1:
+        return 1, config.threads
+    cores = len(os.sched_getaffinity(0))
+    at_once = min(config.folds, max(1, cores // (config.threads or 1)))
+    if not config.threads:
+        at_once = min(at_once, max(1, int(_available_gib() / _gib_of_fold(config))))
+    return at_once, config.threads or cores // at_once
+
+
+def _gib_of_fold(config: TrainConfig) -> float:
+    """The memory of a fold in GiB: measured on convnext_tiny at 224 px, 1.17 at a batch of 2 and 1.83 at one of 8."""
+    side = max(config.size, config.pretrain_size)
+    return 1 + 0.11 * config.batch / config.accumulate * (side / 224) ** 2
+
+
+def _available_gib() -> float:
+    """The memory that the system could give, by Linux; without limit where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) / 2**20
+    except (OSError, StopIteration, ValueError, IndexError):
+        return float("inf")
 
 
 def run_jobs(

@@ -106,7 +106,7 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
     if 0 < unsplit < len(rows):
         raise InputError(f"{path}: {unsplit} of {len(rows)} rows have no split; fill in all of them or none.")
     result = list(rows.values()) if as_written else _by_patient(list(rows.values()), root)
-    check_splits_keep_groups(result, f"in {path}; give the group, and all images of a DICOM patient, one split")
+    _check_splits_keep_groups(result, path)
     return result, [f"{repeated} rows that repeat a file were ignored."] if repeated else []
 
 
@@ -124,14 +124,15 @@ def _visible(folder: Path) -> list[Path]:
         raise InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions.") from error
 
 
-def check_splits_keep_groups(rows: Sequence[Row], step: str) -> None:
-    """Raise `InputError` where a group is in two splits; it ends with `step`."""
+def _check_splits_keep_groups(rows: Sequence[Row], path: Path) -> None:
+    """Raise `InputError` where a group of the CSV is in two splits."""
     splits: dict[str, Row] = {}
     for row in rows:
         other = splits.setdefault(row.group, row)
         if row.split != other.split:
             raise InputError(f"group {row.group!r} is in two splits ({other.path!r}: {other.split or 'none'}, "
-                             f"{row.path!r}: {row.split or 'none'}) {step}.")  # fmt: skip
+                             f"{row.path!r}: {row.split or 'none'}) in {path}; give the group, and all images of a "
+                             "DICOM patient, one split.")  # fmt: skip
 
 
 def _by_patient(rows: Sequence[Row], root: Path) -> list[Row]:

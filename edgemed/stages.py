@@ -67,7 +67,7 @@ def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, pro
             folder = out / "members" / member
             if (folder / "model.safetensors").exists():
                 continue
-            model = _member(config, member, len(dataset.classes), state, source, mae)
+            model = new_member(config, member, len(dataset.classes), state, source, mae)
             front = FrontEnd(config.size, *normalisation(config.backbone))
             stage = partial(on_all_ranks, finetune, config, member, model, front, dataset, folder, device)
             timed(out, f"finetune {member}", partial(stage, progress=progress))
@@ -81,7 +81,7 @@ def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, pro
     return metrics
 
 
-def _member(
+def new_member(
     config: TrainConfig, member: str, classes: int, state: dict[str, torch.Tensor], source: str, mae: Path
 ) -> torch.nn.Module:
     """A network with a new classifier on ImageNet's backbone, or on the pretrained encoder's."""

@@ -11,7 +11,6 @@ on where it stopped, and a finished one does nothing.
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from edgemed.dataset import (
     scan,
     split_dataset,
 )
-from edgemed.distributed import batch_of_rank, world
+from edgemed.distributed import batch_of_rank
 from edgemed.errors import InputError
 from edgemed.evaluate import evaluation
 from edgemed.files import held_alone, read_json, write_atomic, write_json
@@ -37,7 +36,7 @@ from edgemed.loader import check_backend
 from edgemed.loop import Progress, log
 from edgemed.metrics import INTERVAL_METRICS
 from edgemed.models import check_backbone, create_backbone, freeze_stages, imagenet_state, load_backbone, weights_digest
-from edgemed.parallel import run_jobs
+from edgemed.parallel import folds_at_once, gpus_of, run_jobs
 from edgemed.point import selective_metrics
 from edgemed.reporting import report_of_run
 from edgemed.run import (
@@ -108,7 +107,7 @@ def begun(config: TrainConfig, data: Path, out: Path, progress: Progress, last: 
     else:
         dataset, pairs = join_near_duplicates(dataset)
         dataset = dataset if config.folds else _split(config, dataset)
-    parts = _folds(config, dataset) if config.folds else []
+    parts = fold_parts(config, dataset) if config.folds else []
     for warning in dict.fromkeys(warning for part in (dataset, *parts) for warning in part.warnings):
         log.warning("%s", warning)
     if not (out / last).exists():
@@ -138,8 +137,8 @@ def trained(config: TrainConfig, run: Begun, out: Path, progress: Progress) -> d
 def _trained(config: TrainConfig, run: Begun, out: Path, progress: Progress) -> dict[str, Any]:
     if not run.parts:
         return train_one(config, run.dataset, out, run.device, progress)
-    gpus = _gpus(run.device)[: config.folds]
-    at_once, threads = (len(gpus), config.threads) if gpus else _folds_at_once(config, run.device)
+    gpus = gpus_of(run.device)[: config.folds]
+    at_once, threads = (len(gpus), config.threads) if gpus else folds_at_once(config, run.device)
     own = dataclasses.replace(config, threads=threads)
     jobs = [(own, k, part, out, run.fingerprint, run.device, run.weights) for k, part in enumerate(run.parts)]
     run_jobs(_train_fold, jobs, at_once, progress, gpus)
@@ -158,47 +157,11 @@ def _split(config: TrainConfig, dataset: Dataset) -> Dataset:
     return with_calibration(parts, config.calibration, derive_seed(config.seed, "calibration"))
 
 
-def _folds(config: TrainConfig, dataset: Dataset) -> list[Dataset]:
+def fold_parts(config: TrainConfig, dataset: Dataset) -> list[Dataset]:
+    """The data set of each fold, with its test, validation, training and, where asked for, calibration images."""
     parts = fold_datasets(dataset, config.folds, config.seed, _validation_share(config))
     seeds = [derive_seed(config.seed, "calibration", k) for k in range(config.folds)]
     return [with_calibration(part, config.calibration, seed) for part, seed in zip(parts, seeds, strict=True)]
-
-
-def _gpus(device: str) -> list[str]:
-    """The GPUs that folds are dealt to, as CUDA_VISIBLE_DEVICES names them; none on a CPU, by number or by torchrun."""
-    if device != "cuda" or world() > 1:
-        return []
-    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",")[:count] if named else [str(k) for k in range(count)]
-
-
-def _folds_at_once(config: TrainConfig, device: str) -> tuple[int, int]:
-    """How many folds at once, and the threads of each: as many as the cores allow, at --threads each if that is given.
-
-    Else as many as the memory allows, too. One on a GPU by number, and under torchrun.
-    """
-    if device != "cpu" or world() > 1:
-        return 1, config.threads
-    cores = len(os.sched_getaffinity(0))
-    at_once = min(config.folds, max(1, cores // (config.threads or 1)))
-    if not config.threads:
-        at_once = min(at_once, max(1, int(_available_gib() / _gib_of_fold(config))))
-    return at_once, config.threads or cores // at_once
-
-
-def _gib_of_fold(config: TrainConfig) -> float:
-    """The memory of a fold in GiB: measured on convnext_tiny at 224 px, 1.17 at a batch of 2 and 1.83 at one of 8."""
-    side = max(config.size, config.pretrain_size)
-    return 1 + 0.11 * config.batch / config.accumulate * (side / 224) ** 2
-
-
-def _available_gib() -> float:
-    """The memory that the system could give, by Linux; without limit where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) / 2**20
-    except (OSError, StopIteration, ValueError, IndexError):
-        return float("inf")
 
 
 def _train_fold(

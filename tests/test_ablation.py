@@ -185,7 +185,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
 
     monkeypatch.setattr("edgemed.stages.pretrain", pretrain)
     monkeypatch.setattr("edgemed.stages.finetune", finetune)
-    monkeypatch.setattr("edgemed.train._folds_at_once", lambda *_: (1, 1))
+    monkeypatch.setattr("edgemed.train.folds_at_once", lambda *_: (1, 1))
     for module in ("stages", "train"):
         monkeypatch.setattr(f"edgemed.{module}.report_of_run", lambda *_: "report")
     return begun

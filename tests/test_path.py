@@ -194,15 +194,15 @@ def test_the_mae_member_starts_from_the_pretrained_encoder(tiny_run: Path, weigh
     from safetensors.torch import load_file
 
     from edgemed.config import TrainConfig
-    from edgemed.stages import _member
+    from edgemed.stages import new_member
 
     config = TrainConfig(backbone="tf_efficientnet_lite0", size=32, pretrain_size=64)
     pretrained = load_file(tiny_run / "members/mae/pretrained.safetensors")
     imagenet = load_file(weights)
     key = "blocks.3.0.conv_dw.weight"
     assert not np.array_equal(pretrained[key], imagenet[key])
-    mae = _member(config, "mae", 3, imagenet, "test", tiny_run / "members/mae").state_dict()
-    other = _member(config, "imagenet", 3, imagenet, "test", tiny_run / "members/mae").state_dict()
+    mae = new_member(config, "mae", 3, imagenet, "test", tiny_run / "members/mae").state_dict()
+    other = new_member(config, "imagenet", 3, imagenet, "test", tiny_run / "members/mae").state_dict()
     assert np.array_equal(mae[key], pretrained[key])
     assert np.array_equal(other[key], imagenet[key])
 

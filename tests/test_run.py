@@ -18,8 +18,8 @@ from edgemed.dataset import Dataset
 from edgemed.errors import InputError
 from edgemed.files import held_alone
 from edgemed.judge import _seen
+from edgemed.parallel import _available_gib, folds_at_once
 from edgemed.run import note_root, read_predictions, require_same_settings
-from edgemed.train import _available_gib, _folds_at_once
 
 Edgemed = Callable[..., int]
 
@@ -79,13 +79,13 @@ def test_the_cores_are_shared_by_the_folds(monkeypatch: pytest.MonkeyPatch) -> N
         (64, 1, (5, 1)),
     ):
         monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
-        monkeypatch.setattr("edgemed.train._available_gib", lambda: 100.0)
-        assert _folds_at_once(TrainConfig(folds=5, threads=threads), "cpu") == expected, (cores, threads)
-        assert _folds_at_once(TrainConfig(folds=5, threads=threads), "cuda:1") == (1, threads)
+        monkeypatch.setattr("edgemed.parallel._available_gib", lambda: 100.0)
+        assert folds_at_once(TrainConfig(folds=5, threads=threads), "cpu") == expected, (cores, threads)
+        assert folds_at_once(TrainConfig(folds=5, threads=threads), "cuda:1") == (1, threads)
     for gib, expected in ((1.0, (1, 64)), (14.0, (3, 21)), (24.0, (5, 12))):  # a fold of convnext_tiny takes 4.5 GiB
-        monkeypatch.setattr("edgemed.train._available_gib", lambda gib=gib: gib)
-        assert _folds_at_once(TrainConfig(folds=5), "cpu") == expected
-        assert _folds_at_once(TrainConfig(folds=5, threads=1), "cpu") == (5, 1)
+        monkeypatch.setattr("edgemed.parallel._available_gib", lambda gib=gib: gib)
+        assert folds_at_once(TrainConfig(folds=5), "cpu") == expected
+        assert folds_at_once(TrainConfig(folds=5, threads=1), "cpu") == (5, 1)
 
 
 def test_the_memory_that_linux_could_give_is_read() -> None:

@@ -22,8 +22,7 @@ from edgemed.config import TrainConfig  # noqa: E402
 from edgemed.errors import InputError  # noqa: E402
 from edgemed.loop import autocast, balanced_parts, gradients  # noqa: E402
 from edgemed.models import create_backbone  # noqa: E402
-from edgemed.parallel import run_jobs  # noqa: E402
-from edgemed.train import _gpus  # noqa: E402
+from edgemed.parallel import gpus_of, run_jobs  # noqa: E402
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 
@@ -132,11 +131,11 @@ def test_folds_are_dealt_to_the_gpus_one_for_each_worker(tmp_path: Path, monkeyp
 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert _gpus("cuda") == ["0", "1"]
+    assert gpus_of("cuda") == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
-    assert _gpus("cuda") == ["3", "GPU-5"]
-    assert _gpus("cuda:1") == _gpus("cpu") == []
-    run_jobs(fold_jobs.tell_gpu, [(tmp_path, k) for k in range(4)], 2, lambda *_: None, _gpus("cuda"))
+    assert gpus_of("cuda") == ["3", "GPU-5"]
+    assert gpus_of("cuda:1") == gpus_of("cpu") == []
+    run_jobs(fold_jobs.tell_gpu, [(tmp_path, k) for k in range(4)], 2, lambda *_: None, gpus_of("cuda"))
     seen = [(tmp_path / str(k)).read_text() for k in range(4)]
     assert {seen[0], seen[1]} == set(seen) == {"3", "GPU-5"}
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,GPU-5"
