@@ -18,6 +18,8 @@ from edgemed.dataset import Dataset, join_near_duplicates, scan
 from edgemed.dicom import frame_of
 from edgemed.errors import InputError, did_you_mean
 from edgemed.evaluate import Predict, evaluation, predict_files
+from edgemed.evidence import REFERENCE_NAME
+from edgemed.images import pixels_sha256
 from edgemed.infer import load
 
 log = logging.getLogger("edgemed")
@@ -30,12 +32,13 @@ def judge(
 
     Of data that name their splits, the test images are judged. Near-duplicates count as one group, as in training.
     Where `model` is a run that has learnt from some of these files, whatever they are called here, a warning says so.
-    A bundle does not know.
+    A bundle knows the images that it was validated on, by their pixels, and warns where these are among them.
 
     Raises:
         InputError: `model` is neither a run nor a bundle, or the data have a class that it does not know.
     """
-    predict, classes, member_names, learnt = _predictor(model, runtime, precision)
+    met: Counter[str] = Counter()
+    predict, classes, member_names, learnt = _predictor(model, runtime, precision, met)
     dataset = scan(data, min_classes=1, progress=lambda done, total: progress("scan images", done, total, ""))
     dataset = _test_rows(dataset)
     for row in dataset.rows:
@@ -51,6 +54,12 @@ def judge(
     probabilities, members = predict_files(
         predict, [dataset.file(row) for row in dataset.rows], lambda done, total: progress("evaluate", done, total, "")
     )
+    if met["validation"]:
+        log.warning(
+            f"{met['validation']} of the {len(dataset.rows)} images chose or checked {model} when it was made; others "
+            "may be among those that it was trained on, which a bundle does not know: with images of its training it "
+            "looks better than it is"
+        )
     labels = [classes.index(row.label) for row in dataset.rows]
     return {"model": str(model), "data": str(data)} | evaluation(
         labels, probabilities, members, member_names, groups, classes
@@ -85,11 +94,11 @@ def _seen(files: Sequence[Path], learnt: Sequence[Path]) -> int:
 
 
 def _predictor(
-    model: Path, runtime: str, precision: str
+    model: Path, runtime: str, precision: str, met: Counter[str]
 ) -> tuple[Predict, Sequence[str], Sequence[str], Sequence[Path]]:
     """A predict callable, the classes, the members' names, and the files that it is known to have learnt from.
 
-    Of a run (PyTorch) or a bundle (a runtime).
+    Of a run (PyTorch) or a bundle (a runtime). The latter counts in `met` the images that it knows, by split.
     """
     if (model / "run.json").exists():
         if (runtime, precision) != ("auto", "fp32"):
@@ -107,8 +116,11 @@ def _predictor(
         return predict_callable(run.ensemble), run.classes, run.member_names, learnt
     loaded = load(model, runtime=runtime, precision=precision)
     manifest = loaded.bundle.manifest
+    known = loaded.bundle.reference() if REFERENCE_NAME in manifest.files else None
+    split_of = dict(zip(known.sha256.tolist(), known.split.tolist(), strict=True)) if known else {}
 
     def predict(image: Any) -> Any:
+        met[split_of.get(pixels_sha256(image), "")] += 1
         probabilities, members = loaded.predict_pixels(image[None])
         return probabilities[0], members[0]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("torch", reason="extra train is not installed")
 
@@ -118,6 +119,28 @@ def test_evaluate_knows_images_again_under_other_names_and_counts_copies_once(
     found = json.loads(told.out)
     assert (found["n"], found["groups"]) == (6, 3)
     assert "2 of the 6 images are not of" in " ".join(told.err.split())
+
+
+def test_evaluate_knows_what_a_bundle_was_validated_on(
+    tiny_run: Path, tiny_bundle: Path, phantoms: Path, tmp_path: Path, edgemed: Edgemed,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    rows = [line.split(",") for line in (tiny_run / "split.csv").read_text().splitlines()[1:]]
+
+    def said(*splits: str) -> str:
+        (tmp_path / "data.csv").unlink(missing_ok=True)
+        chosen = [next(row for row in rows if row[3] == split and row[1] == label)
+                  for split in splits for label in ("oval", "none")]  # fmt: skip
+        lines = [f"{k}.bmp,{label}" for k, (_, label, *_) in enumerate(chosen)]
+        for k, (path, *_) in enumerate(chosen):
+            Image.open(phantoms / path).save(tmp_path / f"{k}.bmp")  # another file of the same pixels
+        (tmp_path / "data.csv").write_text("\n".join(["path,label", *lines]))
+        capsys.readouterr()
+        assert edgemed("evaluate", tiny_bundle, tmp_path / "data.csv", "--json") == 0
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "chose or checked" not in said("test")
+    assert "2 of the 4 images chose or checked" in said("test", "validation")
 
 
 def test_evaluate_judges_the_test_images_of_data_that_name_their_splits(
