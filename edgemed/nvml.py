@@ -1,19 +1,19 @@
 """What an NVIDIA GPU says of itself: clocks, throttling, temperature, power, energy. By ctypes; no package is needed.
 
 Why: a latency without the clocks at which it was measured cannot be repeated, and the energy counter of the GPU costs
-no polling. `libnvidia-ml.so.1` comes with the driver; where it is missing every function here says None. The GPU is the
-first of CUDA_VISIBLE_DEVICES, else number 0.
+no polling. `libnvidia-ml.so.1` comes with the driver; where it is missing every function here says None. The GPU is
+CUDA's number 0, which the engine runs on: CUDA leaves out what CUDA_VISIBLE_DEVICES does not name and puts the fastest
+first, NVML knows neither, so that the two agree on the PCI address alone.
 
     python -c "from edgemed import nvml; print(nvml.gpu_state())"
 
-Source: NVML API reference (nvml.h), whose names and numbers are used.
+Source: NVML API reference (nvml.h) and CUDA driver API (cuda.h), whose names and numbers are used.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from typing import Any, TypeAlias
 
 Gpu: TypeAlias = "tuple[Any, Any]"
@@ -73,21 +73,24 @@ def energy_joules(gpu: Gpu | None = None) -> float | None:
 def first_gpu() -> Gpu | None:
     """The driver's library and the handle of the GPU in use; None without one."""
     try:
-        library = ctypes.CDLL("libnvidia-ml.so.1")
+        return open_gpu(ctypes.CDLL("libnvidia-ml.so.1"), ctypes.CDLL("libcuda.so.1"))
     except OSError:
         return None
-    return open_gpu(library, os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip())
 
 
-def open_gpu(library: Any, name: str) -> Gpu | None:
-    """The GPU of that number or UUID ("GPU-..."); None where NVML does not start or knows no such GPU."""
-    handle = ctypes.c_void_p()
-    if library.nvmlInit_v2():
+def open_gpu(library: Any, cuda: Any) -> Gpu | None:
+    """CUDA's GPU number 0 as NVML knows it; None where CUDA shows none, or NVML does not know it."""
+    device, count, handle = ctypes.c_int(), ctypes.c_uint(), ctypes.c_void_p()
+    address = ctypes.create_string_buffer(32)
+    if cuda.cuInit(ctypes.c_uint(0)) or cuda.cuDeviceGet(ctypes.byref(device), ctypes.c_int(0)):
         return None
-    if name.isdigit():
-        failed = library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(name)), ctypes.byref(handle))
+    if library.nvmlInit_v2() or library.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+        return None
+    if count.value == 1:  # the GPU of a Jetson has no PCI address
+        failed = library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(0), ctypes.byref(handle))
     else:
-        failed = library.nvmlDeviceGetHandleByUUID(name.encode(), ctypes.byref(handle))
+        failed = cuda.cuDeviceGetPCIBusId(address, ctypes.c_int(len(address)), device)
+        failed = failed or library.nvmlDeviceGetHandleByPciBusId_v2(address.value, ctypes.byref(handle))
     return None if failed else (library, handle)
 
 

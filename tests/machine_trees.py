@@ -61,8 +61,28 @@ DESKTOP = {
 }
 
 
+class Cuda:
+    """Stands in for libcuda.so.1, which shows the GPUs at these PCI addresses in this order."""
+
+    def __init__(self, *addresses: bytes) -> None:
+        self.addresses = addresses
+
+    def cuInit(self, flags: Any) -> int:  # noqa: N802
+        return 0 if self.addresses else 100  # CUDA_ERROR_NO_DEVICE
+
+    def cuDeviceGet(self, device: Any, ordinal: Any) -> int:  # noqa: N802
+        device._obj.value = ordinal.value
+        return 0
+
+    def cuDeviceGetPCIBusId(self, address: Any, length: Any, device: Any) -> int:  # noqa: N802
+        address.value = self.addresses[device.value]
+        return 0
+
+
 class Nvml:
-    """Stands in for libnvidia-ml.so.1: one GPU, hot and throttled, whose energy counter counts."""
+    """Stands in for libnvidia-ml.so.1: GPUs that are hot and throttled, whose energy counter counts."""
+
+    addresses: tuple[bytes, ...] = (b"0000:17:00.0", b"0000:65:00.0")
 
     def __init__(self, **numbers: int | None) -> None:
         self.numbers: dict[str, int | None] = {
@@ -75,19 +95,22 @@ class Nvml:
             "nvmlDeviceGetTotalEnergyConsumption": 123_456,  # mJ
             **numbers,
         }
-        self.opened: list[Any] = []
 
     def nvmlInit_v2(self) -> int:  # noqa: N802
         return 0
 
-    def nvmlDeviceGetHandleByIndex_v2(self, index: Any, handle: Any) -> int:  # noqa: N802
-        self.opened.append(index.value)
-        handle._obj.value = 7
-        return 0 if index.value == 0 else 2
+    def nvmlDeviceGetCount_v2(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = len(self.addresses)
+        return 0
 
-    def nvmlDeviceGetHandleByUUID(self, name: bytes, handle: Any) -> int:  # noqa: N802
-        self.opened.append(name)
-        handle._obj.value = 7
+    def nvmlDeviceGetHandleByIndex_v2(self, index: Any, handle: Any) -> int:  # noqa: N802
+        handle._obj.value = 70 + index.value
+        return 0
+
+    def nvmlDeviceGetHandleByPciBusId_v2(self, address: bytes, handle: Any) -> int:  # noqa: N802
+        if address not in self.addresses:
+            return 6  # NVML_ERROR_NOT_FOUND
+        handle._obj.value = 70 + self.addresses.index(address)
         return 0
 
     def nvmlDeviceGetName(self, handle: Any, buffer: Any, length: Any) -> int:  # noqa: N802

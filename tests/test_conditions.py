@@ -151,9 +151,17 @@ def test_what_a_gpu_does_not_tell_is_none_and_the_rest_stays() -> None:
     assert nvml.gpu_state() is None
 
 
-@pytest.mark.parametrize(("name", "opened"), [("0", 0), ("GPU-1234", b"GPU-1234")])
-def test_the_gpu_is_the_one_that_cuda_shows(name: str, opened: Any) -> None:
+def test_the_gpu_is_cudas_first_whatever_number_nvml_gives_it() -> None:
+    def opened(library: trees.Nvml, *shown: bytes) -> int | None:
+        gpu = nvml.open_gpu(library, trees.Cuda(*shown))
+        return None if gpu is None else gpu[1].value
+
     library = trees.Nvml()
-    assert nvml.open_gpu(library, name) is not None
-    assert library.opened == [opened]
-    assert nvml.open_gpu(library, "1") is None  # no such GPU
+    first, second = library.addresses
+    assert opened(library, first, second) == 70
+    assert opened(library, second, first) == 71  # CUDA puts the fastest first
+    assert opened(library, second) == 71  # CUDA_VISIBLE_DEVICES=1
+    assert opened(library) is None  # CUDA_VISIBLE_DEVICES=-1
+    assert opened(library, b"0000:99:00.0") is None  # not NVML's
+    library.addresses = (b"",)
+    assert opened(library, b"0000:00:00.0") == 70  # a Jetson's
