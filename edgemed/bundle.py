@@ -169,7 +169,7 @@ def open_bundle(
     )
     if extra:
         raise InputError(f"{folder / extra[0]} is not listed in the manifest; remove it from the bundle")
-    return Bundle(folder, manifest, plan_key or public_key)
+    return Bundle(folder, manifest, public_key if plan_key is None else plan_key)
 
 
 def _check_signature(path: Path, data: bytes, public_key: bytes) -> None:

@@ -50,11 +50,14 @@ def verify(public_key: bytes, data: bytes, signature: bytes, where: Path) -> Non
 
 
 def read_key(path: Path) -> bytes:
-    """The bytes of a key file. InputError where it cannot be read."""
+    """The bytes of a key file. InputError where it cannot be read, or is empty: no key at all would check nothing."""
     try:
-        return path.read_bytes()
+        key = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read the key {path}: {error.strerror}") from error
+    if not key:
+        raise InputError(f"the key {path} is empty; put the key there again")
+    return key
 
 
 def _private(pem: bytes) -> Any:

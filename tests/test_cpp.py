@@ -93,6 +93,9 @@ def test_signatures_are_checked(build: Path, tmp_path: Path) -> None:
     assert "is not by the given key" in opened(build, bundle.path, public_key=maker_key)["message"]
     assert opened(build, bundle.path, public_key=maker_key, plan_key=device_key)["status"] == OK
     assert "cannot read the key" in opened(build, bundle.path, public_key=tmp_path / "nowhere")["message"]
+    (tmp_path / "empty").touch()
+    for keys in ({"public_key": tmp_path / "empty"}, {"public_key": maker_key, "plan_key": tmp_path / "empty"}):
+        assert "is empty" in opened(build, bundle.path, **keys)["message"]
     assert "no Ed25519 key" in opened(build, bundle.path, public_key=bundle.path / "manifest.json")["message"]
     damaged.flipped("manifest.sig")(bundle.path)
     assert "is not by the given key" in opened(build, bundle.path, public_key=maker_key)["message"]

@@ -79,6 +79,7 @@ Bytes key_content(const std::string& path) {
     if (!stream.is_open() || stream.bad())
         throw Error(EDGEMED_ERROR_BUNDLE, "cannot read the key " + path + ": " + std::strerror(errno));
     data.resize(size_t(stream.gcount()));
+    if (data.empty()) throw Error(EDGEMED_ERROR_BUNDLE, "the key " + path + " is empty; put the public key there again");
     return data;
 }
 
