@@ -35,6 +35,8 @@ class Cuda:
         self.capturing: dict[int, list[Any]] = {}
         self.streams = 0
         self.full: tuple[str, ...] = ()  # which memory is: "host", "device"
+        self.graphs = 0  # those that are there
+        self.graphs_fail = False
 
     def cudaDeviceGetAttribute(self, name: int, device: int) -> tuple[Status, int]:
         return Status.cudaSuccess, name
@@ -95,7 +97,14 @@ class Cuda:
         return Status.cudaSuccess, self.capturing.pop(stream)
 
     def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[Status, Any]:
+        if self.graphs_fail:
+            return Status.cudaErrorMemoryAllocation, None
+        self.graphs += 1
         return Status.cudaSuccess, list(graph)
+
+    def cudaGraphExecDestroy(self, graph: Any) -> tuple[Status]:
+        self.graphs -= 1
+        return (Status.cudaSuccess,)
 
     def cudaGraphDestroy(self, graph: Any) -> tuple[Status]:
         return (Status.cudaSuccess,)

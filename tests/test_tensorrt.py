@@ -86,6 +86,31 @@ def test_a_fixed_plan_is_captured_once_and_replayed(
     assert "capture" not in cuda.calls
 
 
+def test_a_thread_that_ended_gives_its_graph_back(cuda: Cuda, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = session(cuda, bundle, monkeypatch, batch=(1, 1, 1), image_side=(48, 48, 48))
+    during: list[int] = []
+
+    def work() -> None:
+        assert all(right(found, tiny.image(1, 48, 48)[None]))
+        during.append(cuda.graphs)
+
+    for _ in range(3):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert (during, cuda.graphs) == ([1, 1, 1], 0)
+
+
+def test_a_plan_that_cannot_be_captured_serves_without_a_graph_and_says_so_once(
+    cuda: Cuda, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cuda.graphs_fail = True
+    found = session(cuda, bundle, monkeypatch, batch=(1, 1, 1), image_side=(48, 48, 48))
+    assert all(right(found, tiny.image(1, 48, 48)[None]))
+    assert caplog.text.count("no CUDA graph is used: cudaGraphInstantiate failed") == 1
+    assert (cuda.calls.count("capture"), cuda.calls.count("launch")) == (1, 0)
+
+
 def test_timings_split_a_request_into_its_stages(cuda: Cuda, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     found = session(cuda, bundle, monkeypatch)
     outputs, stages = found.run_timed(tiny.image(1)[None])  # type: ignore[attr-defined]

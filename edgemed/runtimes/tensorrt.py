@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import logging
 import threading
 import weakref
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from edgemed.runtimes.tensorrt_limits import (
 )
 
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
+_log = logging.getLogger("edgemed")
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,9 @@ class _Lane:
         self._stream = checked(cuda.cudaStreamCreateWithFlags(_NON_BLOCKING), "cudaStreamCreate")
         self._buffers: dict[str, tuple[int, int, int]] = {}  # by tensor: pinned address, device address, bytes
         self._shape: Shape = ()
-        self._graph: Any = None
-        weakref.finalize(self, _release, cuda, self._stream, self._buffers)
+        self._graphs: list[Any] = []  # the captured one, if any
+        self._capturable = True
+        weakref.finalize(self, _release, cuda, self._stream, self._buffers, self._graphs)
 
     def run(
         self, images: NDArray[np.uint8], *, graph: bool, events: list[Any] | None = None
@@ -182,13 +185,17 @@ class _Lane:
         if shape != self._shape:
             self._prepare(shape, shapes)
         self._pinned("image", shape, np.uint8)[...] = images
-        if self._graph is not None and graph:
-            checked(self._cuda.cudaGraphLaunch(self._graph, self._stream), "cudaGraphLaunch")
+        if self._graphs and graph:
+            checked(self._cuda.cudaGraphLaunch(self._graphs[0], self._stream), "cudaGraphLaunch")
         else:
             self._enqueue(shapes, events)
         checked(self._cuda.cudaStreamSynchronize(self._stream), "cudaStreamSynchronize")
-        if graph and self._graph is None:
-            self._capture(shapes)  # after a plain request: a context may not be captured before it has run
+        if graph and not self._graphs and self._capturable:
+            try:
+                self._capture(shapes)  # after a plain request: a context may not be captured before it has run
+            except EdgemedError as error:  # the answer is there, and the next ones need no graph
+                self._capturable = False
+                _log.warning("no CUDA graph is used: %s", error)
         self._cache.keep()
         return {name: self._pinned(name, shapes[name], np.float32).copy() for name in OUTPUTS}
 
@@ -247,8 +254,10 @@ class _Lane:
             self._enqueue(shapes)
         finally:
             graph = checked(self._cuda.cudaStreamEndCapture(self._stream), "cudaStreamEndCapture")
-        self._graph = checked(self._cuda.cudaGraphInstantiate(graph, 0), "cudaGraphInstantiate")
-        self._cuda.cudaGraphDestroy(graph)
+        try:
+            self._graphs.append(checked(self._cuda.cudaGraphInstantiate(graph, 0), "cudaGraphInstantiate"))
+        finally:
+            self._cuda.cudaGraphDestroy(graph)
 
     def _pinned(self, name: str, shape: Shape, dtype: Any) -> NDArray[Any]:
         """The pinned buffer of a tensor as an array."""
@@ -257,8 +266,10 @@ class _Lane:
         return np.frombuffer(raw, dtype=dtype).reshape(shape)
 
 
-def _release(cuda: Any, stream: Any, buffers: dict[str, tuple[int, int, int]]) -> None:
+def _release(cuda: Any, stream: Any, buffers: dict[str, tuple[int, int, int]], graphs: list[Any]) -> None:
     cuda.cudaStreamSynchronize(stream)
+    for graph in graphs:
+        cuda.cudaGraphExecDestroy(graph)
     for pinned, device, _ in buffers.values():
         cuda.cudaFreeHost(pinned)
         if device:
