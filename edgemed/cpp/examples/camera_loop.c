@@ -1,7 +1,8 @@
 /* edgemed-camera-loop BUNDLE [FRAMES]: a loop over camera frames, in C, that allocates nothing once it runs.
  *
  * Put your camera in the place of next_frame: it fills a buffer that belongs to this program (or hand over the camera's
- * own, with its stride). Prints a line per decision that changed, and the time of a frame at the end. */
+ * own, with its stride). Prints a line per decision that changed, and the mean time of a request at the end: without the
+ * first one, which may still compile, and without next_frame(). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -43,10 +44,13 @@ int main(int count, char** arguments) {
     const edgemed_outputs outputs = {.probabilities = probabilities, .decisions = &decision};
     const edgemed_image image = {.data = frame, .height = HEIGHT, .width = WIDTH, .format = EDGEMED_BGR};
     int last = -2, code = 0;
-    const double start = milliseconds();
-    for (int number = 0; number < frames && code == 0; ++number) {
+    double busy = 0;
+    for (int number = 0; number <= frames && code == 0; ++number) {  /* frame 0 is the one that is not timed */
         next_frame(number);
-        if (edgemed_predict(model, &image, 1, &outputs) != EDGEMED_OK) {
+        const double start = milliseconds();
+        const edgemed_status status = edgemed_predict(model, &image, 1, &outputs);
+        if (number > 0) busy += milliseconds() - start;
+        if (status != EDGEMED_OK) {
             fprintf(stderr, "edgemed: error: %s\n", edgemed_last_error());
             code = 2;
         } else if (decision.decision != last) {
@@ -55,7 +59,7 @@ int main(int count, char** arguments) {
                    (double)probabilities[decision.label], decision.disagreement);
         }
     }
-    if (frames > 0) printf("%.2f ms per frame over %d frames\n", (milliseconds() - start) / frames, frames);
+    if (frames > 0 && code == 0) printf("%.2f ms per frame over %d frames\n", busy / frames, frames);
     edgemed_close(model);
     return code;
 }
