@@ -14,14 +14,15 @@ import csv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.engines import place_of
 from edgemed.errors import InputError
-from edgemed.gates import TIE_MARGINS, Comparison, Gates, check, compare
+from edgemed.files import visible
+from edgemed.gates import TIE_MARGINS, Comparison, Gates, check, compare_batches
 from edgemed.images import SUFFIXES, image_from_file, pixels_sha256
 from edgemed.infer import Model
 from edgemed.manifest import MODEL_FILES
@@ -31,18 +32,11 @@ from edgemed.records import Bounds, Certificate, Change, PlanRecord, least_batch
 Progress = Callable[[str, int, int, str], None]
 
 
-class Matched(NamedTuple):
-    """A file of the user's whose pixels the reference knows, and its row there."""
-
-    path: Path
-    row: int
-
-
 @dataclass(frozen=True)
 class Finding:
     """What a certification found. `flips`: the files whose label changed. `unmatched`: files without a reference.
 
-    unfit: known images whose size the plan does not take: nothing is known of its answers there, since it gives none.
+    unfit: known images whose size the engine does not take: nothing is known of its answers there, since it gives none.
     """
 
     record: PlanRecord
@@ -79,21 +73,22 @@ def certify(
     found: dict[int, Path] = {}
     answers: dict[int, NDArray[np.float32]] = {}
     unfit: set[int] = set()
+    limits = model.bundle.manifest.input
+    low, _, high = model.record.image_side if model.record else (limits.min_side, 0, limits.max_side)
     for done, path in enumerate(files, 1):
         pixels = image_from_file(path)
         row = rows.get(pixels_sha256(pixels))
         if row is not None and row not in found:  # a copy of an image proves nothing more
-            if model.record is not None and not model.record.takes(pixels):
+            if not low <= min(pixels.shape[:2]) <= max(pixels.shape[:2]) <= high:
                 unfit.add(row)
                 continue
             found[row] = path
-            answers[row] = model.predict_pixels(np.repeat(pixels[None], least_batch(model.record), axis=0))[0][0]
+            answers[row] = model.predict_pixels(np.repeat(pixels[None], least_batch(model.record), axis=0))[0]
         progress(f"certify on {model.runtime}", done, len(files), f"{len(found)} known")
     if unfit and not found:
-        low, _, high = model.record.image_side  # type: ignore[union-attr]
         raise InputError(
-            f"none of the {len(unfit)} known images in {data} fits the plan, whose sides are {low} to {high}; "
-            "certify with images of those sizes, or build a plan for these (--image-size)"
+            f"none of the {len(unfit)} known images in {data} fits the engine, whose sides are {low} to {high}; "
+            "certify with images of those sizes, or build an engine for these (--image-size)"
         )
     if not found:
         raise InputError(
@@ -102,12 +97,13 @@ def certify(
         )
     order = sorted(found)
     labels, groups = table.label[order], table.group[order]
-    truth, answered = table.probabilities[order], np.stack([answers[row] for row in order])
-    comparison = compare(truth, answered, tie_margin=TIE_MARGINS[model.precision], labels=labels)
+    truth, answered = table.probabilities[order], np.stack([answers[row] for row in order])  # (R, K), (R, B, K)
+    comparison = compare_batches(truth, answered, tie_margin=TIE_MARGINS[model.precision], labels=labels)
     flips = tuple(found[order[index]] for index in comparison.flips)
     what = f"{model.runtime} with {model.bundle.path}"
     check(comparison, gates, what, names=[str(found[row]) for row in order])
-    interval = auroc_change(labels, truth, answered, groups)
+    of_rows = np.arange(len(order)).repeat(answered.shape[1])
+    interval = auroc_change(labels[of_rows], truth[of_rows], answered.reshape(-1, truth.shape[1]), groups[of_rows])
     change = None if interval is None else Change(**interval._asdict())
     certificate = Certificate(
         created=now(),
@@ -156,19 +152,33 @@ def _record_of_onnx(model: Model) -> PlanRecord:
 
 
 def image_files(data: Path) -> Iterator[Path]:
-    """The image files below a folder, or those that a CSV names."""
+    """The image files below a folder but for hidden ones, or those that a CSV names: by the rules of training."""
     if data.is_dir():
-        found = sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES)
+        found = _below(data)
         if not found:
             raise InputError(f"{data} holds no images; give the folder or the CSV that the run was trained on")
         yield from found
         return
     try:
         with data.open(newline="", encoding="utf-8-sig") as handle:
-            rows = list(csv.DictReader(handle))
+            lines = [cells for cells in csv.reader(handle) if any(cell.strip() for cell in cells)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read {data}: {error}; give a folder of images or a CSV") from error
-    if not rows or "path" not in rows[0]:
+    header = [name.strip().lower() for name in lines[0]] if lines else []
+    if "path" not in header or len(lines) < 2:
         raise InputError(f"{data} has no column 'path', or no rows")
-    for row in rows:
-        yield data.parent / (row["path"] or "")
+    column = header.index("path")
+    for cells in lines[1:]:
+        name = cells[column] if column < len(cells) else ""
+        whole = data.parent / name
+        yield whole if whole.is_file() else data.parent / name.strip()  # a name may have outer spaces
+
+
+def _below(folder: Path) -> list[Path]:
+    found = []
+    for entry in visible(folder):
+        if entry.is_dir():
+            found += _below(entry)
+        elif entry.suffix.lower() in SUFFIXES:
+            found.append(entry)
+    return found

@@ -177,7 +177,7 @@ def certificate(found: Finding) -> None:
     table.add_column(overflow="fold")
     table.add_row("place", escape(f"{place.runtime} {place.version}, {place.device} ({place.capability})"))
     known = f"{statement.images} of the reference's {found.reference_images}"
-    unfit = f", {found.unfit} of a size that the plan does not take" if found.unfit else ""
+    unfit = f", {found.unfit} of a size that the engine does not take" if found.unfit else ""
     table.add_row("images", f"{known}; {found.unmatched} of {found.files} files are unknown to it or copies{unfit}")
     table.add_row("probability error", f"largest {statement.max_prob_error:.1e}, mean {statement.mean_prob_error:.1e}")
     table.add_row("changed labels", escape(", ".join(map(str, found.flips)) or "none"))

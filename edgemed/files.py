@@ -1,4 +1,4 @@
-"""Files that are either there whole or not at all.
+"""Files that are either there whole or not at all, and which of a folder count.
 
 A run is killed at any moment and resumes; a bundle is built beside the old one. Both rest on these functions.
 """
@@ -55,6 +55,14 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is missing") from error
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
+
+
+def visible(folder: Path) -> list[Path]:
+    """What a folder holds, sorted, without the files that systems hide in it."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX")))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions.") from error
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -85,6 +85,25 @@ def compare(
         flips=tuple(int(index) for index in flips),
         auroc_drop=None if labels is None or np.isinf(error).any() else _auroc_drop(labels, truth, other),
     )
+
+
+def compare_batches(
+    reference: ArrayLike,
+    candidate: ArrayLike,
+    *,
+    tie_margin: float,
+    labels: Sequence[int] | NDArray[np.int64] | None = None,
+) -> Comparison:
+    """`compare` where each image (N, K) was answered by every row of a batch of its copies (N, B, K).
+
+    An image is as wrong as its worst row, and has flipped where one row has. Raises as `compare` does.
+    """
+    rows = np.asarray(candidate)
+    copies = rows.shape[1]
+    truth = np.repeat(np.asarray(reference), copies, axis=0)
+    of_rows = None if labels is None else np.repeat(np.asarray(labels), copies)
+    found = compare(truth, rows.reshape(-1, rows.shape[-1]), tie_margin=tie_margin, labels=of_rows)
+    return replace(found, n=len(rows), flips=tuple(dict.fromkeys(index // copies for index in found.flips)))
 
 
 def check(comparison: Comparison, gates: Gates, what: str = "the engine", names: Sequence[str] | None = None) -> None:

@@ -28,7 +28,7 @@ from edgemed.bundle import Bundle, open_bundle
 from edgemed.engines import open_engine, place_of
 from edgemed.errors import GateError, InputError
 from edgemed.evidence import Golden
-from edgemed.gates import TIE_MARGINS, Comparison, check, compare, default_gates
+from edgemed.gates import TIE_MARGINS, Comparison, check, compare_batches, default_gates
 from edgemed.images import PixelFormat, image_from_bytes, image_from_file, image_from_pixels
 from edgemed.manifest import MODEL_FILES
 from edgemed.operating import decide
@@ -113,22 +113,19 @@ class Model:
         if not golden:
             raise InputError(f"no golden image of {self.bundle.path} has a size that this plan takes")
         least = least_batch(self.record)
-        answers = []
-        for item in golden:
-            many = self.predict_pixels(np.repeat(item.image[None], least, axis=0))
-            answers.append((many[0][:1], many[1][:1]))
+        answers = [self.predict_pixels(np.repeat(item.image[None], least, axis=0)) for item in golden]
         gates, margin = default_gates(self.precision), TIE_MARGINS[self.precision]
         what = f"{self.bundle.path} on {self.runtime}"
-        found = compare(
+        found = compare_batches(
             np.stack([item.probabilities for item in golden]),
-            np.concatenate([each for each, _ in answers]),
+            np.stack([each for each, _ in answers]),
             tie_margin=margin,
         )
         check(found, gates, what)
         for index, name in enumerate(self.bundle.manifest.member_names):
-            member = compare(
+            member = compare_batches(
                 np.stack([item.members[index] for item in golden]),
-                np.concatenate([members[:, index] for _, members in answers]),
+                np.stack([members[:, index] for _, members in answers]),
                 tie_margin=margin,
             )
             # A member alone decides nothing, so only its probabilities are judged.

@@ -16,6 +16,7 @@ from pathlib import Path
 from edgemed.dicom import frame_of, patient_groups
 from edgemed.duplicates import merged_groups
 from edgemed.errors import InputError, did_you_mean, one_line
+from edgemed.files import visible
 from edgemed.images import SUFFIXES
 
 KNOWN_SPLITS = ("train", "validation", "calibration", "test")  # calibration is for who asks for it: see calibrate.py
@@ -33,7 +34,7 @@ class Row:
 
 def rows_of_folder(root: Path) -> tuple[list[Row], list[str]]:
     """The images of a folder per class, and warnings. A class is named after its folder, without outer spaces."""
-    entries = _visible(root)
+    entries = visible(root)
     folders = [entry for entry in entries if entry.is_dir()]
     if not folders:
         raise InputError(f"{root}: holds no folders; put the images of each class into a folder named after the class.")
@@ -44,7 +45,7 @@ def rows_of_folder(root: Path) -> tuple[list[Row], list[str]]:
                          "make them one.")  # fmt: skip
     rows, ignored = [], sum(entry.suffix.lower() in SUFFIXES for entry in entries if entry.is_file())
     for folder in folders:
-        files = _visible(folder)
+        files = visible(folder)
         images = [entry for entry in files if entry.suffix.lower() in SUFFIXES]
         if deeper := [entry for entry in files if entry.is_dir()]:
             raise InputError(f"{deeper[0]}: a folder inside a class folder; put images as {root}/CLASS/IMAGE, or list "
@@ -114,14 +115,6 @@ def _row_path(text: str, root: Path) -> str:
     """`text`, relative to the root, in one spelling. Links are kept as they are: the data may be made of them."""
     base, whole = (Path(os.path.normpath(path.absolute())) for path in (root, root / text))
     return (whole.relative_to(base) if whole.is_relative_to(base) else whole).as_posix()
-
-
-def _visible(folder: Path) -> list[Path]:
-    """What a folder holds, sorted, without the files that systems hide in it."""
-    try:
-        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX")))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions.") from error
 
 
 def _check_splits_keep_groups(rows: Sequence[Row], path: Path) -> None:

@@ -137,6 +137,52 @@ def test_a_fall_of_the_auroc_is_a_gate_of_its_own(tmp_path: Path, images: Path) 
         certify(edgemed.load(path), images, Gates(max_flips=1, max_prob_error=1))
 
 
+@pytest.mark.parametrize("row", [0, 1])
+def test_every_row_of_a_plans_batch_has_to_be_right(
+    row: int, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = bundle(tmp_path / "bundle")
+    model = edgemed.load(path, runtime="openvino")
+    record = certify(model, images, Gates()).record.model_copy(update={"batch": (2, 2, 4), "state": "built"})
+    plan, real = replace(model, record=record), model.session.run
+    assert plan.self_test().n == len(plan.golden())
+
+    def run(pixels: Any) -> Any:
+        outputs = real(pixels)
+        outputs["member_probabilities"][row] = np.roll(outputs["member_probabilities"][row], 1, axis=-1)
+        outputs["probabilities"][row] = np.roll(outputs["probabilities"][row], 1)
+        return outputs
+
+    monkeypatch.setattr(model.session, "run", run)
+    with pytest.raises(GateError, match=r"on 10 images: 10 decision flips"):
+        certify(plan, images, Gates())
+    with pytest.raises(GateError, match="decision flips"):
+        plan.self_test()
+    put = [one.state for one in open_bundle(path).plans()]
+    assert put == ["certified"]  # that of the ONNX file, from before
+
+
+def test_the_data_are_read_by_the_rules_of_training(tmp_path: Path, images: Path) -> None:
+    (images / "__MACOSX").mkdir()
+    for hidden in (images / "__MACOSX" / "00.png", images / "._00.png", images / ".thumbs.png"):
+        hidden.write_text("no image")
+    model = edgemed.load(bundle(tmp_path / "bundle"), runtime="openvino")
+    assert certify(model, images, Gates()).files == 13
+    names = [path.relative_to(tmp_path) for path in sorted(images.glob("*/0?.png")) if "MACOSX" not in str(path)]
+    (tmp_path / "data.csv").write_text("\n".join(["Label, Path", *(f"benign, {name} " for name in names), "", ","]))
+    found = certify(model, tmp_path / "data.csv", Gates())
+    assert (found.files, found.comparison.n) == (10, 10)
+
+
+def test_known_images_that_the_bundle_does_not_take_are_counted(tmp_path: Path, images: Path) -> None:
+    path = bundle(tmp_path / "bundle")
+    model = edgemed.load(path, runtime="openvino")
+    limits = model.bundle.manifest.input.model_copy(update={"max_side": 50})
+    manifest = model.bundle.manifest.model_copy(update={"input": limits})
+    with pytest.raises(InputError, match="none of the 10 known images .* fits the engine, whose sides are .* to 50;"):
+        certify(replace(model, bundle=replace(model.bundle, manifest=manifest)), images, Gates())
+
+
 def test_images_that_the_reference_does_not_know_prove_nothing(tmp_path: Path) -> None:
     path = bundle(tmp_path / "bundle")
     folder = tmp_path / "other"
@@ -169,7 +215,7 @@ def test_a_plan_is_certified_by_images_that_it_takes_and_as_many_at_once_as_it_w
     monkeypatch.setattr(model.session, "run", run)
     found = certify(as_plan(56), images, Gates())
     assert (asked, found.comparison.n, found.unfit) == ([2] * 10, 10, 0)
-    with pytest.raises(InputError, match="none of the 10 known images .* fits the plan, whose sides are 32 to 50;"):
+    with pytest.raises(InputError, match="none of the 10 known images .* fits the engine, whose sides are 32 to 50;"):
         certify(as_plan(50), images, Gates())
 
 

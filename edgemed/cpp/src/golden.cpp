@@ -104,9 +104,12 @@ void self_test(const Bundle& bundle, const std::string& precision, const std::st
         for (size_t k = 0, one = shape.bytes() / copies; k < copies; ++k)
             std::copy_n(picture.pixels, one, pixels.data() + k * one);
         predict(pixels.data(), shape, probabilities.data(), shares.data());
-        whole.add(golden.probabilities.data(), probabilities.data(), labels, tie_margin);
-        for (size_t m = 0; m < members; ++m)
-            each[m].add(golden.members.data() + m * labels, shares.data() + m * labels, labels, tie_margin);
+        for (size_t k = 0; k < copies; ++k) {  // every row of the batch has to be right
+            whole.add(golden.probabilities.data(), probabilities.data() + k * labels, labels, tie_margin);
+            for (size_t m = 0; m < members; ++m)
+                each[m].add(golden.members.data() + m * labels, shares.data() + (k * members + m) * labels, labels,
+                            tie_margin);
+        }
     }
     if (!whole.images)
         throw Error(EDGEMED_ERROR_INPUT, "no golden image of " + bundle.path + " has a size that this plan takes");
