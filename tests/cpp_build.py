@@ -21,6 +21,7 @@ from edgemed.engines import place_of
 from edgemed.records import Certificate, PlanRecord
 
 ROOT = Path(__file__).parents[1]
+OK, INPUT, GATE, BUNDLE, RUNTIME = 0, 2, 3, 4, 5  # edgemed_status
 HEADERS = {
     "nlohmann/json.hpp": "nlohmann-json3-dev",
     "png.h": "libpng-dev",
@@ -125,3 +126,10 @@ def certificate_record(bundle: Path, **changes: Any) -> PlanRecord:
         ),
     }
     return record(opened_bundle, b"", **values)
+
+
+def opened(build: Path, bundle: Path, runtime: str = "tensorrt-rtx", **options: Any) -> dict[str, Any]:
+    """What edgemed_open says, with the stub module in TensorRT-RTX's place."""
+    settings = [f"{name}={value}" for name, value in {"modules": build / "stub", "runtime": runtime, **options}.items()]
+    found: dict[str, Any] = probe(build, "open", bundle, *settings)
+    return found

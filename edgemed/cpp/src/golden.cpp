@@ -19,21 +19,26 @@ std::vector<float> row_from(const Json& list, size_t length, const std::string& 
     return row;
 }
 
-// The figures of gates.Comparison for rows of K probabilities.
+// The figures of gates.compare_batches: each image was answered by every row of a batch of its copies.
 struct Comparison {
     size_t images = 0, flips = 0;
     double worst = 0;
 
-    void add(const float* truth, const float* other, size_t labels, double tie_margin) {
+    // K probabilities in `truth`, and in each of the rows, which lie `stride` values apart.
+    void add(const float* truth, const float* other, size_t labels, size_t rows, size_t stride, double tie_margin) {
         const size_t best = largest(truth, labels);
         double second = -std::numeric_limits<double>::infinity();
-        for (size_t k = 0; k < labels; ++k) {
-            const double error = std::fabs(double(truth[k]) - double(other[k]));
-            worst = std::isfinite(other[k]) ? std::max(worst, error) : std::numeric_limits<double>::infinity();
+        for (size_t k = 0; k < labels; ++k)
             if (k != best) second = std::max(second, double(truth[k]));
-        }
         const bool clear = tie_margin <= 0 || double(truth[best]) - second > tie_margin;
-        flips += largest(other, labels) != best && clear;
+        bool flipped = false;
+        for (size_t row = 0; row < rows; ++row, other += stride) {
+            for (size_t k = 0; k < labels; ++k)
+                worst = std::isfinite(other[k]) ? std::max(worst, std::fabs(double(truth[k]) - double(other[k])))
+                                                : std::numeric_limits<double>::infinity();
+            flipped = flipped || (largest(other, labels) != best && clear);
+        }
+        flips += flipped;
         ++images;
     }
 
@@ -104,12 +109,10 @@ void self_test(const Bundle& bundle, const std::string& precision, const std::st
         for (size_t k = 0, one = shape.bytes() / copies; k < copies; ++k)
             std::copy_n(picture.pixels, one, pixels.data() + k * one);
         predict(pixels.data(), shape, probabilities.data(), shares.data());
-        for (size_t k = 0; k < copies; ++k) {  // every row of the batch has to be right
-            whole.add(golden.probabilities.data(), probabilities.data() + k * labels, labels, tie_margin);
-            for (size_t m = 0; m < members; ++m)
-                each[m].add(golden.members.data() + m * labels, shares.data() + (k * members + m) * labels, labels,
-                            tie_margin);
-        }
+        whole.add(golden.probabilities.data(), probabilities.data(), labels, copies, labels, tie_margin);
+        for (size_t m = 0; m < members; ++m)
+            each[m].add(golden.members.data() + m * labels, shares.data() + m * labels, labels, copies, members * labels,
+                        tie_margin);
     }
     if (!whole.images)
         throw Error(EDGEMED_ERROR_INPUT, "no golden image of " + bundle.path + " has a size that this plan takes");
