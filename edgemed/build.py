@@ -22,14 +22,14 @@ from edgemed.card import model_card
 from edgemed.ensemble import Ensemble, predict_callable
 from edgemed.errors import InputError
 from edgemed.evaluate import decoded
-from edgemed.evidence import golden_files, reference_file
+from edgemed.evidence import Golden, golden_files, reference_file
 from edgemed.export import PRECISIONS, onnx_from_ensemble
 from edgemed.gates import Gates, default_gates
 from edgemed.images import SUFFIXES, image_from_file, pixels_sha256
 from edgemed.manifest import MODEL_FILES, ImageInput
 from edgemed.pack import check_target, write_bundle
 from edgemed.phantoms import CLASSES, MIN_SIDE, phantom
-from edgemed.plans import PlanOptions, add_plans, plan_runtime
+from edgemed.plans import HOW_TO_INSTALL, PlanOptions, add_plans, plan_runtime
 from edgemed.precision import safe_half
 from edgemed.prove import Judge
 from edgemed.runtimes.tensorrt_builder import served_targets
@@ -70,11 +70,20 @@ def build_bundle(
     """
     check_target(out, overwrite=overwrite)
     builder = None if plans is None else plan_runtime(plans.runtime)
-    plans = plans if builder else None
     if builder and plans:
         served_targets(builder, plans.targets)
+    elif plans and (plans.targets or plans.batch != PlanOptions.batch):
+        raise InputError(
+            "--targets and --batch are of a plan, and --runtime none builds none; leave them out"
+            if plans.runtime == "none"
+            else f"no TensorRT is installed to build the plan of --targets and --batch with: {HOW_TO_INSTALL}"
+        )
+    plans = plans if builder else None
     images = _phantoms(image_size) if golden is None else _images_of(golden, image_size)
-    judge = Judge(source, check_images, image_size, gates or {p: default_gates(p) for p in precisions}, progress)
+    answers = [predict_callable(source.ensemble)(image) for image in images]
+    golden_images = [Golden(image, *answer) for image, answer in zip(images, answers, strict=True)]
+    bounds = gates or {precision: default_gates(precision) for precision in precisions}
+    judge = Judge(source, check_images, image_size, bounds, golden_images, progress)
     kept: tuple[str, ...] = ()
     if "fp16" in precisions:
         found = safe_half(source.ensemble, lambda: judge.images(rounded_images))
@@ -95,8 +104,7 @@ def build_bundle(
     weight_bytes = 4 * sum(value.numel() for value in source.ensemble.members.parameters())
     flops = flops_of(source.ensemble, typical)
     files = {MODEL_FILES[precision]: graph for precision, graph in graphs.items()}
-    outputs = [predict_callable(source.ensemble)(image) for image in images]
-    files |= golden_files(images, np.stack([one for one, _ in outputs]), np.stack([each for _, each in outputs]))
+    files |= golden_files(images, np.stack([one for one, _ in answers]), np.stack([each for _, each in answers]))
     files["reference.npz"] = _reference(source, progress)
     files["model_card.md"] = model_card(source, judge.checks, kept, image_size, flops, weight_bytes).encode()
     return write_bundle(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgemed.errors import GateError, InputError, did_you_mean
+from edgemed.evidence import Golden
 
 TIE_MARGINS = {"fp32": 0.0, "fp16": 1e-2}
 """By precision: a flip counts where the reference's two highest probabilities differ by more (0: everywhere)."""
@@ -127,6 +128,29 @@ def check(comparison: Comparison, gates: Gates, what: str = "the engine", names:
         found.append(f"AUROC lower by {comparison.auroc_drop:.4f}, at most {gates.max_auroc_drop:g} allowed")
     if found:
         raise GateError(f"{what} differs from its reference on {comparison.n} images: {'; '.join(found)}")
+
+
+def judged_golden(
+    golden: Sequence[Golden],
+    answers: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    precision: str,
+    member_names: Sequence[str],
+    what: str,
+) -> Comparison:
+    """Golden images against an engine's answers to a batch of each one's copies: (B, K), members (B, M, K).
+
+    Raises GateError where one differs by more than the precision's default gates, which are those of every self-test.
+    """
+    gates, margin = default_gates(precision), TIE_MARGINS[precision]
+    truth, members = np.stack([item.probabilities for item in golden]), np.stack([item.members for item in golden])
+    found = compare_batches(truth, np.stack([whole for whole, _ in answers]), tie_margin=margin)
+    check(found, gates, what)
+    for index, name in enumerate(member_names):
+        rows = np.stack([each[:, index] for _, each in answers])
+        member = compare_batches(members[:, index], rows, tie_margin=margin)
+        # A member alone decides nothing, so only its probabilities are judged.
+        check(member, replace(gates, max_flips=member.n), f"{what}, member {name},")
+    return found
 
 
 def _auroc_drop(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -28,7 +28,7 @@ from edgemed.bundle import Bundle, open_bundle
 from edgemed.engines import open_engine, place_of
 from edgemed.errors import GateError, InputError
 from edgemed.evidence import Golden
-from edgemed.gates import TIE_MARGINS, Comparison, check, compare_batches, default_gates
+from edgemed.gates import Comparison, judged_golden
 from edgemed.images import PixelFormat, image_from_bytes, image_from_file, image_from_pixels
 from edgemed.manifest import MODEL_FILES
 from edgemed.operating import decide
@@ -114,23 +114,8 @@ class Model:
             raise InputError(f"no golden image of {self.bundle.path} has a size that this plan takes")
         least = least_batch(self.record)
         answers = [self.predict_pixels(np.repeat(item.image[None], least, axis=0)) for item in golden]
-        gates, margin = default_gates(self.precision), TIE_MARGINS[self.precision]
-        what = f"{self.bundle.path} on {self.runtime}"
-        found = compare_batches(
-            np.stack([item.probabilities for item in golden]),
-            np.stack([each for each, _ in answers]),
-            tie_margin=margin,
-        )
-        check(found, gates, what)
-        for index, name in enumerate(self.bundle.manifest.member_names):
-            member = compare_batches(
-                np.stack([item.members[index] for item in golden]),
-                np.stack([members[:, index] for _, members in answers]),
-                tie_margin=margin,
-            )
-            # A member alone decides nothing, so only its probabilities are judged.
-            check(member, replace(gates, max_flips=member.n), f"{what}, member {name},")
-        return found
+        names, what = self.bundle.manifest.member_names, f"{self.bundle.path} on {self.runtime}"
+        return judged_golden(golden, answers, self.precision, names, what)
 
     @overload
     def __call__(self, image: Image, *, format: PixelFormat = "RGB", batch: int = 1) -> Prediction: ...

@@ -24,6 +24,7 @@ from edgemed.runtimes.tensorrt_builder import plan_from_onnx
 Range = tuple[int, int, int]
 Progress = Callable[[str, int, int, str], None]
 CHOICES = ("auto", "none", *FLAVOURS)
+HOW_TO_INSTALL = "; ".join(flavour.install for flavour in FLAVOURS.values())
 
 
 def plan_runtime(choice: str) -> str | None:
@@ -72,8 +73,7 @@ def add_plans(
     """
     builder = plan_runtime(options.runtime)
     if builder is None:
-        hints = "; ".join(flavour.install for flavour in FLAVOURS.values())
-        raise InputError(f"no TensorRT is installed to build a plan with: {hints}")
+        raise InputError(f"no TensorRT is installed to build a plan with: {HOW_TO_INSTALL}")
     limits = bundle.manifest.input
     whole = (limits.min_side, limits.opt_side, limits.max_side)
     sides = whole if options.image_size is None else options.image_size

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 from edgemed.ensemble import predict_callable
 from edgemed.errors import GateError, InputError
 from edgemed.evaluate import decoded, predict_files
-from edgemed.gates import TIE_MARGINS, Comparison, Gates, check, compare, default_gates
+from edgemed.evidence import Golden
+from edgemed.gates import TIE_MARGINS, Comparison, Gates, check, compare, default_gates, judged_golden
 from edgemed.manifest import sha256_of
 from edgemed.precision import Rounded
-from edgemed.runtimes import PlanModule, runtime_module
+from edgemed.runtimes import OUTPUTS, PlanModule, Session, runtime_module
 from edgemed.sources import Proof, Source
 
 Progress = Callable[[str, int, int, str], None]
@@ -33,15 +35,24 @@ class Judge:
     """PyTorch's answers on chosen images of a source, and the gates that every candidate has to pass on them."""
 
     def __init__(
-        self, source: Source, limit: int, sides: tuple[int, int, int], gates: Mapping[str, Gates], progress: Progress
+        self,
+        source: Source,
+        limit: int,
+        sides: tuple[int, int, int],
+        gates: Mapping[str, Gates],
+        golden: Sequence[Golden],
+        progress: Progress,
     ) -> None:
-        """limit: at most so many of the source's validation images, evenly spaced. InputError: see `_require`."""
+        """limit: at most so many of the source's validation images, evenly spaced. golden: what will be the self-test.
+
+        Raises InputError where an image is outside of `sides`, or PyTorch answers otherwise than the source noted.
+        """
         of_split = [k for k, proof in enumerate(source.proofs) if proof.split == "validation"]
         spaced = np.linspace(0, len(of_split) - 1, min(limit, len(of_split))).round().astype(int)
         chosen = [of_split[k] for k in spaced]
         self.proofs = [source.proofs[k] for k in chosen]
         self.checks: list[Check] = []
-        self._gates, self._progress = gates, progress
+        self._gates, self._golden, self._member_names, self._progress = gates, golden, source.member_names, progress
         for proof, image in zip(self.proofs, self.images(), strict=True):
             if not (sides[0] <= min(image.shape[:2]) and max(image.shape[:2]) <= sides[2]):
                 height, width, _ = image.shape
@@ -83,7 +94,16 @@ class Judge:
                 results.append(session.run(image[None]))
                 self._progress(f"{precision} in {name}", len(results), len(self.proofs), "")
             mean, members = (np.concatenate([result[key] for result in results]) for key in results[0])
-            self._judge(f"the {precision} graph in {name} {session.version}", precision, mean, members)
+            what = f"the {precision} graph in {name} {session.version}"
+            self._judge(what, precision, mean, members)
+            self._self_test(session, precision, f"{what}, on the golden images,")
+
+    def _self_test(self, session: Session, precision: str, what: str) -> None:
+        """The golden images through a graph, by the gates of the self-test, which a bundle has to pass anywhere."""
+        outputs = [session.run(item.image[None]) for item in self._golden]
+        answers = [(each[OUTPUTS[0]], each[OUTPUTS[1]]) for each in outputs]
+        with _hint(precision, "ship the fp32 graph alone (--precision fp32), or give other images by --golden"):
+            judged_golden(self._golden, answers, precision, self._member_names, what)
 
     def rounded(self, rounded: Rounded) -> None:
         """Judge what the first images gave when every fp16 operator was rounded. GateError likewise."""
@@ -109,15 +129,19 @@ class Judge:
 
 
 def _check(found: Comparison, gates: Gates, what: str, names: Sequence[str], precision: str) -> None:
-    """`gates.check`; where fp16 fails, with what can be done: some networks lose more in half precision than others."""
-    try:
+    with _hint(precision, "ship the fp32 graph alone (--precision fp32), or accept more with --max-prob-error"):
         check(found, gates, what, names)
+
+
+@contextmanager
+def _hint(precision: str, help_: str) -> Iterator[None]:
+    """A GateError says what can be done where fp16 fails: some networks lose more in half precision than others."""
+    try:
+        yield
     except GateError as error:
         if precision != "fp16":
             raise
-        raise GateError(
-            f"{error}; ship the fp32 graph alone (--precision fp32), or accept more with --max-prob-error"
-        ) from error
+        raise GateError(f"{error}; {help_}") from error
 
 
 def _all_classes(proofs: Sequence[Proof], classes: int) -> list[int] | None:
