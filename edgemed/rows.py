@@ -7,6 +7,7 @@ No image is opened here, but for the patient's id of a DICOM file. Used through 
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import os
 from collections.abc import Sequence
@@ -20,6 +21,11 @@ from edgemed.files import visible
 from edgemed.images import SUFFIXES
 
 KNOWN_SPLITS = ("train", "validation", "calibration", "test")  # calibration is for who asks for it: see calibrate.py
+_MEANT = {
+    "group": ("images are of one patient or lesion", ("group", "patient", "lesion", "subject")),
+    "split": ("images train and which test", ("split", "subset", "partition", "fold")),
+}
+"""What a column of another name may have been meant for, by words that such names hold."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
             first = one_line(",".join(header)[:80])
             raise InputError(f"{path}: its first line ({first}) needs one column {column!r}; make it "
                              "path,label[,group][,split], separated by commas.")  # fmt: skip
+    warnings = [] if as_written else _unused_columns(header)
     rows: dict[str, Row] = {}
     repeated = 0
     for number, cells in enumerate(table[1:], start=2):
@@ -108,7 +115,18 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
         raise InputError(f"{path}: {unsplit} of {len(rows)} rows have no split; fill in all of them or none.")
     result = list(rows.values()) if as_written else _by_patient(list(rows.values()), root)
     _check_splits_keep_groups(result, path)
-    return result, [f"{repeated} rows that repeat a file were ignored."] if repeated else []
+    return result, warnings + ([f"{repeated} rows that repeat a file were ignored."] if repeated else [])
+
+
+def _unused_columns(header: Sequence[str]) -> list[str]:
+    """A warning for each column that seems to hold groups or splits under another name: unused, it is a leak."""
+    return [
+        f"the column {one_line(name)!r} is not used; if it says which {what}, name it {column!r}."
+        for column, (what, words) in _MEANT.items()
+        if column not in header
+        for name in header
+        if any(word in name for word in words) or difflib.get_close_matches(name, (column,), cutoff=0.8)
+    ]
 
 
 def _row_path(text: str, root: Path) -> str:

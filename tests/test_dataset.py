@@ -77,6 +77,22 @@ def test_a_csv_carries_groups_and_splits_and_may_point_anywhere(folder: Path, tm
     assert dataset.subset("train").classes == ("a", "b")
 
 
+@pytest.mark.parametrize(
+    ("column", "meant"),
+    [("groups", "group"), ("patient_id", "group"), ("Lesion", "group"), ("gruop", "group"), ("fold", "split"),
+     ("splits", "split"), ("age", None), ("image", None), ("site", None)],
+)  # fmt: skip
+def test_a_column_that_may_hold_groups_or_splits_under_another_name_is_told_of(
+    folder: Path, column: str, meant: str | None
+) -> None:
+    dataset = scan(_csv(folder, f"path,label,{column}", "benign/0.png,a,7", "benign/1.png,b,7"))
+    said = [warning for warning in dataset.warnings if "is not used" in warning]
+    assert len(said) == bool(meant)
+    assert all(repr(column.lower()) in warning and f"name it {meant!r}" in warning for warning in said)
+    rows = "benign/0.png,a,p,train,7", "benign/1.png,b,q,test,7"
+    assert not scan(_csv(folder, f"path,label,group,split,{column}x", *rows)).warnings
+
+
 CSV_ERRORS = {
     "no label column": (["path,diagnosis", "benign/0.png,a"], "'label'"),
     "no path column": (["image,label", "benign/0.png,a"], "'path'"),
