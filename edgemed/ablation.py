@@ -112,12 +112,14 @@ def sentence(found: Mapping[str, Any]) -> str:
     )
     adds = [name for key, name in SEEN.items() if (claim[key]["low"] or 0) > 0]
     takes = [name for key, name in SEEN.items() if (claim[key]["high"] or 0) < 0]
+    level = [name for name in SEEN.values() if name not in adds + takes]
     says = [f"masked pretraining {word} another seed in {' and '.join(names)}"
             for word, names in (("adds more than", adds), ("falls behind", takes)) if names]  # fmt: skip
+    says += [f"in {name} the interval holds 0" for name in level]
     null = "no interval excludes 0: these images do not show that masked pretraining adds more than another seed does"
     return (
         f"{claim['a']} minus {claim['b']} on the same {found['n']:,} images in {found['groups']:,} groups: {figures}; "
-        f"{', but '.join(says) or null}."
+        + (f"in these trainings, {', '.join(says)}; other trainings may differ." if adds or takes else f"{null}.")
     )
 
 

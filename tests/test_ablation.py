@@ -17,7 +17,7 @@ from conftest import tiny_flags  # noqa: E402
 from safetensors.torch import load_file, save, save_file  # noqa: E402
 
 from edgemed.ablate import ablate, cell_config  # noqa: E402
-from edgemed.ablation import CELLS, ablation, ablation_html  # noqa: E402
+from edgemed.ablation import CELLS, ablation, ablation_html, sentence  # noqa: E402
 from edgemed.commands import ablate as ablate_command  # noqa: E402
 from edgemed.commands import train as train_command  # noqa: E402
 from edgemed.config import TrainConfig  # noqa: E402
@@ -38,18 +38,11 @@ def test_a_cell_differs_from_the_method_in_one_thing() -> None:
         for name in CELLS
     }
     assert changed.pop("again-imagenet").keys() == {"seed"}
-    scratch = {"start": "scratch"}
-    assert changed == {
-        "entropy-imagenet": {},
-        "random-imagenet": {"sharpness": 0.0},
-        "low-entropy-imagenet": {"sharpness": -1.5},
-        "none-imagenet": {"pretrain_epochs": 0},
-        "renyi-imagenet": {"renyi_order": 2.0},
-        "entropy-scratch": scratch,
-        "random-scratch": scratch | {"sharpness": 0.0},
-        "low-entropy-scratch": scratch | {"sharpness": -1.5},
-        "none-scratch": scratch | {"pretrain_epochs": 0},
-    }
+    masks = {"entropy": {}, "random": {"sharpness": 0.0}, "low-entropy": {"sharpness": -1.5}}
+    own: dict[str, dict[str, float]] = masks | {"none": {"pretrain_epochs": 0}}
+    from_scratch = {f"{name}-scratch": {"start": "scratch"} | change for name, change in own.items()}
+    from_imagenet = {f"{name}-imagenet": change for name, change in own.items()}
+    assert changed == from_scratch | from_imagenet | {"renyi-imagenet": {"renyi_order": 2.0}}
 
 
 @pytest.mark.parametrize(
@@ -138,8 +131,8 @@ def test_the_figures_are_those_of_the_cells_pooled_over_their_folds(tmp_path: Pa
 @pytest.mark.parametrize(
     ("mae", "control", "says"),
     [
-        (3.0, 0.5, "; masked pretraining adds more than another seed in accuracy and AUROC."),
-        (0.5, 3.0, "; masked pretraining falls behind another seed in accuracy and AUROC."),
+        (3.0, 0.5, "; in these trainings, masked pretraining adds more than another seed in accuracy and AUROC; other"),
+        (0.5, 3.0, "; in these trainings, masked pretraining falls behind another seed in accuracy and AUROC; other"),
         (1.0, 1.0, "; no interval excludes 0: these images do not show that masked pretraining adds more than"),
     ],
 )
@@ -151,6 +144,12 @@ def test_the_sentence_says_what_the_intervals_say(mae: float, control: float, sa
     assert page.count("data:image/svg+xml") == 4
     assert "<script" not in page
     assert "0.png" not in page  # it may be shown to others
+
+
+def test_a_metric_that_shows_nothing_is_named_beside_one_that_does() -> None:
+    shown = {"accuracy": {"value": 0.0, "low": -0.1, "high": 0.1}, "auroc": {"value": 0.2, "low": 0.1, "high": 0.3}}
+    said = sentence({"claim": {"a": "x", "b": "y"} | shown, "n": 9, "groups": 9, "not_run": []})
+    assert said.endswith("another seed in AUROC, in accuracy the interval holds 0; other trainings may differ.")
 
 
 def test_without_the_control_the_sentence_claims_nothing(tmp_path: Path) -> None:
