@@ -71,3 +71,8 @@ def main() -> None:
             raise
         display.error(InputError(f"this command needs {error.name}: pip install '.[{extra}]' in a clone of edgemed"))
         sys.exit(InputError.exit_code)
+    except OSError as error:  # a folder that may not be entered, a name that is too long: nothing is wrong in here
+        if error.filename is None:
+            raise
+        display.error(InputError(f"{error.filename}: {error.strerror}; check the path and its permissions"))
+        sys.exit(InputError.exit_code)

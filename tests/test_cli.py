@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +75,16 @@ def test_a_missing_extra_is_named_in_one_line(
     monkeypatch.setattr("edgemed.phantoms.write_dataset", missing)
     assert edgemed("sample", "anywhere") == 2
     assert f"pip install '.[{extra}]'" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_one_line_with_its_path(
+    edgemed: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data.csv").write_text(f"path,label\n{'x' * 300}.png,a\n")
+    assert edgemed("train", tmp_path / "data.csv", "--out", tmp_path / "run") == 2
+    said = "".join(capsys.readouterr().err.split())
+    assert "x.png:Filenametoolong;checkthepath" in said
+    assert "Traceback" not in said
 
 
 def test_an_internal_error_is_not_dressed_up_as_the_users_fault(
