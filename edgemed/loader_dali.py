@@ -107,11 +107,16 @@ def _pipeline(size: int, batch: int, inputs: Collection[str], threads: int, devi
     built = pipeline(
         batch_size=batch,
         num_threads=threads,
-        device_id=(device.index or 0) if on_gpu else None,
+        device_id=_number(device) if on_gpu else None,
         prefetch_queue_depth=1,
     )
     built.build()
     return built
+
+
+def _number(device: torch.device) -> int:
+    """Of a GPU; "cuda" is the one that this process works on, which torchrun gives it."""
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def _output(pipe: Any, files: Sequence[Path]) -> torch.Tensor:
@@ -122,7 +127,8 @@ def _output(pipe: Any, files: Sequence[Path]) -> torch.Tensor:
         for file in files:
             image_from_file(file)  # a damaged one is refused here, by name
         names = ", ".join(str(file) for file in files)
-        raise InputError(f"DALI cannot decode one of {names}: {first_line(error)}; use --loader torch") from error
+        step = "use --loader torch and another --out"
+        raise InputError(f"DALI cannot decode one of {names}: {first_line(error)}; {step}") from error
     images: torch.Tensor = torch.utils.dlpack.from_dlpack(output.as_tensor()).clone()
     if images.is_cuda:
         torch.cuda.current_stream(images.device).synchronize()  # the copy is done before DALI may write again

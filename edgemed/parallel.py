@@ -32,14 +32,16 @@ def gpus_of(device: str) -> list[str]:
     return named.split(",")[:count] if named else [str(k) for k in range(count)]
 
 
-def folds_at_once(config: TrainConfig, device: str) -> tuple[int, int]:
+def folds_at_once(config: TrainConfig, device: str, gpus: Sequence[str] = ()) -> tuple[int, int]:
     """How many folds at once, and the threads of each: as many as the cores allow, at --threads each if that is given.
 
-    Else as many as the memory allows, too. One on a GPU by number, and under torchrun.
+    Else as many as the memory allows, too. One for each of `gpus`; one on a GPU by number, and under torchrun.
     """
+    cores = len(os.sched_getaffinity(0))
+    if gpus:
+        return len(gpus), config.threads or max(1, cores // len(gpus))
     if device != "cpu" or world() > 1:
         return 1, config.threads
-    cores = len(os.sched_getaffinity(0))
     at_once = min(config.folds, max(1, cores // (config.threads or 1)))
     if not config.threads:
         at_once = min(at_once, max(1, int(_available_gib() / _gib_of_fold(config))))

@@ -138,7 +138,7 @@ def _trained(config: TrainConfig, run: Begun, out: Path, progress: Progress) -> 
     if not run.parts:
         return train_one(config, run.dataset, out, run.device, progress)
     gpus = gpus_of(run.device)[: config.folds]
-    at_once, threads = (len(gpus), config.threads) if gpus else folds_at_once(config, run.device)
+    at_once, threads = folds_at_once(config, run.device, gpus)
     own = dataclasses.replace(config, threads=threads)
     jobs = [(own, k, part, out, run.fingerprint, run.device, run.weights) for k, part in enumerate(run.parts)]
     run_jobs(_train_fold, jobs, at_once, progress, gpus)
