@@ -159,5 +159,6 @@ def weights_digest(state: dict[str, Tensor]) -> str:
     """Hex sha256 over the names and values of all tensors, in the order of the names."""
     digest = hashlib.sha256()
     for key in sorted(state):
-        digest.update(key.encode() + b"\0" + state[key].contiguous().cpu().numpy().tobytes())
+        values = state[key].contiguous().cpu().reshape(-1).view(torch.uint8)  # as bytes: numpy has no bfloat16
+        digest.update(key.encode() + b"\0" + values.numpy().tobytes())
     return digest.hexdigest()

@@ -49,6 +49,8 @@ def recalibrate(run: Path, wanted: Wanted) -> dict[str, Any]:
     for document in found.values():
         document["operating"]["wanted"] = asked
     reports = {folder: report_of_run(folder, document) for folder, document in found.items()}
+    for folder in found:  # a kill leaves no page of the old point: `edgemed train` writes a missing one
+        (folder / "report.html").unlink(missing_ok=True)
     for folder, point in zip(runs, points, strict=True):
         write_operating_point(folder, point)
     for folder, document in found.items():

@@ -40,7 +40,7 @@ def report_of_run(run: Path, metrics: dict[str, Any]) -> str:
     fold_table: dict[str, dict[str, int]] = {}
     for k, fold in enumerate(runs if folded else []):
         fold_table |= _split_table(read_split_csv(fold / "split.csv", dataset.root), f"fold {k + 1}, ")
-    whole = run if (run / "duplicates.json").exists() else run.parents[1]  # a fold has none of its own
+    whole = run.resolve().parents[1] if config.folds and not folded else run  # a fold has no file of its own
     pairs = [DuplicatePair(**pair) for pair in read_json(whole / "duplicates.json")]
     test = joined([read_table(each, dataset.classes, "test") for each in runs])
     histories = {member: read_history(run / "members" / member / "history.jsonl") for member in MEMBERS}

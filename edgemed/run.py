@@ -39,7 +39,10 @@ from edgemed.models import create_backbone, normalisation, weights_digest
 from edgemed.preprocess import FrontEnd
 
 MEMBERS = ("imagenet", "mae")
-PACKAGES = ("torch", "timm", "torchvision", "nvidia-dali-cuda130", "numpy", "pillow", "scikit-learn", "imagehash")
+PACKAGES = (
+    "torch", "timm", "torchvision", "nvidia-dali-cuda130", "numpy", "pillow", "opencv-python-headless", "scikit-learn",
+    "imagehash",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -222,8 +225,9 @@ def note_root(out: Path, root: Path) -> None:
 def note_another_place(out: Path, device: str, threads: int) -> None:
     """A warning in run.json where a run goes on elsewhere than it was begun: its figures are of both places then."""
     info = read_json(out / "run.json")
-    was = {"ranks": 1} | info["device"] | info["versions"]
-    now = {"device": device, "ranks": world(), "threads": cpu_threads(threads)} | _versions()
+    was = {"ranks": 1, "edgemed": info["edgemed"]} | info["device"] | info["versions"]
+    place = {"device": device, "ranks": world(), "threads": cpu_threads(threads)}
+    now = {"edgemed": __version__} | place | _versions()
     warnings: list[str] = info["dataset"]["warnings"]
     if changed := [f"{name} {was.get(name)} -> {now[name]}" for name in now if was.get(name) != now[name]]:
         warning = f"the run was begun in one place and went on in another ({', '.join(changed)})."

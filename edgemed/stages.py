@@ -49,11 +49,10 @@ def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, pro
     torch.set_num_threads(cpu_threads(config.threads))
     mae, training = out / "members" / "mae", dataset.subset("train")
     weights = Path(config.weights) if config.weights else None
-    if not all((out / "members" / member / "model.safetensors").exists() for member in MEMBERS):
-        for folder in (out, *([] if (out / "duplicates.json").exists() else [out.parents[1]])):  # a fold has none
-            # What older weights may have left.
-            for name in ("metrics.json", "predictions.csv", POINT_NAME, "report.html"):
-                (folder / name).unlink(missing_ok=True)
+    whole = all((out / "members" / member / "model.safetensors").exists() for member in MEMBERS)
+    if not whole or not (out / "metrics.json").exists():
+        _forget_results(config, out)
+    if not whole:
         state, source = imagenet_state(config.backbone, weights)
         require_same_weights(read_json(out / "run.json"), state, source, out)
         note_another_place(out, device, config.threads)
@@ -79,6 +78,15 @@ def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, pro
     if not (out / "report.html").exists():
         write_atomic(out / "report.html", report_of_run(out, metrics))
     return metrics
+
+
+def _forget_results(config: TrainConfig, out: Path) -> None:
+    """Delete what older weights or figures may have left in a run and, where it is a fold, in the run of all folds."""
+    if (out / POINT_NAME).exists():
+        log.warning("%s is evaluated anew, with the default operating point; see `edgemed calibrate`", out)
+    for folder in (out, out.parents[1]) if config.folds else (out,):
+        for name in ("metrics.json", "predictions.csv", POINT_NAME, "report.html"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def new_member(

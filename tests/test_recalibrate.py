@@ -90,6 +90,23 @@ def test_refitting_replaces_the_whole_point_and_keeps_the_other_metrics(tmp_path
 
 
 @pytest.mark.usefixtures("no_report")
+def test_a_refitting_that_breaks_off_leaves_no_page_of_the_old_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    write_run(run, 0)
+    (run / "report.html").write_text("old")
+
+    def full(path: Path, document: object) -> None:
+        raise InputError("cannot write: the disk is full")
+
+    monkeypatch.setattr("edgemed.recalibrate.write_json", full)
+    with pytest.raises(InputError, match="full"):
+        recalibrate(run, WANTED)
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.usefixtures("no_report")
 def test_a_folded_run_gets_a_point_in_every_fold_and_their_pooled_figures(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for k in range(3):

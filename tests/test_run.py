@@ -21,6 +21,7 @@ from edgemed.files import held_alone
 from edgemed.judge import _seen
 from edgemed.parallel import _available_gib, folds_at_once
 from edgemed.run import note_root, read_predictions, require_same_settings
+from edgemed.stages import _forget_results
 
 Edgemed = Callable[..., int]
 
@@ -51,8 +52,9 @@ def test_folds_and_cells_learn_too_where_the_data_lie(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "a word"])
 def test_damaged_predictions_are_named_with_the_way_out(
-    tiny_run: Path, phantoms: Path, weights: Path, tmp_path: Path, damage: str, edgemed: Edgemed
-) -> None:
+    tiny_run: Path, phantoms: Path, weights: Path, tmp_path: Path, damage: str, edgemed: Edgemed,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     run = shutil.copytree(tiny_run, tmp_path / "run")
     file = run / "predictions.csv"
     whole = file.read_text()
@@ -64,10 +66,30 @@ def test_damaged_predictions_are_named_with_the_way_out(
         file.write_text("".join(lines[:-1]) + (last if damage == "cut" else f"{last},much\n"))
     with pytest.raises(InputError, match=r"predictions.csv is missing or damaged; delete .*metrics.json and run"):
         read_predictions(file, ("irregular", "none", "oval"), "test")
-    if damage == "cut":  # the way out works
+    if damage == "cut":  # the way out works, and leaves nothing of what rested on the old figures
         (run / "metrics.json").unlink()
+        for old in ("report.html", "operating_point.json"):
+            (run / old).write_text("old")
         assert edgemed("train", phantoms, "--out", run, *tiny_flags(weights)) == 0
         assert file.read_text() == whole
+        assert "<html" in (run / "report.html").read_text()
+        assert not (run / "operating_point.json").exists()
+        assert "with the default operating point" in " ".join(capsys.readouterr().err.split())
+
+
+def test_results_are_forgotten_in_a_run_and_in_that_of_its_folds_and_nowhere_else(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "a/run", "a/run/folds/0", "a/run/folds/1")]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.json").touch()
+    there = lambda: [(folder / "metrics.json").exists() for folder in folders]  # noqa: E731
+    _forget_results(TrainConfig(folds=2), folders[2])
+    assert there() == [True, False, False, True]
+    _forget_results(TrainConfig(), folders[3])
+    assert there() == [True, False, False, False]
+    (folders[1] / "metrics.json").touch()
+    _forget_results(TrainConfig(), folders[1])
+    assert there() == [True, False, False, False]
 
 
 def test_the_cores_are_shared_by_the_folds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +105,9 @@ def test_the_cores_are_shared_by_the_folds(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr("edgemed.parallel._available_gib", lambda: 100.0)
         assert folds_at_once(TrainConfig(folds=5, threads=threads), "cpu") == expected, (cores, threads)
         assert folds_at_once(TrainConfig(folds=5, threads=threads), "cuda:1") == (1, threads)
+        for gpus in (["0"], ["0", "1"]):
+            share = threads or max(1, cores // len(gpus))
+            assert folds_at_once(TrainConfig(folds=5, threads=threads), "cuda", gpus) == (len(gpus), share)
     for gib, expected in ((1.0, (1, 64)), (14.0, (3, 21)), (24.0, (5, 12))):  # a fold of convnext_tiny takes 4.5 GiB
         monkeypatch.setattr("edgemed.parallel._available_gib", lambda gib=gib: gib)
         assert folds_at_once(TrainConfig(folds=5), "cpu") == expected

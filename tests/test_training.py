@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from edgemed import __version__
 from edgemed.calibrate import fitted_temperature
 from edgemed.config import TrainConfig, derive_seed
 from edgemed.errors import EdgemedError, InputError
@@ -19,7 +22,7 @@ from edgemed.files import read_json, write_json
 from edgemed.finetune import class_weights
 from edgemed.loop import cosine_schedule, load_checkpoint, require_finite, save_checkpoint
 from edgemed.masking import removed_units, unit_entropy, upsampled
-from edgemed.models import check_backbone, create_backbone, imagenet_state, load_backbone
+from edgemed.models import check_backbone, create_backbone, imagenet_state, load_backbone, weights_digest
 from edgemed.run import _versions, note_another_place
 
 
@@ -62,6 +65,14 @@ def test_derived_seeds_differ_by_name_and_stay_the_same() -> None:
     assert len(set(seeds)) == len(seeds)
     assert seeds[0] == derive_seed(0, "finetune", "imagenet")
     assert max(seeds) < 2**63
+
+
+def test_weights_of_any_type_have_a_digest_of_their_names_and_values() -> None:
+    state = {"b": torch.arange(6, dtype=torch.float32).view(2, 3).t(), "a": torch.tensor(7)}
+    told = b"a\0" + np.int64(7).tobytes() + b"b\0" + np.array([0, 3, 1, 4, 2, 5], np.float32).tobytes()
+    assert weights_digest(state) == hashlib.sha256(told).hexdigest()
+    half = {"a": torch.tensor([1.0], dtype=torch.bfloat16)}
+    assert weights_digest(half) == hashlib.sha256(b"a\0\x80\x3f").hexdigest()
 
 
 def test_a_backbone_without_published_weights_says_so() -> None:
@@ -257,8 +268,9 @@ def test_upsampling_keeps_the_place_of_a_unit() -> None:
 def test_a_run_that_goes_on_elsewhere_says_so_once(tmp_path: Path) -> None:
     versions = _versions()
     place = {"device": {"device": "cuda", "ranks": 2, "threads": 1}, "versions": versions | {"torch": "2.0"}}
-    write_json(tmp_path / "run.json", place | {"dataset": {"warnings": ["old"]}})
-    text = f"(device cuda -> cpu, ranks 2 -> 1, threads 1 -> 3, torch 2.0 -> {versions['torch']})"
+    write_json(tmp_path / "run.json", place | {"edgemed": "0.0.9", "dataset": {"warnings": ["old"]}})
+    text = (f"(edgemed 0.0.9 -> {__version__}, device cuda -> cpu, ranks 2 -> 1, threads 1 -> 3, "
+            f"torch 2.0 -> {versions['torch']})")  # fmt: skip
     for _ in range(2):
         note_another_place(tmp_path, "cpu", 3)
         found = read_json(tmp_path / "run.json")["dataset"]["warnings"]
