@@ -2,7 +2,8 @@
 
     python benchmarks/busi_leak.py DATA           # DATA: the folder with benign/, malignant/, normal/; an hour
 
-The recipe, seed and five folds of busi_folds.py, whose own ImageNet members are the last way; so that one runs first.
+The recipe, seed and five folds of busi_ablation.py, whose own ImageNet members are the last way; its cell
+entropy-imagenet runs first.
 Each way hides from the split what it does not call a copy, and every test image is then asked, by edgemed's finder,
 whether a copy of it was trained on. Resumable: it lies in build/busi-leak. Writes results/busi-leak.json.
 """
@@ -20,7 +21,7 @@ from typing import Any
 import imagehash
 import numpy as np
 import torch
-from busi_folds import FLAGS, RUN
+from busi_ablation import ABLATION, FLAGS
 from common import ROOT, keep
 from PIL import Image
 
@@ -35,12 +36,13 @@ from edgemed.stages import new_member
 from edgemed.train import fold_parts
 
 MEMBER, BITS = "imagenet", 2
+RUN = ABLATION / "cells" / "entropy-imagenet"
 Pairs = Sequence[tuple[int, int]]
 
 
-def config() -> TrainConfig:
-    """The settings of busi_folds.py."""
-    words = shlex.split(FLAGS)
+def config(flags: str) -> TrainConfig:
+    """The settings that a script's flags ask for."""
+    words = shlex.split(flags)
     given: dict[str, Any] = {}
     for name, text in zip(words[::2], words[1::2], strict=True):
         key = name[2:].replace("-", "_")
@@ -95,9 +97,9 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     if not (ROOT / RUN / "metrics.json").exists():
-        sys.exit(f"{RUN} is not there; run `python benchmarks/busi_folds.py DATA` first")
+        sys.exit(f"{RUN} is not there; run `python benchmarks/busi_ablation.py DATA entropy-imagenet` first")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    settings, alone = config(), scan(Path(sys.argv[1]).resolve())
+    settings, alone = config(FLAGS), scan(Path(sys.argv[1]).resolve())
     joined, pairs = join_near_duplicates(alone)
     at = {row.path: k for k, row in enumerate(alone.rows)}
     copies = [(at[pair.a], at[pair.b]) for pair in pairs]

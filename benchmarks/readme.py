@@ -75,6 +75,13 @@ def _busi(found: Document) -> str:
     )
 
 
+def _inner(found: Document) -> str:
+    return "; ".join(
+        f"{name}: log loss {one['log_loss']:.3f}, accuracy {one['accuracy']:.3f} on {one['images']} images"
+        for name, one in found["variants"].items()
+    )
+
+
 def _ablation(found: Document) -> str:
     pairs = "; ".join(f"{one['name']} {_interval(one['accuracy'], 3)}" for one in found["ensembles"])
     return f"accuracy: {pairs}. {found['sentence']}"
@@ -194,7 +201,7 @@ FIGURES: dict[str, Callable[[Document], str]] = {
     "patch-entropy-gpu": _entropy,
     "patch-entropy-h100": _entropy,
     "busi-folds": _busi,
-    "busi-folds-xeon": _busi,
+    "busi-inner": _inner,
     "busi-leak": _leak,
     "busi-ablation": _ablation,
     "busi-ablation-xeon": _ablation,
