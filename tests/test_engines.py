@@ -178,3 +178,11 @@ def test_a_key_and_an_opened_bundle_do_not_go_together(bundle: Bundle) -> None:
         edgemed.load(bundle, public_key="key.pem")
     with pytest.raises(InputError, match=r"cannot read the key .*nothing\.pem"):
         edgemed.load(open_bundle(bundle.path).path, public_key="nothing.pem")
+
+
+def test_an_empty_key_is_not_the_same_as_no_key(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").touch()
+    for which in ("public_key", "plan_key"):
+        with pytest.raises(InputError, match=r"the key .*empty\.pem is empty"):
+            edgemed.load(bundle.path, **{which: tmp_path / "empty.pem"})
+    assert open_bundle(bundle.path, plan_key=b"").plan_key == b""  # with it every plan is refused, not believed
