@@ -178,7 +178,8 @@ def _below(folder: Path) -> list[Path]:
     found = []
     for entry in visible(folder):
         if entry.is_dir():
-            found += _below(entry)
+            if not folder.resolve().is_relative_to(entry.resolve()):  # a link back would never end
+                found += _below(entry)
         elif entry.suffix.lower() in SUFFIXES:
             found.append(entry)
     return found

@@ -48,6 +48,21 @@ def edgemed() -> Callable[..., int]:
     return run_main
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def build() -> Path:
+    """The folder with the C++ library and its tests."""
+    from cpp_build import built
+
+    return built("cpp")
+
+
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seeded weights that stand for ImageNet's: the tests need no download."""

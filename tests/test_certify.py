@@ -166,6 +166,7 @@ def test_the_data_are_read_by_the_rules_of_training(tmp_path: Path, images: Path
     (images / "__MACOSX").mkdir()
     for hidden in (images / "__MACOSX" / "00.png", images / "._00.png", images / ".thumbs.png"):
         hidden.write_text("no image")
+    (images / "benign" / "back").symlink_to(images)
     model = edgemed.load(bundle(tmp_path / "bundle"), runtime="openvino")
     assert certify(model, images, Gates()).files == 13
     names = [path.relative_to(tmp_path) for path in sorted(images.glob("*/0?.png")) if "MACOSX" not in str(path)]

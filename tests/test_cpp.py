@@ -19,17 +19,7 @@ from cpp_build import BUNDLE, OK, ROOT, RUNTIME, built, certificate_record, ctes
 import edgemed
 from edgemed.pack import add_plan, put_record
 
-
-@pytest.fixture(scope="session")
-def build() -> Path:
-    return built("cpp")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.mark.parametrize("name", ["test_answers", "test_api", "test_inside", "test_memory", "test_threads"])

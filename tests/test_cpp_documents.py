@@ -9,17 +9,12 @@ from typing import Any
 
 import pytest
 import tiny_bundles as tiny
-from cpp_build import ROOT, built, certificate_record, probe
+from cpp_build import ROOT, certificate_record, probe
 
 from edgemed import preflight, runtimes
 from edgemed.errors import InputError
 from edgemed.manifest import Manifest, canonical_bytes, parse, sha256_of
 from edgemed.records import PlanRecord
-
-
-@pytest.fixture
-def build() -> Path:
-    return built("cpp")
 
 
 def resealed(document: dict[str, Any]) -> bytes:

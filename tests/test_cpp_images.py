@@ -10,18 +10,13 @@ import image_cases as cases
 import numpy as np
 import pytest
 import tiny_bundles as tiny
-from cpp_build import built, probe
+from cpp_build import probe
 from PIL import Image
 
 from edgemed.errors import InputError
 from edgemed.images import image_from_bytes
 
 ROWS = cases.rows(cases.GREY)
-
-
-@pytest.fixture
-def build() -> Path:
-    return built("cpp")
 
 
 def decoded(build: Path, files: dict[str, bytes], folder: Path) -> dict[str, np.ndarray | str]:

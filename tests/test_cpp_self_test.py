@@ -9,21 +9,12 @@ import numpy as np
 import pytest
 import test_damaged as damaged
 import tiny_bundles as tiny
-from cpp_build import BUNDLE, GATE, OK, built, opened
+from cpp_build import BUNDLE, GATE, OK, opened
 
 from edgemed.evidence import golden_files
 from edgemed.manifest import canonical_bytes
 
-
-@pytest.fixture(scope="session")
-def build() -> Path:
-    return built("cpp")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def test_the_self_test_asks_a_plan_for_what_it_takes(build: Path, tmp_path: Path) -> None:
