@@ -58,7 +58,7 @@ def with_operating_point(source: Path, out: Path, files: list[Path]) -> Path:
         coverage=0.9,
         min_probability=float(np.median([value for one in answers for value in one.probabilities.values()])),
     )
-    names = ("backbone", "labels", "member_names", "temperatures", "size", "flops", "weight_bytes")
+    names = ("backbone", "labels", "member_names", "temperatures", "size", "flops", "weight_bytes", "entropy")
     fields: dict[str, Any] = {name: getattr(bundle.manifest, name) for name in names}
     contents = {name: bundle.read(name) for name in bundle.manifest.files}
     write_bundle(out, **fields, image_input=bundle.manifest.input, files=contents, operating_point=point)

@@ -19,11 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgemed.bundle import Bundle
 from edgemed.card import model_card
-from edgemed.ensemble import Ensemble, predict_callable
+from edgemed.ensemble import Ensemble, entropy_map, predict_callable
 from edgemed.errors import InputError
 from edgemed.evaluate import decoded
 from edgemed.evidence import Golden, golden_files, reference_file
-from edgemed.export import PRECISIONS, onnx_from_ensemble
+from edgemed.export import PRECISIONS, check_patches, onnx_from_ensemble
 from edgemed.gates import Gates, default_gates
 from edgemed.images import SUFFIXES, image_from_file, pixels_sha256
 from edgemed.manifest import MODEL_FILES, ImageInput
@@ -50,6 +50,7 @@ def build_bundle(
     plans: PlanOptions | None = None,
     gates: Mapping[str, Gates] | None = None,
     golden: Path | None = None,
+    entropy: bool = False,
     signing_key: bytes | None = None,
     overwrite: bool = False,
     check_images: int = 200,
@@ -62,7 +63,8 @@ def build_bundle(
     them. plans: None for none. gates: by precision; None = the defaults. check_images: at most so many validation
     images, evenly spaced, decide whether the graphs are right; rounded_images: so many of them also run with every fp16
     operator rounded. golden: a folder of images for the self-test, which travel in the bundle; None = phantoms.
-    signing_key: Ed25519 (PEM), for the manifest and the plans.
+    entropy: the graphs also give the entropy of each 32-pixel patch. signing_key: Ed25519 (PEM), for the manifest and
+    the plans.
 
     Raises:
         GateError: a graph or its results are not right; nothing is written.
@@ -78,10 +80,15 @@ def build_bundle(
             if plans.runtime == "none"
             else f"no TensorRT is installed to build the plan of --targets and --batch with: {HOW_TO_INSTALL}"
         )
+    if entropy:
+        check_patches(source.size)
     plans = plans if builder else None
     images = _phantoms(image_size) if golden is None else _images_of(golden, image_size)
     answers = [predict_callable(source.ensemble)(image) for image in images]
-    golden_images = [Golden(image, *answer) for image, answer in zip(images, answers, strict=True)]
+    maps = [entropy_map(source.ensemble.front, image) for image in images] if entropy else None
+    golden_images = [
+        Golden(image, *answers[k], entropy=maps[k] if maps else None) for k, image in enumerate(images)
+    ]
     bounds = gates or {precision: default_gates(precision) for precision in precisions}
     judge = Judge(source, check_images, image_size, bounds, golden_images, progress)
     kept: tuple[str, ...] = ()
@@ -94,7 +101,9 @@ def build_bundle(
     for precision in precisions:
         progress("export", len(graphs), len(precisions), precision)
         keep = kept if precision == "fp16" else ()
-        graphs[precision] = onnx_from_ensemble(source.ensemble, precision, image_size=image_size, keep=keep)
+        graphs[precision] = onnx_from_ensemble(
+            source.ensemble, precision, image_size=image_size, keep=keep, entropy=entropy
+        )
     progress("export", len(graphs), len(precisions), "")
     for precision, graph in graphs.items():
         judge.graph(graph, precision)
@@ -104,7 +113,7 @@ def build_bundle(
     weight_bytes = 4 * sum(value.numel() for value in source.ensemble.members.parameters())
     flops = flops_of(source.ensemble, typical)
     files = {MODEL_FILES[precision]: graph for precision, graph in graphs.items()}
-    files |= golden_files(images, np.stack([one for one, _ in answers]), np.stack([each for _, each in answers]))
+    files |= golden_files(images, np.stack([one for one, _ in answers]), np.stack([each for _, each in answers]), maps)
     files["reference.npz"] = _reference(source, progress)
     files["model_card.md"] = model_card(source, judge.checks, kept, image_size, flops, weight_bytes).encode()
     return write_bundle(
@@ -118,6 +127,7 @@ def build_bundle(
         flops=flops,
         weight_bytes=weight_bytes,
         files=files,
+        entropy=entropy,
         operating_point=source.operating_point,
         signing_key=signing_key,
         overwrite=overwrite,

@@ -5,7 +5,8 @@ Golden images (phantoms, unless the user chose others) make an engine testable o
 sha256 of their pixels, so that `certify` can match a user's own files to what PyTorch said of them. No pixels in it.
 
     golden/000.png ...      8-bit RGB
-    golden/outputs.json     {"schema_version": 1, "images": [{"file", "probabilities" [K], "members" [M][K]}, ...]}
+    golden/outputs.json     {"schema_version": 1, "images": [{"file", "probabilities" [K], "members" [M][K]}, ...]};
+                            with "entropy" [S/32][S/32] in bits too, where the bundle's manifest says that it has it
     reference.npz           sha256 (R,) U64; label, group (R,) int64; split (R,) U10; probabilities (R, K) float32
 
 `edgemed build-engine RUN --out BUNDLE` writes both.
@@ -40,6 +41,7 @@ class Golden(NamedTuple):
     image: NDArray[np.uint8]  # (H, W, 3) RGB
     probabilities: NDArray[np.float32]  # (K,)
     members: NDArray[np.float32]  # (M, K)
+    entropy: NDArray[np.float32] | None = None  # (S/32, S/32), bits, where the bundle has it
 
 
 class Reference(NamedTuple):
@@ -58,15 +60,23 @@ _DAMAGED = (
 )  # fmt: skip
 
 
-def golden_files(images: Sequence[NDArray[np.uint8]], probabilities: ArrayLike, members: ArrayLike) -> dict[str, bytes]:
+def golden_files(
+    images: Sequence[NDArray[np.uint8]],
+    probabilities: ArrayLike,
+    members: ArrayLike,
+    entropy: Sequence[NDArray[np.float32]] | None = None,
+) -> dict[str, bytes]:
     """The golden files by their names in the bundle: pass them to `write_bundle`.
 
-    images: n of (H, W, 3) uint8 RGB, of any sizes; probabilities (n, K) and members (n, M, K): the reference's outputs.
-    The same input gives the same bytes. Raises InputError where there is no image, or counts do not match.
+    images: n of (H, W, 3) uint8 RGB, of any sizes; probabilities (n, K) and members (n, M, K): the reference's outputs;
+    entropy: n of (S/32, S/32), bits, for a bundle whose graphs give it. The same input gives the same bytes. Raises
+    InputError where there is no image, or counts do not match.
     """
     mean = np.asarray(probabilities, dtype=np.float32)
     each = np.asarray(members, dtype=np.float32)
-    if not images or mean.ndim != 2 or each.ndim != 3 or {len(mean), len(each)} != {len(images)}:
+    if not images or mean.ndim != 2 or each.ndim != 3 or {
+        len(part) for part in (mean, each, entropy) if part is not None
+    } != {len(images)}:
         raise InputError(
             f"golden images need one row of outputs each: {len(images)} images, "
             f"probabilities {mean.shape}, members {each.shape}"
@@ -77,7 +87,8 @@ def golden_files(images: Sequence[NDArray[np.uint8]], probabilities: ArrayLike, 
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, format="PNG")
         files[f"golden/{k:03d}.png"] = buffer.getvalue()
-        rows.append({"file": f"{k:03d}.png", "probabilities": mean[k].tolist(), "members": each[k].tolist()})
+        row = {"file": f"{k:03d}.png", "probabilities": mean[k].tolist(), "members": each[k].tolist()}
+        rows.append(row if entropy is None else row | {"entropy": entropy[k].tolist()})
     files[GOLDEN_OUTPUTS] = canonical_bytes({"schema_version": 1, "images": rows})
     return files
 
@@ -97,6 +108,7 @@ def golden_from_files(files: Mapping[str, bytes]) -> tuple[Golden, ...]:
                 image_from_bytes(files[f"golden/{row['file']}"], row["file"]),
                 np.asarray(row["probabilities"], dtype=np.float32),
                 np.asarray(row["members"], dtype=np.float32),
+                np.asarray(row["entropy"], dtype=np.float32) if "entropy" in row else None,
             )
             for row in document["images"]
         )

@@ -21,12 +21,13 @@ import torch
 from onnx import ModelProto, TensorProto
 from torch import nn
 
-from edgemed.ensemble import Ensemble
+from edgemed.ensemble import ENTROPY_PATCH, Ensemble, WithEntropy
 from edgemed.errors import GateError, InputError
 from edgemed.precision import half_ensemble
 
 OPSET = 20  # the first with Gelu as one operator
 OUTPUTS = ("probabilities", "member_probabilities")
+ENTROPY = "entropy"  # a third output, where it is asked for
 MAX_BATCH = 1024  # a bound that torch.export wants; memory ends earlier
 PRECISIONS = ("fp32", "fp16")
 
@@ -37,17 +38,18 @@ def onnx_from_ensemble(
     *,
     image_size: tuple[int, int, int] = (32, 512, 4096),
     keep: Sequence[str] = (),
+    entropy: bool = False,
 ) -> bytes:
     """The ONNX file of an ensemble in evaluation mode, on the CPU.
 
     Input `image`: uint8 (N, H, W, 3) RGB; outputs `probabilities` (N, K) and `member_probabilities` (N, M, K), float32.
     N is dynamic. `image_size` is min, opt, max of H and W in pixels: dynamic, unless all three are equal. At "fp16"
-    the networks are float16 but for what `precision.half_ensemble` keeps, and the layers named in `keep`. The same
-    ensemble gives the same bytes.
+    the networks are float16 but for what `precision.half_ensemble` keeps, and the layers named in `keep`. entropy: a
+    third output, see `ensemble.WithEntropy`. The same ensemble gives the same bytes.
 
     Raises:
         GateError: the graph is not what it must be.
-        InputError: an unknown precision, or a range that is none.
+        InputError: an unknown precision, a range that is none, or a size that has no whole patches for the entropy.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision '{precision}' is unknown; choose one of {', '.join(PRECISIONS)}")
@@ -56,7 +58,11 @@ def onnx_from_ensemble(
         raise InputError(f"--image-size {low},{typical},{high} must be min,opt,max with 1 <= min <= opt <= max")
     if ensemble.training:
         raise ValueError("an ensemble is exported in evaluation mode: call eval() first")
-    network = half_ensemble(ensemble, keep) if precision == "fp16" else ensemble
+    if entropy:
+        check_patches(ensemble.front.size)
+    computing = half_ensemble(ensemble, keep) if precision == "fp16" else ensemble
+    network = WithEntropy(computing).eval() if entropy else computing
+    outputs = (*OUTPUTS, ENTROPY) if entropy else OUTPUTS
     dynamic: dict[int, object] = {0: torch.export.Dim("n", min=1, max=MAX_BATCH)}
     if low < high:
         dynamic |= {1: torch.export.Dim("h", min=low, max=high), 2: torch.export.Dim("w", min=low, max=high)}
@@ -71,13 +77,23 @@ def onnx_from_ensemble(
             opset_version=OPSET,
             external_data=False,
             input_names=["image"],
-            output_names=list(OUTPUTS),
+            output_names=list(outputs),
             dynamic_shapes=(dynamic,),
         )
     assert program is not None  # it is, with dynamo=True
     model = plain_graph(program.model_proto)
-    check_graph(model, layer_norms=sum(isinstance(layer, nn.LayerNorm) for layer in ensemble.modules()))
+    norms = sum(isinstance(layer, nn.LayerNorm) for layer in ensemble.modules())
+    check_graph(model, layer_norms=norms, outputs=outputs)
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def check_patches(size: int) -> None:
+    """Raise InputError unless images of `size` pixels a side are whole patches, which the output `entropy` needs."""
+    if size % ENTROPY_PATCH:
+        raise InputError(
+            f"--with-entropy: the engine resizes to {size} pixels, which are no whole patches of {ENTROPY_PATCH}; "
+            f"leave it out, or train at a multiple of {ENTROPY_PATCH}"
+        )
 
 
 def plain_graph(model: ModelProto) -> ModelProto:
@@ -95,10 +111,11 @@ def _annotated(model: ModelProto) -> Iterator[onnx.NodeProto | onnx.TensorProto 
         yield from part
 
 
-def check_graph(model: ModelProto, *, layer_norms: int) -> None:
+def check_graph(model: ModelProto, *, layer_norms: int, outputs: Sequence[str] = OUTPUTS) -> None:
     """Fail unless the graph has what must be there, and nothing that loses accuracy.
 
     layer_norms: how many LayerNorm layers the ensemble has; each must be one LayerNormalization on float32.
+    outputs: the names that it must have, in this order.
 
     Raises:
         GateError: naming what is wrong.
@@ -110,10 +127,10 @@ def check_graph(model: ModelProto, *, layer_norms: int) -> None:
 
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     _require(opsets == {"": OPSET} and not model.functions, f"it uses operator sets {opsets}, not plain ONNX {OPSET}")
-    inputs, outputs = [value.name for value in graph.input], [value.name for value in graph.output]
+    inputs, found_outputs = [value.name for value in graph.input], [value.name for value in graph.output]
     _require(inputs == ["image"] and kinds["image"] == TensorProto.UINT8, f"its input is {inputs}, not a uint8 image")
-    _require(tuple(outputs) == OUTPUTS, f"its outputs are {outputs}")
-    _require(all(kinds[name] == TensorProto.FLOAT for name in OUTPUTS), "its outputs are not float32")
+    _require(found_outputs == list(outputs), f"its outputs are {found_outputs}")
+    _require(all(kinds[name] == TensorProto.FLOAT for name in outputs), "its outputs are not float32")
     found = count["LayerNormalization"]
     _require(found == layer_norms, f"it has {found} LayerNormalization nodes for {layer_norms} layers")
     _require(count["Softmax"] == 1, f"it has {count['Softmax']} Softmax nodes, not one for all members")

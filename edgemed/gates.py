@@ -8,7 +8,7 @@ A flip is a changed label. At fp16 it counts only where the reference's two high
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,9 @@ from edgemed.evidence import Golden
 
 TIE_MARGINS = {"fp32": 0.0, "fp16": 1e-2}
 """By precision: a flip counts where the reference's two highest probabilities differ by more (0: everywhere)."""
+
+MAX_ENTROPY_ERROR = 0.02
+"""Bits, at every precision: a pixel of the resized image that rounds the other way moves a count by one."""
 
 
 @dataclass(frozen=True)
@@ -130,26 +133,42 @@ def check(comparison: Comparison, gates: Gates, what: str = "the engine", names:
         raise GateError(f"{what} differs from its reference on {comparison.n} images: {'; '.join(found)}")
 
 
+def check_entropy(
+    truth: Sequence[NDArray[np.float32]], answers: Sequence[NDArray[np.float32]], what: str
+) -> None:
+    """Raise GateError where entropy maps (S/32, S/32) or batches of them (B, S/32, S/32) are not their `truth`."""
+    errors = [np.abs(np.float64(given) - true).max() for true, given in zip(truth, answers, strict=True)]
+    if not max(errors) <= MAX_ENTROPY_ERROR:  # NaN is none
+        raise GateError(
+            f"{what} differs from the definition of entropy on {len(errors)} images: largest error {max(errors):.2e} "
+            f"bits, at most {MAX_ENTROPY_ERROR:g} allowed"
+        )
+
+
 def judged_golden(
     golden: Sequence[Golden],
-    answers: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    answers: Sequence[Mapping[str, NDArray[np.float32]]],
     precision: str,
     member_names: Sequence[str],
     what: str,
 ) -> Comparison:
-    """Golden images against an engine's answers to a batch of each one's copies: (B, K), members (B, M, K).
+    """Golden images against an engine's outputs, by name, for a batch of each one's copies: see `runtimes.Session.run`.
 
     Raises GateError where one differs by more than the precision's default gates, which are those of every self-test.
     """
     gates, margin = default_gates(precision), TIE_MARGINS[precision]
     truth, members = np.stack([item.probabilities for item in golden]), np.stack([item.members for item in golden])
-    found = compare_batches(truth, np.stack([whole for whole, _ in answers]), tie_margin=margin)
+    found = compare_batches(truth, np.stack([each["probabilities"] for each in answers]), tie_margin=margin)
     check(found, gates, what)
     for index, name in enumerate(member_names):
-        rows = np.stack([each[:, index] for _, each in answers])
+        rows = np.stack([each["member_probabilities"][:, index] for each in answers])
         member = compare_batches(members[:, index], rows, tie_margin=margin)
         # A member alone decides nothing, so only its probabilities are judged.
         check(member, replace(gates, max_flips=member.n), f"{what}, member {name},")
+    if maps := [item.entropy for item in golden if item.entropy is not None]:
+        if any("entropy" not in each for each in answers):
+            raise GateError(f"{what} gives no entropy, which its reference has")
+        check_entropy(maps, [each["entropy"] for each in answers], what)
     return found
 
 

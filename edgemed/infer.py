@@ -33,7 +33,7 @@ from edgemed.images import PixelFormat, image_from_bytes, image_from_file, image
 from edgemed.manifest import MODEL_FILES
 from edgemed.operating import decide
 from edgemed.records import PlanRecord, least_batch
-from edgemed.runtimes import Session
+from edgemed.runtimes import ENTROPY, Session
 from edgemed.signature import read_key
 
 Image: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[np.uint8]"
@@ -41,6 +41,9 @@ Image: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[np.uint8]"
 
 Probabilities: TypeAlias = "tuple[NDArray[np.float32], NDArray[np.float32]]"
 """(N, K) of the ensemble and (N, M, K) of its members, each row sums to 1."""
+
+Outputs: TypeAlias = "dict[str, NDArray[np.float32]]"
+"""The graph's outputs by name."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,14 @@ class Prediction:
     disagreement: float  # of the members, 0 to 1: see operating.py
     prediction_set: tuple[str, ...] | None = None  # labels that hold the stated coverage; None without one
     path: str | None = None  # None for an image from memory
+    entropy: list[list[float]] | None = None  # bits per 32-pixel patch of the resized image, if built --with-entropy
 
     def as_dict(self) -> dict[str, Any]:
-        """The object that `edgemed predict --json` prints for an image."""
+        """The object that `edgemed predict --json` prints for an image; `entropy` is in it where there is one."""
         labels = None if self.prediction_set is None else list(self.prediction_set)
         values = asdict(self) | {"prediction_set": labels}
+        if self.entropy is None:
+            del values["entropy"]
         first = ("path", "label", "decision", "disagreement", "prediction_set")
         return {key: values[key] for key in (*first, *values)}
 
@@ -113,7 +119,7 @@ class Model:
         if not golden:
             raise InputError(f"no golden image of {self.bundle.path} has a size that this plan takes")
         least = least_batch(self.record)
-        answers = [self.predict_pixels(np.repeat(item.image[None], least, axis=0)) for item in golden]
+        answers = [self.outputs(np.repeat(item.image[None], least, axis=0)) for item in golden]
         names, what = self.bundle.manifest.member_names, f"{self.bundle.path} on {self.runtime}"
         return judged_golden(golden, answers, self.precision, names, what)
 
@@ -147,25 +153,31 @@ class Model:
         The bare call: no copy of a contiguous array. A new N is compiled on first use. Raises InputError for another
         dtype, shape or size, GateError for a result that is not finite.
         """
+        outputs = self.outputs(batch)
+        return outputs["probabilities"], outputs["member_probabilities"]
+
+    def outputs(self, batch: NDArray[np.uint8]) -> Outputs:
+        """`predict_pixels` by the outputs' names, with "entropy" (N, S/32, S/32) of a bundle built --with-entropy."""
         if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
             raise InputError(f"pixels are {batch.dtype} {batch.shape}; predict_pixels takes uint8 (N, H, W, 3)")
         self._check_size(batch, "the image")
         return self._run(batch)
 
-    def _run(self, batch: NDArray[np.uint8]) -> Probabilities:
+    def _run(self, batch: NDArray[np.uint8]) -> Outputs:
         manifest = self.bundle.manifest
         if not len(batch):
-            shape = (0, len(manifest.member_names), len(manifest.labels))
-            return np.zeros(shape[::2], np.float32), np.zeros(shape, np.float32)
+            labels, members, side = len(manifest.labels), len(manifest.member_names), manifest.size // 32
+            shapes = {"probabilities": (0, labels), "member_probabilities": (0, members, labels)}
+            shapes |= {ENTROPY: (0, side, side)} if manifest.entropy else {}
+            return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         outputs = self.session.run(batch)
-        probabilities, members = outputs["probabilities"], outputs["member_probabilities"]
         # A NaN would still have an argmax, and so a label.
-        if not (np.isfinite(probabilities).all() and np.isfinite(members).all()):
+        if not all(np.isfinite(values).all() for values in outputs.values()):
             raise GateError(
                 f"{self.runtime} computed a probability that is not a finite number; do not use this engine: "
                 f"run `edgemed inspect {self.bundle.path} --self-test`, and take another --runtime or --precision"
             )
-        return probabilities, members
+        return outputs
 
     def _check_size(self, pixels: NDArray[np.uint8], name: str) -> None:
         height, width = pixels.shape[-3:-1]
@@ -184,9 +196,9 @@ class Model:
                 [np.stack([pixels for _, pixels in group])] if full and batch > 1 else [p[None] for _, p in group]
             )
             answers = [self._run(request) for request in requests]
-            rows = zip(*(np.concatenate(column) for column in zip(*answers, strict=True)), strict=True)
-            for (path, _), (probabilities, members) in zip(group, rows, strict=True):
-                yield self._prediction(probabilities, members, path)
+            columns = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+            for row, (path, _) in enumerate(group):
+                yield self._prediction({name: column[row] for name, column in columns.items()}, path)
 
     def _decoded(self, images: Sequence[Image], format: PixelFormat) -> Iterator[tuple[str | None, NDArray[np.uint8]]]:
         for number, image in enumerate(images):
@@ -204,10 +216,9 @@ class Model:
             self._check_size(pixels, place)
             yield path, pixels
 
-    def _prediction(
-        self, probabilities: NDArray[np.float32], members: NDArray[np.float32], path: str | None
-    ) -> Prediction:
+    def _prediction(self, outputs: Outputs, path: str | None) -> Prediction:
         manifest = self.bundle.manifest
+        probabilities, members = outputs["probabilities"], outputs["member_probabilities"]
         decided = decide(manifest.operating_point, manifest.labels, probabilities, members)
         return Prediction(
             label=manifest.labels[int(probabilities.argmax())],
@@ -222,6 +233,7 @@ class Model:
             disagreement=decided.disagreement,
             prediction_set=decided.prediction_set,
             path=path,
+            entropy=outputs[ENTROPY].tolist() if manifest.entropy else None,
         )
 
 

@@ -129,7 +129,8 @@ class Manifest(Strict):
     bundle_id: first 16 hex digits of the sha256 over the other fields but `created`, `edgemed_version` and `checksum`:
     the same files, labels and contract give the same id on every machine. checksum: sha256 over all other fields.
     size: side in pixels to which the graph resizes. flops: floating-point operations for one image at opt_side, two per
-    multiply-add. weight_bytes: bytes of all members' weights at fp32. temperatures: one per member.
+    multiply-add. weight_bytes: bytes of all members' weights at fp32. temperatures: one per member. entropy: whether
+    the graphs have the output `entropy` too, (N, size / 32, size / 32).
     """
 
     schema_version: Literal[1]
@@ -145,6 +146,7 @@ class Manifest(Strict):
     size: Side
     flops: Count
     weight_bytes: Count
+    entropy: bool
     operating_point: OperatingPoint | None = None
     files: dict[FileName, FileEntry]
 
@@ -155,6 +157,8 @@ class Manifest(Strict):
                 raise ValueError(f"a name stands twice in {', '.join(names)}")
         if len(self.temperatures) != len(self.member_names):
             raise ValueError("temperatures must have one value per member")
+        if self.entropy and self.size % 32:
+            raise ValueError(f"entropy is of 32-pixel patches, and size {self.size} has no whole ones")
         if self.operating_point and self.operating_point.positive not in (None, *self.labels):
             raise ValueError(f"operating_point names '{self.operating_point.positive}', which is no label")
         for name in (MODEL_FILES["fp32"], GOLDEN_OUTPUTS):

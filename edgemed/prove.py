@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.ensemble import predict_callable
+from edgemed.ensemble import entropy_map, predict_callable
 from edgemed.errors import GateError, InputError
 from edgemed.evaluate import decoded, predict_files
 from edgemed.evidence import Golden
-from edgemed.gates import TIE_MARGINS, Comparison, Gates, check, compare, default_gates, judged_golden
+from edgemed.gates import TIE_MARGINS, Comparison, Gates, check, check_entropy, compare, default_gates, judged_golden
 from edgemed.manifest import sha256_of
 from edgemed.precision import Rounded
-from edgemed.runtimes import OUTPUTS, PlanModule, Session, runtime_module
+from edgemed.runtimes import ENTROPY, OUTPUTS, PlanModule, Session, runtime_module
 from edgemed.sources import Proof, Source
 
 Progress = Callable[[str, int, int, str], None]
@@ -53,6 +53,7 @@ class Judge:
         self.proofs = [source.proofs[k] for k in chosen]
         self.checks: list[Check] = []
         self._gates, self._golden, self._member_names, self._progress = gates, golden, source.member_names, progress
+        self._front = source.ensemble.front
         for proof, image in zip(self.proofs, self.images(), strict=True):
             if not (sides[0] <= min(image.shape[:2]) and max(image.shape[:2]) <= sides[2]):
                 height, width, _ = image.shape
@@ -93,17 +94,19 @@ class Judge:
             for image in self.images():
                 results.append(session.run(image[None]))
                 self._progress(f"{precision} in {name}", len(results), len(self.proofs), "")
-            mean, members = (np.concatenate([result[key] for result in results]) for key in results[0])
+            mean, members = (np.concatenate([result[key] for result in results]) for key in OUTPUTS)
             what = f"the {precision} graph in {name} {session.version}"
             self._judge(what, precision, mean, members)
+            if ENTROPY in results[0]:
+                truth = [entropy_map(self._front, image) for image in self.images()]
+                check_entropy(truth, [result[ENTROPY] for result in results], what)
             self._self_test(session, precision, f"{what}, on the golden images,")
 
     def _self_test(self, session: Session, precision: str, what: str) -> None:
         """The golden images through a graph, by the gates of the self-test, which a bundle has to pass anywhere."""
         outputs = [session.run(item.image[None]) for item in self._golden]
-        answers = [(each[OUTPUTS[0]], each[OUTPUTS[1]]) for each in outputs]
         with _hint(precision, "ship the fp32 graph alone (--precision fp32), or give other images by --golden"):
-            judged_golden(self._golden, answers, precision, self._member_names, what)
+            judged_golden(self._golden, outputs, precision, self._member_names, what)
 
     def rounded(self, rounded: Rounded) -> None:
         """Judge what the first images gave when every fp16 operator was rounded. GateError likewise."""

@@ -131,8 +131,8 @@ class Cuda:
 class Context:
     """An execution context that computes the tiny graph from device memory."""
 
-    def __init__(self, cuda: Cuda) -> None:
-        self.cuda = cuda
+    def __init__(self, cuda: Cuda, entropy: bool) -> None:
+        self.cuda, self.entropy = cuda, entropy
         self.shape: tuple[int, ...] = ()
         self.addresses: dict[str, int] = {}
 
@@ -151,7 +151,9 @@ class Context:
             size = int(np.prod(shape))
             raw = (ctypes.c_uint8 * size).from_address(addresses["image"])
             mean, members = tiny.expected(np.frombuffer(raw, np.uint8).reshape(shape))
-            for name, value in (("probabilities", mean), ("member_probabilities", members)):
+            answers = {"probabilities": mean, "member_probabilities": members}
+            answers |= {"entropy": tiny.entropy(np.frombuffer(raw, np.uint8).reshape(shape))} if self.entropy else {}
+            for name, value in answers.items():
                 data = np.float32(value).tobytes()
                 ctypes.memmove(addresses[name], data, len(data))
 
@@ -180,14 +182,15 @@ class Kernels:
         return True
 
 
-def modules(cuda: Cuda, refuses: bool = False, kernels: Kernels | None = None) -> Any:
+def modules(cuda: Cuda, refuses: bool = False, kernels: Kernels | None = None, entropy: bool = False) -> Any:
     """A stand-in for the module tensorrt_rtx; with `kernels`, one that compiles on the device."""
     names = {"image": (-1, -1, -1, 3), "probabilities": (-1, 3), "member_probabilities": (-1, 2, 3)}
+    names |= {"entropy": (-1, 1, 1)} if entropy else {}
     engine = SimpleNamespace(
-        num_io_tensors=3,
+        num_io_tensors=len(names),
         get_tensor_name=lambda k: list(names)[k],
         get_tensor_shape=names.__getitem__,
-        create_execution_context=lambda *config: Context(cuda),
+        create_execution_context=lambda *config: Context(cuda, entropy),
     )
     if kernels is not None:
         config = SimpleNamespace(create_runtime_cache=lambda: kernels, set_runtime_cache=lambda cache: None)

@@ -92,7 +92,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
 def quick(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports take seconds: further builds take the graphs of the first."""
     monkeypatch.setattr(
-        build, "onnx_from_ensemble", lambda ensemble, precision, image_size, keep: made.bundle.read_model(precision)
+        build, "onnx_from_ensemble", lambda ensemble, precision, **settings: made.bundle.read_model(precision)
     )
 
 
@@ -225,7 +225,7 @@ def test_the_manifest_states_size_and_cost(made: Made) -> None:
     assert manifest.flops == build.flops_of(made.run.ensemble, SIDES[1])
 
 
-def _another_networks_graph(ensemble: Ensemble, precision: str, image_size: Any, good: Bundle) -> bytes:
+def _another_networks_graph(precision: str, good: Bundle) -> bytes:
     """A graph that loads, runs and gives probabilities: just not this run's. One weight tensor is reversed."""
     model = onnx.load_from_string(good.read_model(precision))
     largest = max(model.graph.initializer, key=lambda value: len(value.raw_data))
@@ -237,9 +237,9 @@ def _another_networks_graph(ensemble: Ensemble, precision: str, image_size: Any,
 def test_a_graph_that_differs_from_pytorch_is_never_written(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
-    def export(ensemble: Ensemble, precision: str, image_size: Any, keep: Any) -> bytes:
+    def export(ensemble: Ensemble, precision: str, **settings: Any) -> bytes:
         if precision == wrong:
-            return _another_networks_graph(ensemble, precision, image_size, made.bundle)
+            return _another_networks_graph(precision, made.bundle)
         return made.bundle.read_model(precision)
 
     monkeypatch.setattr(build, "onnx_from_ensemble", export)

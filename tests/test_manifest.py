@@ -23,6 +23,7 @@ MANIFEST = sealed_manifest(
         "size": 32,
         "flops": 1000,
         "weight_bytes": 72,
+        "entropy": True,
         "files": {n: FileEntry(sha256="0" * 64, bytes=1) for n in ("model.fp32.onnx", "golden/outputs.json")},
     }
 )

@@ -39,7 +39,8 @@ def bundle(tmp_path: Path) -> Bundle:
 
 def session(cuda: Cuda, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Session:
     monkeypatch.setattr(Flavour, "_cuda", staticmethod(lambda: cuda))
-    monkeypatch.setattr(Flavour, "_tensorrt", lambda self: modules(cuda))
+    entropy = changes.pop("entropy", False)
+    monkeypatch.setattr(Flavour, "_tensorrt", lambda self: modules(cuda, entropy=entropy))
     options = {key: changes.pop(key) for key in ("cuda_graph",) if key in changes}
     fields: dict[str, Any] = {"batch": (1, 1, 4), "image_side": (16, 48, 512)} | changes
     return FLAVOURS["tensorrt-rtx"].open_plan(PLAN, record(bundle, PLAN, **fields), **options)
@@ -60,6 +61,18 @@ def test_a_request_is_uploaded_executed_downloaded_in_that_order(
     assert all(right(found, tiny.image(1)[None]))
     assert cuda.calls == ["h2d", "execute", "d2h", "d2h", "sync"] * 3
     assert (found.device, found.capability) == ("Stand-in 3090", "sm86")
+
+
+@pytest.mark.parametrize("sides", [(16, 48, 512), (48, 48, 48)])  # as it is, and from a captured graph
+def test_an_entropy_map_is_an_output_like_the_others(
+    cuda: Cuda, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, sides: tuple[int, int, int]
+) -> None:
+    found = session(cuda, bundle, monkeypatch, entropy=True, batch=(2, 2, 2), image_side=sides)
+    for seed in range(3):
+        images = np.stack([tiny.image(seed, 48, 48), tiny.image(seed + 10, 48, 48)])
+        assert all(right(found, images))
+        np.testing.assert_allclose(found.run(images)["entropy"], tiny.entropy(images), rtol=1e-6)
+    assert ("launch" in cuda.calls) == (sides[0] == sides[2])
 
 
 def test_sizes_and_batches_may_change_from_request_to_request(

@@ -1,6 +1,7 @@
 """A bundle small enough to make in milliseconds, with its answers computed by numpy: no training, no torch.
 
 The graph: uint8 (N, H, W, 3) -> mean colour (N, 3) in 0..1 -> per member a matrix product and softmax -> mean.
+With the output `entropy`, what stands there is a map of one value: the mean of all pixels over 32.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ MEMBERS = ("imagenet", "mae")
 WEIGHTS = np.random.default_rng(7).normal(size=(2, 3, 3)).astype(np.float32) * 4  # (member, colour, label)
 
 
-def model(weights: NDArray[np.float32] = WEIGHTS) -> bytes:
+def model(weights: NDArray[np.float32] = WEIGHTS, entropy: bool = False) -> bytes:
     """The serialised ONNX graph, opset 20, with dynamic N, H, W."""
     node = helper.make_node
     nodes = [
@@ -49,14 +50,24 @@ def model(weights: NDArray[np.float32] = WEIGHTS) -> bytes:
         node("ReduceMean", ["member_probabilities", "one"], ["probabilities"], keepdims=0),
     ]
     members, labels = len(weights), weights.shape[2]
+    outputs = [
+        helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", labels]),
+        helper.make_tensor_value_info("member_probabilities", TensorProto.FLOAT, ["N", members, labels]),
+    ]
+    if entropy:
+        constants.append(numpy_helper.from_array(np.array([1, 2], dtype=np.int64), "after"))
+        constants.append(numpy_helper.from_array(np.array(32, dtype=np.float32), "most"))
+        nodes += [
+            node("ReduceMean", ["mean", "one"], ["grey"], keepdims=0),
+            node("Div", ["grey", "most"], ["bits"]),
+            node("Unsqueeze", ["bits", "after"], ["entropy"]),
+        ]
+        outputs.append(helper.make_tensor_value_info("entropy", TensorProto.FLOAT, ["N", 1, 1]))
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])],
-        [
-            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", labels]),
-            helper.make_tensor_value_info("member_probabilities", TensorProto.FLOAT, ["N", members, labels]),
-        ],
+        outputs,
         constants,
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -73,6 +84,11 @@ def expected(
     shares = np.exp(logits - logits.max(axis=2, keepdims=True))
     shares /= shares.sum(axis=2, keepdims=True)
     return shares.mean(axis=1), shares
+
+
+def entropy(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What the graph gives as entropy for (N, H, W, 3): (N, 1, 1)."""
+    return (images.reshape(len(images), 1, 1, -1).mean(axis=3, dtype=np.float64) / 32).astype(np.float32)
 
 
 def image(seed: int, height: int = 40, width: int = 56) -> NDArray[np.uint8]:
@@ -106,6 +122,15 @@ def fields(**changes: Any) -> dict[str, Any]:
         "files": {"model.fp32.onnx": model(), "model.fp16.onnx": model(), **evidence_files()},
         **changes,
     }
+
+
+def entropy_fields(error: float = 0) -> dict[str, Any]:
+    """`fields` of a bundle with the output `entropy`; `error`: how far off its golden images say that it should be."""
+    images = [image(100), image(101, 64, 48)]
+    outputs = [np.concatenate(each) for each in zip(*(expected(one[None]) for one in images), strict=True)]
+    golden = golden_files(images, *outputs, [entropy(one[None])[0] + np.float32(error) for one in images])
+    files = fields()["files"] | {f"model.{each}.onnx": model(entropy=True) for each in ("fp32", "fp16")} | golden
+    return fields(entropy=True, files=files)
 
 
 def bundle(out: Path, **changes: Any) -> Bundle:

@@ -69,6 +69,9 @@ def build_engine(
             help="Images for the self-test; they travel in the bundle.", show_default="phantoms, made by code"
         ),
     ] = None,
+    with_entropy: Annotated[
+        bool, typer.Option(help="The engine also gives the entropy of each 32-pixel patch, in bits.")
+    ] = False,
     runtime: Annotated[
         str, typer.Option(help="auto, tensorrt, tensorrt-rtx, or none.", rich_help_panel=PLANS)
     ] = "auto",
@@ -101,7 +104,8 @@ def build_engine(
     limits = _range("--batch", batch)
     of_checkpoints = {"--member": member, "--backbone": backbone, "--labels": labels, "--check": check,
                       "--size": size != 224}  # fmt: skip
-    of_a_new_bundle = {"--out": out, "--golden": golden, "--overwrite": overwrite, "--max-flips": max_flips,
+    of_a_new_bundle = {"--out": out, "--golden": golden, "--with-entropy": with_entropy,
+                       "--overwrite": overwrite, "--max-flips": max_flips,
                        "--max-prob-error": max_prob_error, "--max-auroc-drop": max_auroc_drop != 0.005}  # fmt: skip
     with display.progress() as progress:
         if source is not None and (source / MANIFEST_NAME).is_file():
@@ -139,6 +143,7 @@ def build_engine(
                 plans=PlanOptions(runtime, wanted, limits),
                 gates=gates,
                 golden=golden,
+                entropy=with_entropy,
                 signing_key=key,
                 overwrite=overwrite,
                 progress=progress,

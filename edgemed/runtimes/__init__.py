@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -28,6 +29,13 @@ ORDER = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
 """The order of preference of `--runtime auto`."""
 
 OUTPUTS = ("probabilities", "member_probabilities")
+ENTROPY = "entropy"
+"""A third output, of graphs that were built with it: see the manifest's `entropy`."""
+
+
+def outputs_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Which outputs a graph gives that has tensors of these names."""
+    return (*OUTPUTS, ENTROPY) if ENTROPY in set(names) else OUTPUTS
 
 
 class Session(Protocol):
@@ -58,7 +66,10 @@ class Session(Protocol):
         """Whether the session was loaded from the runtime's cache; None where the runtime has no cache."""
 
     def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """(N, H, W, 3) uint8 RGB, N >= 1 -> {"probabilities": (N, K), "member_probabilities": (N, M, K)} float32."""
+        """(N, H, W, 3) uint8 RGB, N >= 1 -> {"probabilities": (N, K), "member_probabilities": (N, M, K)} float32.
+
+        And "entropy": (N, S/32, S/32), where the graph gives it.
+        """
 
 
 class RuntimeModule(Protocol):

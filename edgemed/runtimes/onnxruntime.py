@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgemed.errors import InputError
 from edgemed.preflight import cpu
-from edgemed.runtimes import OUTPUTS, Session, usable_cores
+from edgemed.runtimes import Session, outputs_of, usable_cores
 
 
 def availability() -> str | None:
@@ -63,7 +63,9 @@ class _Session:
                 "build the bundle again, or use --runtime openvino"
             ) from error
 
+        self._outputs = outputs_of(output.name for output in self._session.get_outputs())
+
     def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """See `runtimes.Session.run`."""
-        values = self._session.run(list(OUTPUTS), {"image": np.ascontiguousarray(images)})
-        return dict(zip(OUTPUTS, values, strict=True))
+        values = self._session.run(list(self._outputs), {"image": np.ascontiguousarray(images)})
+        return dict(zip(self._outputs, values, strict=True))

@@ -31,7 +31,7 @@ from edgemed.errors import InputError
 from edgemed.files import write_atomic
 from edgemed.manifest import sha256_of
 from edgemed.preflight import cpu
-from edgemed.runtimes import OUTPUTS, Session, cache_folder, usable_cores
+from edgemed.runtimes import Session, cache_folder, outputs_of, usable_cores
 
 KEPT = "compiled.blob"
 _log = logging.getLogger(__name__)
@@ -99,11 +99,14 @@ class _Session:
         requests: dict[int, Any] = self._local.__dict__.setdefault("requests", {})
         request = requests.get(len(images))
         if request is None:
-            request = requests[len(images)] = self.prepare(len(images)).create_infer_request()
+            compiled = self.prepare(len(images))
+            names = outputs_of(name for output in compiled.outputs for name in output.names)
+            request = requests[len(images)] = (compiled.create_infer_request(), names)
+        running, names = request
         pixels = np.require(images, requirements=["C", "W"])  # OpenVINO wraps writable buffers only
-        request.set_input_tensor(self._openvino.Tensor(pixels, shared_memory=True))
-        request.infer(share_outputs=True)
-        return {name: np.array(request.get_tensor(name).data, dtype=np.float32) for name in OUTPUTS}
+        running.set_input_tensor(self._openvino.Tensor(pixels, shared_memory=True))
+        running.infer(share_outputs=True)
+        return {name: np.array(running.get_tensor(name).data, dtype=np.float32) for name in names}
 
     def _compile(self, batch: int) -> Any:
         settings: dict[str, Any] = {

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from edgemed.errors import EdgemedError, InputError
 from edgemed.preflight import Here
 from edgemed.records import PlanRecord
-from edgemed.runtimes import OUTPUTS, PlanModule, Session
+from edgemed.runtimes import OUTPUTS, PlanModule, Session, outputs_of
 from edgemed.runtimes.tensorrt_cache import KernelCache
 from edgemed.runtimes.tensorrt_limits import (
     CudaError,
@@ -129,7 +129,7 @@ class _Session:
         missing = {"image", *OUTPUTS} - set(names)
         if missing:
             raise InputError(f"plan {record.id} has no tensor '{min(missing)}'; it is not a plan of this edgemed")
-        self._declared = {name: tuple(self._engine.get_tensor_shape(name)) for name in OUTPUTS}
+        self._declared = {name: tuple(self._engine.get_tensor_shape(name)) for name in outputs_of(names)}
         self._cache = KernelCache(self._engine, record, self.version, self.device)
         self.from_cache = self._cache.loaded
         self._local = threading.local()
@@ -197,7 +197,7 @@ class _Lane:
                 self._capturable = False
                 _log.warning("no CUDA graph is used: %s", error)
         self._cache.keep()
-        return {name: self._pinned(name, shapes[name], np.float32).copy() for name in OUTPUTS}
+        return {name: self._pinned(name, wanted, np.float32).copy() for name, wanted in shapes.items()}
 
     def _prepare(self, shape: Shape, shapes: dict[str, Shape]) -> None:
         check_shape(self._record, shape)

@@ -1,5 +1,6 @@
 // What tests/test_cpp.py asks for, as JSON on one line.
 //   probe open BUNDLE [runtime=NAME] [precision=P] [public_key=FILE] [plan_key=FILE] [uncertified=1] [self_test=1] [modules=DIR]
+//   probe entropy BUNDLE IMAGE    the map that OpenVINO gives of a PNG or JPEG: [E * E] bits, [] where the bundle has none
 //   probe decode FILE...          writes the pixels of each into FILE.rgb, after a line "HEIGHT WIDTH"
 //   probe manifest|record FILE... null for each that is read, else status and message
 //   probe place                   what a certificate says of this machine's CPU
@@ -11,7 +12,7 @@
 #include "bundle.hpp"
 #include "check.hpp"
 #include "document.hpp"
-#include "edgemed.h"
+#include "edgemed.hpp"
 #include "images.hpp"
 
 namespace {
@@ -46,6 +47,15 @@ Json opened(int count, char** arguments) {
     return found;
 }
 
+std::vector<float> entropy(const char* bundle, const char* image) {
+    edgemed_options options = edgemed_options_default();
+    options.runtime = "openvino";
+    edgemed::Model model(bundle, options);
+    if (edgemed_entropy(model.get())) throw std::logic_error("an entropy before the first answer");
+    const Bytes data = content(image);
+    return model.predict_encoded(data.data(), data.size()).entropy;
+}
+
 // Runs `work` for each file; null where it went well, else status and message.
 template <typename Work>
 Json each(int count, char** arguments, Work work) {
@@ -75,6 +85,7 @@ int main(int count, char** arguments) {
     const std::string what = count > 1 ? arguments[1] : "";
     Json found;
     if (what == "open") found = opened(count, arguments);
+    if (what == "entropy") found = entropy(arguments[2], arguments[3]);
     if (what == "decode") found = each(count, arguments, write_pixels);
     if (what == "manifest")
         found = each(count, arguments, [](const std::string& file, const Bytes& data) { manifest_from(data, file); });

@@ -100,7 +100,7 @@ public:
 
 }  // namespace
 
-extern "C" EDGEMED_MODULE edgemed::impl::Runtime* edgemed_runtime_v2() {
+extern "C" EDGEMED_MODULE edgemed::impl::Runtime* edgemed_runtime_v3() {
     static Stub stub;
     return &stub;
 }

@@ -123,6 +123,12 @@ EDGEMED_API edgemed_status edgemed_predict_encoded(edgemed_model* model, const v
 EDGEMED_API edgemed_status edgemed_predict_device(edgemed_model* model, const void* pixels, size_t n, int height, int width,
                                                   void* cuda_stream, const edgemed_outputs* outputs);
 
+/* Of a bundle built --with-entropy: bits per 32-pixel patch of what the last request's n images were resized to, (n, E, E)
+ * with E = edgemed_entropy_side(model). NULL of another bundle (E is 0), or where the last request failed. Belongs to the
+ * handle, and stays as it is until its next request. */
+EDGEMED_API const float* edgemed_entropy(const edgemed_model* model);
+EDGEMED_API int edgemed_entropy_side(const edgemed_model* model);
+
 /* What a model is. Of no model (NULL): 0, or NULL. */
 EDGEMED_API int edgemed_label_count(const edgemed_model* model);  /* K */
 EDGEMED_API int edgemed_member_count(const edgemed_model* model); /* M */

@@ -32,6 +32,7 @@ struct Prediction {
     std::vector<float> members;        // (members, labels)
     bool has_set;                      // whether the bundle states a coverage
     std::vector<std::size_t> set;      // indices of the labels in the prediction set
+    std::vector<float> entropy;        // (E, E) bits per 32-pixel patch, of a bundle built --with-entropy; else empty
 };
 
 class Model {
@@ -91,14 +92,17 @@ private:
         std::vector<edgemed_decision> decisions(n);
         std::vector<unsigned char> sets(n * k);
         check(run(edgemed_outputs{probabilities.data(), members.data(), decisions.data(), sets.data()}));
+        const std::size_t side = std::size_t(edgemed_entropy_side(get()));
+        const float* entropy = n ? edgemed_entropy(get()) : nullptr;
         std::vector<Prediction> found;
         for (std::size_t i = 0; i < n; ++i) {
             const edgemed_decision& one = decisions[i];
             Prediction prediction{edgemed_decision_name(get(), one.decision), std::size_t(one.label), one.disagreement,
                                   {&probabilities[i * k], &probabilities[i * k] + k},
-                                  {&members[i * m * k], &members[i * m * k] + m * k}, one.set_size >= 0, {}};
+                                  {&members[i * m * k], &members[i * m * k] + m * k}, one.set_size >= 0, {}, {}};
             for (std::size_t label = 0; label < k; ++label)
                 if (sets[i * k + label]) prediction.set.push_back(label);
+            if (entropy) prediction.entropy.assign(entropy + i * side * side, entropy + (i + 1) * side * side);
             found.push_back(std::move(prediction));
         }
         return found;

@@ -147,6 +147,12 @@ double Fields::number(const char* name, double low, double high) {
     return value.get<double>();
 }
 
+bool Fields::flag(const char* name) {
+    const Json& value = at(name);
+    if (!value.is_boolean()) throw FieldError(place(name), "should be true or false");
+    return value.get<bool>();
+}
+
 Json& Fields::array(const char* name) {
     Json& value = at(name);
     if (!value.is_array()) throw FieldError(place(name), "is no list");

@@ -124,6 +124,7 @@ void open_model(const char* path, const edgemed_options& options, edgemed_model*
         self_test(made->shared->bundle, choice.precision, what, engine.taken,
                   [&](const uint8_t* pixels, const Shape& shape, float* probabilities, float* members) {
                       made->predict_rgb(pixels, shape, {probabilities, members, nullptr, nullptr});
+                      return made->entropy();
                   });
     }
     *model = made.release();
@@ -204,6 +205,11 @@ edgemed_status edgemed_predict_device(edgemed_model* model, const void* pixels, 
             return model->session->run_device(pixels, shape, cuda_stream, found, message);
         });
     });
+}
+
+const float* edgemed_entropy(const edgemed_model* model) { return model ? model->entropy() : nullptr; }
+int edgemed_entropy_side(const edgemed_model* model) {
+    return model ? int(model->shared->bundle.manifest.entropy_side) : 0;
 }
 
 int edgemed_label_count(const edgemed_model* model) { return model ? int(model->labels()) : 0; }

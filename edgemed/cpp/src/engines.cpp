@@ -61,6 +61,7 @@ Source source_of(const Bundle& bundle, const Choice& choice, const Bytes& data, 
     source.data = data.data(), source.size = data.size();
     source.name = name.c_str(), source.sha256 = sha256.c_str();
     source.labels = int(bundle.manifest.labels.size()), source.members = int(bundle.manifest.member_names.size());
+    source.entropy_side = int(bundle.manifest.entropy_side);
     source.threads = choice.threads, source.warn = choice.warn;
     return source;
 }

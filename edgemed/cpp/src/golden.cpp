@@ -10,6 +10,8 @@
 namespace edgemed::impl {
 namespace {
 
+constexpr double max_entropy_error = 0.02;  // gates.py's MAX_ENTROPY_ERROR
+
 std::vector<float> row_from(const Json& list, size_t length, const std::string& place) {
     std::vector<float> row;
     if (list.is_array() && list.size() == length)  // nothing else may stand between them
@@ -75,6 +77,14 @@ std::vector<Golden> golden_from(const Bytes& outputs, const Manifest& manifest, 
                 const std::vector<float> values = row_from(line, labels, place + ".members");
                 golden.members.insert(golden.members.end(), values.begin(), values.end());
             }
+            if (const size_t side = size_t(manifest.entropy_side)) {
+                const Json& map = row.array("entropy");
+                if (map.size() != side) throw FieldError(place + ".entropy", "has not a row for each row of patches");
+                for (const Json& line : map) {
+                    const std::vector<float> values = row_from(line, side, place + ".entropy");
+                    golden.entropy.insert(golden.entropy.end(), values.begin(), values.end());
+                }
+            }
             row.done();
             found.push_back(std::move(golden));
         }
@@ -85,12 +95,13 @@ std::vector<Golden> golden_from(const Bytes& outputs, const Manifest& manifest, 
 }
 
 void self_test(const Bundle& bundle, const std::string& precision, const std::string& what, const Taken& taken,
-               const std::function<void(const uint8_t*, const Shape&, float*, float*)>& predict) {
+               const std::function<const float*(const uint8_t*, const Shape&, float*, float*)>& predict) {
     const Manifest& manifest = bundle.manifest;
     const size_t labels = manifest.labels.size(), members = manifest.member_names.size();
     const bool half = precision == "fp16";
     const double max_error = half ? 5e-3 : 1e-3, tie_margin = half ? 1e-2 : 0;
     const SideLimits limits{manifest.min_side, manifest.max_side, manifest.opt_side};
+    double entropy_error = 0;  // of finite numbers: what is none fails the request
     Comparison whole;
     std::vector<Comparison> each(members);
     const size_t copies = size_t(taken.least_batch);
@@ -108,7 +119,9 @@ void self_test(const Bundle& bundle, const std::string& precision, const std::st
         pixels.resize(shape.bytes());
         for (size_t k = 0, one = shape.bytes() / copies; k < copies; ++k)
             std::copy_n(picture.pixels, one, pixels.data() + k * one);
-        predict(pixels.data(), shape, probabilities.data(), shares.data());
+        const float* entropy = predict(pixels.data(), shape, probabilities.data(), shares.data());
+        for (size_t k = 0, values = golden.entropy.size(); k < copies * values; ++k)
+            entropy_error = std::max(entropy_error, std::fabs(double(entropy[k]) - double(golden.entropy[k % values])));
         whole.add(golden.probabilities.data(), probabilities.data(), labels, copies, labels, tie_margin);
         for (size_t m = 0; m < members; ++m)
             each[m].add(golden.members.data() + m * labels, shares.data() + m * labels, labels, copies, members * labels,
@@ -119,6 +132,12 @@ void self_test(const Bundle& bundle, const std::string& precision, const std::st
     whole.check(max_error, true, what);
     // A member alone decides nothing, so only its probabilities are judged.
     for (size_t m = 0; m < members; ++m) each[m].check(max_error, false, what + ", member " + manifest.member_names[m] + ",");
+    if (entropy_error > max_entropy_error) {
+        char text[120];
+        std::snprintf(text, sizeof text, " differs from the definition of entropy: largest error %.2e bits, at most %g allowed",
+                      entropy_error, max_entropy_error);
+        throw Error(EDGEMED_ERROR_GATE, what + text + "; do not use this engine here");
+    }
 }
 
 }  // namespace edgemed::impl

@@ -15,6 +15,7 @@ struct Golden {
     std::string file;                   // its name in the bundle
     std::vector<float> probabilities;   // (K,)
     std::vector<float> members;         // (M, K)
+    std::vector<float> entropy;         // (E, E), where the manifest says that there is one
 };
 
 // What an engine takes at the least and the most: a plan of one size may take no golden image, or no single one.
@@ -26,9 +27,9 @@ struct Taken {
 std::vector<Golden> golden_from(const Bytes& outputs, const Manifest& manifest, const std::string& where);
 
 // Runs the golden images that are taken through `predict` (pixels and their shape (N, H, W), probabilities (N, K),
-// members (N, M, K)). Throws Error(EDGEMED_ERROR_GATE), with the first figure that is beyond its gate, or
+// members (N, M, K), which gives the entropy (N, E, E), or null). Throws Error(EDGEMED_ERROR_GATE), with the first figure that is beyond its gate, or
 // Error(EDGEMED_ERROR_INPUT) where no golden image is taken; `what` names the engine.
 void self_test(const Bundle& bundle, const std::string& precision, const std::string& what, const Taken& taken,
-               const std::function<void(const uint8_t*, const Shape&, float*, float*)>& predict);
+               const std::function<const float*(const uint8_t*, const Shape&, float*, float*)>& predict);
 
 }  // namespace edgemed::impl

@@ -26,6 +26,7 @@ struct Manifest {
     std::string bundle_id;
     std::vector<std::string> labels, member_names;
     int64_t min_side, opt_side, max_side;
+    int64_t entropy_side = 0;  // of the map of 32-pixel patches that the graphs give; 0 = they give none
     std::optional<OperatingPoint> operating_point;
     std::map<std::string, FileEntry> files;
 };

@@ -20,7 +20,7 @@ struct Shared {
 
 // Memory that grows to the largest request seen.
 struct Scratch {
-    std::vector<float> probabilities, members;
+    std::vector<float> probabilities, members, entropy;
     Picture picture;
 };
 
@@ -28,9 +28,15 @@ struct Model {
     std::shared_ptr<const Shared> shared;
     std::unique_ptr<Session> session;
     Scratch scratch;
+    bool answered = false;  // whether the last request was: its entropy is in `scratch`
 
     size_t labels() const { return shared->bundle.manifest.labels.size(); }
     size_t members() const { return shared->bundle.manifest.member_names.size(); }
+
+    size_t entropy_values() const { return size_t(shared->bundle.manifest.entropy_side * shared->bundle.manifest.entropy_side); }
+
+    // (n, E, E) of the last request; null where the bundle gives none, or the request failed.
+    const float* entropy() const { return answered && entropy_values() ? scratch.entropy.data() : nullptr; }
 
     // Where the runtime writes n answers: the caller's memory, or this handle's where the caller wants none.
     Answers answers(size_t n, const edgemed_outputs& outputs) {
@@ -39,12 +45,14 @@ struct Model {
             return theirs ? theirs : own.data();
         };
         return {room(scratch.probabilities, outputs.probabilities, n * labels()),
-                room(scratch.members, outputs.member_probabilities, n * members() * labels())};
+                room(scratch.members, outputs.member_probabilities, n * members() * labels()),
+                entropy_values() ? room(scratch.entropy, nullptr, n * entropy_values()) : nullptr};
     }
 
     // `run` fills the answers for n images; then they are checked, and decided.
     template <typename Run>
     void predict(size_t n, const edgemed_outputs& outputs, Run run) {
+        answered = false;
         const Answers found = answers(n, outputs);
         Message message;
         const edgemed_status status = run(found, message);
@@ -52,7 +60,8 @@ struct Model {
         // A NaN would still have a largest probability, and so a label.
         const auto finite = [](float value) { return std::isfinite(value); };
         if (!std::all_of(found.probabilities, found.probabilities + n * labels(), finite) ||
-            !std::all_of(found.member_probabilities, found.member_probabilities + n * members() * labels(), finite))
+            !std::all_of(found.member_probabilities, found.member_probabilities + n * members() * labels(), finite) ||
+            !std::all_of(found.entropy, found.entropy + n * entropy_values(), finite))
             throw Error(EDGEMED_ERROR_INTERNAL, shared->runtime +
                                                     " computed a probability that is not a finite number; do not use "
                                                     "this engine: run `edgemed inspect " +
@@ -64,6 +73,7 @@ struct Model {
                        outputs.prediction_sets ? outputs.prediction_sets + k * labels() : nullptr);
             if (outputs.decisions) outputs.decisions[k] = decision;
         }
+        answered = true;
     }
 
     void predict_rgb(const uint8_t* pixels, const Shape& shape, const edgemed_outputs& outputs) {

@@ -89,17 +89,18 @@ struct MemoryBuffer : std::streambuf {
 // A compiled graph of one batch size, and which output is which.
 struct Compiled {
     ov::CompiledModel model;
-    size_t probabilities = 0, members = 0;
+    size_t probabilities = 0, members = 0, entropy = 0;
 };
 
 // What a handle and its clones share.
 class Engine {
 public:
-    const size_t labels, members;
+    const size_t labels, members, entropy;  // values of an image: K, M K / K, E E
 
     explicit Engine(const Source& source)
         : labels(size_t(source.labels)),
           members(size_t(source.members)),
+          entropy(size_t(source.entropy_side) * size_t(source.entropy_side)),
           graph_(static_cast<const char*>(source.data), source.size),
           sha256_(source.sha256),
           threads_(source.threads > 0 ? source.threads : usable_cores()),
@@ -141,6 +142,7 @@ private:
         for (size_t k = 0; k < result.model.outputs().size(); ++k) {
             if (result.model.output(k).get_names().count("probabilities")) result.probabilities = k;
             if (result.model.output(k).get_names().count("member_probabilities")) result.members = k;
+            if (result.model.output(k).get_names().count("entropy")) result.entropy = k;
         }
         return result;
     }
@@ -190,13 +192,15 @@ public:
             const size_t n = size_t(shape.n) * engine_->labels;
             copy(mine.request.get_output_tensor(mine.probabilities), answers.probabilities, n);
             copy(mine.request.get_output_tensor(mine.members), answers.member_probabilities, n * engine_->members);
+            if (answers.entropy)
+                copy(mine.request.get_output_tensor(mine.entropy), answers.entropy, size_t(shape.n) * engine_->entropy);
         });
     }
 
 private:
     struct Request {
         ov::InferRequest request;
-        size_t probabilities, members;
+        size_t probabilities, members, entropy;
         const uint8_t* pixels = nullptr;  // what the request's input stands for now
         Shape shape;
     };
@@ -206,7 +210,7 @@ private:
         if (found != requests_.end()) return found->second;
         const Compiled& compiled = engine_->prepare(batch);
         Request made{const_cast<ov::CompiledModel&>(compiled.model).create_infer_request(), compiled.probabilities,
-                     compiled.members, nullptr, {}};
+                     compiled.members, compiled.entropy, nullptr, {}};
         return requests_.emplace(batch, std::move(made)).first->second;
     }
 

@@ -2,7 +2,7 @@
 //
 // OpenVINO is linked in. TensorRT comes as modules, one shared object per flavour (edgemed_tensorrt10.so,
 // edgemed_tensorrt11.so, edgemed_tensorrt_rtx.so), loaded with dlopen, so that one library runs on machines with and
-// without it. A module exports one function, `edgemed_runtime_v2`. What crosses the boundary is plain memory and these
+// without it. A module exports one function, `edgemed_runtime_v3`. What crosses the boundary is plain memory and these
 // two classes; a function that can fail returns a status and writes a message, and nothing throws.
 #pragma once
 
@@ -62,6 +62,7 @@ struct Source {
     int64_t batch[3];       // the plan's profile: min, opt, max of N (an ONNX file: all 0)
     int64_t image_side[3];  // min, opt, max of H and of W
     int labels, members;    // K and M
+    int entropy_side;       // E, of the entropy map; 0 = the graph gives none
     int threads;            // CPU threads; 0 = all physical cores that this process may use
     Warn warn;
 };
@@ -75,10 +76,11 @@ struct Shape {
     }
 };
 
-// The caller's memory: (n, K) and (n, M, K).
+// Memory for (n, K), (n, M, K) and, where the graph gives it, (n, E, E); else null.
 struct Answers {
     float* probabilities;
     float* member_probabilities;
+    float* entropy;
 };
 
 // A graph that is ready to run, with a stream and buffers of its own: used by one thread at a time.
@@ -123,6 +125,6 @@ protected:
 
 }  // namespace edgemed::impl
 
-#define EDGEMED_RUNTIME_SYMBOL "edgemed_runtime_v2"
-// What a module exports: `extern "C" EDGEMED_MODULE edgemed::impl::Runtime* edgemed_runtime_v2() { ... }`
+#define EDGEMED_RUNTIME_SYMBOL "edgemed_runtime_v3"
+// What a module exports: `extern "C" EDGEMED_MODULE edgemed::impl::Runtime* edgemed_runtime_v3() { ... }`
 #define EDGEMED_MODULE __attribute__((visibility("default")))

@@ -30,8 +30,8 @@ edgemed_status guarded(Message& error, Work work) noexcept {
 // What a handle needs to run requests: a context, a stream, pinned and device memory, a CUDA graph.
 struct Lane {
     Stream stream;
-    Memory<OnHost> pixels, probabilities, members;
-    Memory<OnGpu> gpu_pixels, gpu_probabilities, gpu_members;
+    Memory<OnHost> pixels, probabilities, members, entropy;
+    Memory<OnGpu> gpu_pixels, gpu_probabilities, gpu_members, gpu_entropy;
     std::unique_ptr<nvinfer1::IExecutionContext> context;  // destroyed before the memory that it knows
     Graph graph;
 };
@@ -99,6 +99,7 @@ private:
             const size_t n = size_t(shape.n) * engine_->labels * sizeof(float);
             std::memcpy(answers.probabilities, lane_->probabilities.data(), n);
             std::memcpy(answers.member_probabilities, lane_->members.data(), n * engine_->members);
+            if (answers.entropy) std::memcpy(answers.entropy, lane_->entropy.data(), entropy_bytes());
             if (!ran_) after_the_first();
         });
         if (status != EDGEMED_OK) cudaStreamSynchronize(stream);  // nothing may still read the caller's pixels
@@ -116,10 +117,16 @@ private:
         address("member_probabilities", lane_->gpu_members, outputs * engine_->members);
         lane_->probabilities.reserve(outputs);
         lane_->members.reserve(outputs * engine_->members);
+        if (const size_t bytes = size_t(shape.n) * engine_->entropy * sizeof(float)) {
+            address("entropy", lane_->gpu_entropy, bytes);
+            lane_->entropy.reserve(bytes);
+        }
         const nvinfer1::Dims sides{4, {shape.n, shape.height, shape.width, 3}};
         if (!lane_->context->setInputShape("image", sides)) engine_->fail("refuses the images of a request");
         shape_ = shape;
     }
+
+    size_t entropy_bytes() const { return size_t(shape_.n) * engine_->entropy * sizeof(float); }
 
     void address(const char* tensor, Memory<OnGpu>& memory, size_t bytes) {
         memory.reserve(bytes);
@@ -132,6 +139,8 @@ private:
         const size_t outputs = size_t(shape_.n) * engine_->labels * sizeof(float);
         copy(lane_->probabilities.data(), lane_->gpu_probabilities.data(), outputs, cudaMemcpyDeviceToHost, stream);
         copy(lane_->members.data(), lane_->gpu_members.data(), outputs * engine_->members, cudaMemcpyDeviceToHost, stream);
+        if (const size_t bytes = entropy_bytes())
+            copy(lane_->entropy.data(), lane_->gpu_entropy.data(), bytes, cudaMemcpyDeviceToHost, stream);
     }
 
     static void copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
@@ -197,7 +206,7 @@ private:
 }  // namespace
 }  // namespace edgemed::impl
 
-extern "C" EDGEMED_MODULE edgemed::impl::Runtime* edgemed_runtime_v2() {
+extern "C" EDGEMED_MODULE edgemed::impl::Runtime* edgemed_runtime_v3() {
     static edgemed::impl::TensorRt runtime;
     return &runtime;
 }

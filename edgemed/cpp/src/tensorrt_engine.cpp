@@ -82,6 +82,7 @@ TensorRtEngine::TensorRtEngine(const Source& source, const char* device_name)
     : name(source.name),
       labels(size_t(source.labels)),
       members(size_t(source.members)),
+      entropy(size_t(source.entropy_side) * size_t(source.entropy_side)),
       device(current_device()),
       warn(source.warn),
       log_(source.warn) {
@@ -94,6 +95,7 @@ TensorRtEngine::TensorRtEngine(const Source& source, const char* device_name)
     check_tensor("image", nvinfer1::DataType::kUINT8, {-1, -1, 3});
     check_tensor("probabilities", nvinfer1::DataType::kFLOAT, {source.labels});
     check_tensor("member_probabilities", nvinfer1::DataType::kFLOAT, {source.members, source.labels});
+    if (entropy) check_tensor("entropy", nvinfer1::DataType::kFLOAT, {source.entropy_side, source.entropy_side});
     kernels_ = std::make_unique<Kernels>(*engine_, source, device_name);
     log_.opened();
 }

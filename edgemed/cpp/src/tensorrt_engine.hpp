@@ -74,7 +74,7 @@ public:
     ~TensorRtEngine();
 
     const std::string name;       // of the plan, for messages
-    const size_t labels, members;
+    const size_t labels, members, entropy;  // K, M, and the values of an entropy map, 0 without one
     const int device;
     const Warn warn;
 

@@ -11,7 +11,7 @@
 
 using namespace edgemed::impl;
 
-constexpr int labels = 3, members = 2;
+constexpr int labels = 3, members = 2, entropy_side = 4;
 using Pixels = std::vector<uint8_t>;
 using Opened = std::unique_ptr<Session>;
 
@@ -27,7 +27,8 @@ constexpr Profile any_size{{1, 1, 8}, {16, 48, 2048}}, fixed_size{{2, 2, 2}, {48
 
 inline Opened open(const Profile& profile, const char* behaviour, Message& error) {
     const std::string plan = std::string(64, 'x') + behaviour;
-    Source source{plan.data(), plan.size(), "made-by-hand", "ab", {}, {}, labels, members, 0, {remember, nullptr}};
+    Source source{plan.data(), plan.size(), "made-by-hand", "ab", {}, {}, labels, members, 0, 0, {remember, nullptr}};
+    if (std::strcmp(behaviour, "entropy") == 0) source.entropy_side = entropy_side;
     std::copy(profile.batch, profile.batch + 3, source.batch);
     std::copy(profile.side, profile.side + 3, source.image_side);
     return Opened(runtime->open(source, error));
@@ -48,17 +49,19 @@ inline Pixels noise(const Shape& shape, unsigned seed) {
 }
 
 struct Found {
-    std::vector<float> probabilities, each;
+    std::vector<float> probabilities, each, entropy;
     Answers answers;
-    explicit Found(const Shape& shape)
+    explicit Found(const Shape& shape, bool with_entropy = false)
         : probabilities(size_t(shape.n) * labels),
           each(size_t(shape.n) * members * labels),
-          answers{probabilities.data(), each.data()} {}
+          entropy(with_entropy ? size_t(shape.n) * entropy_side * entropy_side : 0),
+          answers{probabilities.data(), each.data(), with_entropy ? entropy.data() : nullptr} {}
 
     // To the last bit: the bytes are noise, among them many that are not numbers.
     bool same(const Pixels& pixels) const {
         return std::memcmp(probabilities.data(), pixels.data(), probabilities.size() * 4) == 0 &&
-               std::memcmp(each.data(), pixels.data(), each.size() * 4) == 0;
+               std::memcmp(each.data(), pixels.data(), each.size() * 4) == 0 &&
+               (entropy.empty() || std::memcmp(entropy.data(), pixels.data(), entropy.size() * 4) == 0);
     }
 };
 

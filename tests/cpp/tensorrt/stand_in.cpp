@@ -3,7 +3,7 @@
 // it is real too: pinned memory, uploads, streams, CUDA graphs.
 //
 // The plan's text, after its header of 64 bytes, makes it misbehave: "refuse" (does not deserialise), "labels" (another
-// number of labels), "fail" (execution fails), "uncapturable" (only within a capture).
+// number of labels), "fail" (execution fails), "uncapturable" (only within a capture). With "entropy" it has that output.
 #include <cstring>
 #include <new>
 #include <string>
@@ -49,7 +49,10 @@ public:
     }
 
     bool setTensorAddress(char const* tensor, void* data) noexcept override {
-        (is(tensor, "image") ? image_ : is(tensor, "probabilities") ? mean_ : members_) = data;
+        (is(tensor, "image") ? image_
+         : is(tensor, "probabilities") ? mean_
+         : is(tensor, "entropy") ? entropy_
+                                 : members_) = data;
         return reinterpret_cast<std::uintptr_t>(data) % 256 == 0;  // as TensorRT demands
     }
 
@@ -64,14 +67,14 @@ public:
         const auto copy = [&](void* to, std::size_t floats) {
             return cudaMemcpyAsync(to, image_, 4 * floats * batch_, cudaMemcpyDeviceToDevice, stream) == cudaSuccess;
         };
-        return copy(mean_, 3) && copy(members_, 6);
+        return copy(mean_, 3) && copy(members_, 6) && (plan_ != "entropy" || copy(entropy_, 16));
     }
 
 private:
     const std::string plan_;
     ILogger& log_;
     std::size_t batch_ = 0;
-    void *image_ = nullptr, *mean_ = nullptr, *members_ = nullptr;
+    void *image_ = nullptr, *mean_ = nullptr, *members_ = nullptr, *entropy_ = nullptr;
 };
 
 class Engine final : public ICudaEngine {
@@ -82,6 +85,7 @@ public:
         if (is(tensor, "image")) return {4, {-1, -1, -1, 3}};
         if (is(tensor, "probabilities")) return {2, {-1, plan_ == "labels" ? 4 : 3}};
         if (is(tensor, "member_probabilities")) return {3, {-1, 2, 3}};
+        if (is(tensor, "entropy") && plan_ == "entropy") return {3, {-1, 4, 4}};
         return {-1, {}};
     }
     DataType getTensorDataType(char const* tensor) const noexcept override {

@@ -48,6 +48,21 @@ void pixels_in_the_gpus_memory_are_read_on_the_callers_stream() {
     cudaStreamDestroy(stream);
 }
 
+void an_entropy_map_is_an_output_like_the_others() {
+    for (const Profile& profile : {fixed_size, any_size}) {
+        Message error;
+        const Opened session = open(profile, "entropy", error);
+        CHECK(session, "%s", error.text);
+        const Shape shape{2, 48, 48};
+        for (unsigned seed = 0; seed < 6; ++seed) {
+            const Pixels pixels = noise(shape, seed);
+            Found found(shape, true);
+            CHECK(session->run(pixels.data(), shape, found.answers, error) == EDGEMED_OK, "%s", error.text);
+            CHECK(found.same(pixels), "%u", seed);
+        }
+    }
+}
+
 void clones_serve_threads_of_their_own() {
     Opened session = open(any_size);
     std::vector<Opened> clones;
@@ -220,6 +235,7 @@ int main(int count, char** arguments) {
     sizes_may_grow_and_shrink();
     a_fixed_plan_is_right_before_and_after_its_capture();
     pixels_in_the_gpus_memory_are_read_on_the_callers_stream();
+    an_entropy_map_is_an_output_like_the_others();
     clones_serve_threads_of_their_own();
     a_shape_outside_the_profile_names_the_flag();
     what_tensorrt_says_is_in_the_message();
