@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,8 @@ def build_bundle(
 
     image_size: the range of H and W, see `export.onnx_from_ensemble`. precisions: of the graphs and plans, "fp32" among
     them. plans: None for none. gates: by precision; None = the defaults. check_images: at most so many validation
-    images, evenly spaced, decide whether the graphs are right; rounded_images: so many of them also run with every fp16
-    operator rounded. golden: a folder of images for the self-test, which travel in the bundle; None = phantoms.
+    images, evenly spaced, decide whether the graphs are right; rounded_images: so many of them, and the golden ones, also
+    run with every fp16 operator rounded. golden: a folder of images for the self-test, which travel in the bundle; None = phantoms.
     entropy: the graphs also give the entropy of each 32-pixel patch. signing_key: Ed25519 (PEM), for the manifest and
     the plans.
 
@@ -93,7 +94,7 @@ def build_bundle(
     judge = Judge(source, check_images, image_size, bounds, golden_images, progress)
     kept: tuple[str, ...] = ()
     if "fp16" in precisions:
-        found = safe_half(source.ensemble, lambda: judge.images(rounded_images))
+        found = safe_half(source.ensemble, lambda: chain(judge.images(rounded_images), images))
         kept = found.kept
         if kept:
             _log.warning("these layers would overflow in fp16 and stay fp32: %s", ", ".join(kept))

@@ -100,18 +100,31 @@ class Judge:
             if ENTROPY in results[0]:
                 truth = [entropy_map(self._front, image) for image in self.images()]
                 check_entropy(truth, [result[ENTROPY] for result in results], what)
-            self._self_test(session, precision, f"{what}, on the golden images,")
+            self._self_test(session, precision, f"{what}, on the golden images")
 
     def _self_test(self, session: Session, precision: str, what: str) -> None:
         """The golden images through a graph, by the gates of the self-test, which a bundle has to pass anywhere."""
-        outputs = [session.run(item.image[None]) for item in self._golden]
+        self._judge_golden(self._golden, [session.run(item.image[None]) for item in self._golden], precision, what)
+
+    def _judge_golden(
+        self, golden: Sequence[Golden], outputs: Sequence[Mapping[str, NDArray[np.float32]]], precision: str, what: str
+    ) -> None:
         with _hint(precision, "ship the fp32 graph alone (--precision fp32), or give other images by --golden"):
-            judged_golden(self._golden, outputs, precision, self._member_names, what)
+            judged_golden(golden, outputs, precision, self._member_names, what)
 
     def rounded(self, rounded: Rounded) -> None:
-        """Judge what the first images gave when every fp16 operator was rounded. GateError likewise."""
-        what = "the fp16 network, each operator rounded,"
-        self._judge(what, "fp16", rounded.probabilities, rounded.members)
+        """Judge what the first images, and then the golden ones, gave when every fp16 operator was rounded.
+
+        As a GPU does it, on which a bundle has to pass its own self-test. GateError likewise.
+        """
+        what, count = "the fp16 network, each operator rounded,", len(rounded.probabilities) - len(self._golden)
+        self._judge(what, "fp16", rounded.probabilities[:count], rounded.members[:count])
+        outputs = [
+            {"probabilities": rounded.probabilities[k][None], "member_probabilities": rounded.members[k][None]}
+            for k in range(count, len(rounded.probabilities))
+        ]
+        golden = [item._replace(entropy=None) for item in self._golden]  # it is the front end's, and that stays fp32
+        self._judge_golden(golden, outputs, "fp16", f"{what} on the golden images")
 
     def _judge(
         self, what: str, precision: str, probabilities: NDArray[np.float32], members: NDArray[np.float32]
