@@ -38,7 +38,7 @@ from edgemed.conditions import (
     warnings,
 )
 from edgemed.errors import InputError, did_you_mean
-from edgemed.gates import TIE_MARGINS, check, compare, default_gates
+from edgemed.gates import check_rows, default_gates
 from edgemed.infer import Model, load
 from edgemed.limits import cpu_limits, share_of_limit
 from edgemed.phantoms import MIN_SIDE, phantom
@@ -217,9 +217,8 @@ def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any
     call()  # compiles this batch size
     least = 1 if model.record is None else model.record.batch[0]  # what the golden images were run with
     if batch > 1:  # of one, the golden images have shown it
-        few, many = (model.predict_pixels(some)[0] for some in (pixels[:least], pixels))
-        same = compare(np.repeat(few[:1], batch, axis=0), many, tie_margin=TIE_MARGINS[settings.precision])
-        check(same, default_gates(settings.precision), f"{model.runtime}, a batch of {batch} against {least},")
+        few, many = (model.outputs(some) for some in (pixels[:least], pixels))
+        check_rows(few, many, settings.precision, f"{model.runtime}, a batch of {batch} against {least},")
     gc.collect()
     fresh = forget_peak_memory()
     before: list[Snapshot] = []

@@ -62,8 +62,9 @@ def build_bundle(
 
     image_size: the range of H and W, see `export.onnx_from_ensemble`. precisions: of the graphs and plans, "fp32" among
     them. plans: None for none. gates: by precision; None = the defaults. check_images: at most so many validation
-    images, evenly spaced, decide whether the graphs are right; rounded_images: so many of them, and the golden ones, also
-    run with every fp16 operator rounded. golden: a folder of images for the self-test, which travel in the bundle; None = phantoms.
+    images, evenly spaced, decide whether the graphs are right; rounded_images: so many of them, and the golden ones,
+    also run with every fp16 operator rounded. golden: a folder of images for the self-test, which travel in the bundle;
+    None = phantoms.
     entropy: the graphs also give the entropy of each 32-pixel patch. signing_key: Ed25519 (PEM), for the manifest and
     the plans.
 
@@ -116,7 +117,9 @@ def build_bundle(
     files = {MODEL_FILES[precision]: graph for precision, graph in graphs.items()}
     files |= golden_files(images, np.stack([one for one, _ in answers]), np.stack([each for _, each in answers]), maps)
     files["reference.npz"] = _reference(source, progress)
-    files["model_card.md"] = model_card(source, judge.checks, kept, image_size, flops, weight_bytes).encode()
+    files["model_card.md"] = model_card(
+        source, judge.checks, kept, image_size, flops, weight_bytes, judge.entropy_error
+    ).encode()
     return write_bundle(
         out,
         backbone=source.backbone,

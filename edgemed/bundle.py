@@ -65,12 +65,15 @@ class Bundle:
         return self.read(name)
 
     def golden(self) -> tuple[Golden, ...]:
-        """The golden images with the reference's outputs: (image, probabilities, members) each."""
+        """The golden images with the reference's outputs, and an entropy map each where the manifest states one."""
         names = [name for name in self.manifest.files if name.startswith("golden/")]
         golden = golden_from_files({name: self.read(name) for name in names})
         expected = (len(self.manifest.member_names), len(self.manifest.labels))
         if any(item.members.shape != expected or item.probabilities.shape != expected[1:] for item in golden):
             raise InputError(f"{self.path}: the golden outputs have other labels or members than the manifest; {AGAIN}")
+        wanted = (self.manifest.size // 32,) * 2 if self.manifest.entropy else None
+        if any((None if item.entropy is None else item.entropy.shape) != wanted for item in golden):
+            raise InputError(f"{self.path}: the golden outputs have other entropy maps than the manifest; {AGAIN}")
         return golden
 
     def reference(self) -> Reference:

@@ -23,8 +23,12 @@ def model_card(
     image_size: Sides,
     flops: int,
     weight_bytes: int,
+    entropy_error: float | None = None,
 ) -> str:
-    """checks: engines that were compared with PyTorch, and how it went; kept: layers of the fp16 graph left at fp32."""
+    """checks: engines that were compared with PyTorch, and how it went; kept: layers of the fp16 graph left at fp32.
+
+    entropy_error: the largest of the output `entropy`, in bits; None without that output.
+    """
     metrics, ensemble = source.metrics, source.metrics["ensemble"]
     low, typical, high = image_size
     splits = [*(split for split in SPLITS if split in source.counts), *(source.counts.keys() - set(SPLITS))]
@@ -50,6 +54,10 @@ def model_card(
             for name in source.labels
         ),
         checks=_table((what, found.n, f"{found.max_prob_error:.1e}", len(found.flips)) for what, found in checks),
+        entropy=""
+        if entropy_error is None
+        else "\nThe output `entropy`, bits per 32-pixel patch of the resized image, lies within "
+        f"{entropy_error:.1e} bit of its definition on these images.\n",
         kept=f"These layers would overflow in fp16 and stay fp32: {', '.join(kept)}." if kept else "",
     )
 
@@ -100,7 +108,7 @@ On the source's images at their own sizes. A CPU executes the fp16 graph in fp32
 | engine | images | largest probability error | changed labels |
 |---|---|---|---|
 {checks}
-
+{entropy}
 ## Limits
 
 - Quality on images of other devices, hospitals or patients than the training data's is not known.

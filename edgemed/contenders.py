@@ -1,8 +1,8 @@
 """What a user would otherwise do with the same ensemble, each as a call from uint8 pixels to probabilities.
 
-Why: "fast" means nothing beside a slow opponent. Each contender is what a competent user would write, gets the same
-pixels and as many threads, computes in float32 like the bundle, and has to give the bundle's probabilities before it is
-timed. One that differs is reported with its error, one that cannot run with the reason; neither gets a time.
+Why: "fast" means nothing beside a slow opponent. Each is what a competent user would write, gets the same pixels and as
+many threads, computes in float32 like the bundle, and has to give the bundle's probabilities before it is timed. One
+that differs is reported with its error, one that cannot run with the reason; neither gets a time.
 
     edgemed bench BUNDLE --compare RUN        # RUN: what the bundle was built from; "none": without PyTorch
 
@@ -66,6 +66,8 @@ def contenders(model: Model, ensemble: Ensemble | None, shape: tuple[int, ...]) 
     torch_ = f"inference_mode, {threads} threads" if device == "cpu" else "inference_mode, on the GPU, without TF32"
 
     def given() -> Ensemble:
+        if model.bundle.manifest.entropy:
+            raise InputError("computes no entropy, as this bundle does; compare one that is built without it")
         if ensemble is None:
             raise InputError("needs the run that the bundle was built from: --compare RUN")
         return ensemble
@@ -101,9 +103,8 @@ def compared(
     """Check and time `model` and every one of `others` on requests of `batch` images of `side` pixels (None: typical).
 
     {"request": shape; "rounds"; "bundle": {"what", "p50_ms"}; "timed": {name: {"what", "max_prob_error", "p50_ms",
-    "times_bundle"}}; "not_timed": {name: reason}}. p50_ms and times_bundle are intervals: times_bundle is how many
-    times the bundle's latency this one takes, so above 1 the bundle is faster. seconds: for each of them on
-    average; there are at least `MIN_ROUNDS`.
+    "times_bundle"}}; "not_timed": {name: reason}}. p50_ms and times_bundle are intervals: times_bundle is how often
+    the bundle's latency goes into this one's, so above 1 the bundle is faster. seconds: for each on average.
 
     Raises GateError where the bundle itself differs from its golden images.
     """
@@ -293,7 +294,7 @@ def _onnxruntime(model: Model) -> Predict:
     )
 
     def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        answer: NDArray[np.float32] = session.run(["probabilities"], {"image": pixels})[0]
+        answer: NDArray[np.float32] = session.run(None, {"image": pixels})[0]
         return answer
 
     return predict

@@ -79,7 +79,8 @@ def golden_files(
     } != {len(images)}:
         raise InputError(
             f"golden images need one row of outputs each: {len(images)} images, "
-            f"probabilities {mean.shape}, members {each.shape}"
+            f"probabilities {mean.shape}, members {each.shape}, "
+            f"entropy maps {None if entropy is None else len(entropy)}"
         )
     files: dict[str, bytes] = {}
     rows = []

@@ -171,10 +171,12 @@ class Model:
             shapes |= {ENTROPY: (0, side, side)} if manifest.entropy else {}
             return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         outputs = self.session.run(batch)
+        if (ENTROPY in outputs) != manifest.entropy:
+            raise InputError(f"{self.bundle.path}: the engine and the manifest state other outputs; build it again")
         # A NaN would still have an argmax, and so a label.
         if not all(np.isfinite(values).all() for values in outputs.values()):
             raise GateError(
-                f"{self.runtime} computed a probability that is not a finite number; do not use this engine: "
+                f"{self.runtime} computed what is not a finite number; do not use this engine: "
                 f"run `edgemed inspect {self.bundle.path} --self-test`, and take another --runtime or --precision"
             )
         return outputs

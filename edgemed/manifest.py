@@ -17,7 +17,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import from_json
 
 from edgemed.errors import InputError, one_line
@@ -130,7 +139,7 @@ class Manifest(Strict):
     the same files, labels and contract give the same id on every machine. checksum: sha256 over all other fields.
     size: side in pixels to which the graph resizes. flops: floating-point operations for one image at opt_side, two per
     multiply-add. weight_bytes: bytes of all members' weights at fp32. temperatures: one per member. entropy: whether
-    the graphs have the output `entropy` too, (N, size / 32, size / 32).
+    the graphs have the output `entropy` too, (N, size / 32, size / 32); written down only where they have.
     """
 
     schema_version: Literal[1]
@@ -146,7 +155,7 @@ class Manifest(Strict):
     size: Side
     flops: Count
     weight_bytes: Count
-    entropy: bool
+    entropy: bool = False
     operating_point: OperatingPoint | None = None
     files: dict[FileName, FileEntry]
 
@@ -165,6 +174,13 @@ class Manifest(Strict):
             if name not in self.files:
                 raise ValueError(f"files must list {name}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = written(self)
+        if not self.entropy:
+            fields.pop("entropy", None)
+        return fields
 
 
 _Document = TypeVar("_Document", bound=BaseModel)

@@ -185,7 +185,7 @@ class Kernels:
 def modules(cuda: Cuda, refuses: bool = False, kernels: Kernels | None = None, entropy: bool = False) -> Any:
     """A stand-in for the module tensorrt_rtx; with `kernels`, one that compiles on the device."""
     names = {"image": (-1, -1, -1, 3), "probabilities": (-1, 3), "member_probabilities": (-1, 2, 3)}
-    names |= {"entropy": (-1, 1, 1)} if entropy else {}
+    names |= {"entropy": (-1, 2, 2)} if entropy else {}
     engine = SimpleNamespace(
         num_io_tensors=len(names),
         get_tensor_name=lambda k: list(names)[k],

@@ -14,6 +14,7 @@ from cpp_build import ROOT, certificate_record, probe
 from edgemed import preflight, runtimes
 from edgemed.errors import InputError
 from edgemed.manifest import Manifest, canonical_bytes, parse, sha256_of
+from edgemed.pack import write_bundle
 from edgemed.records import PlanRecord
 
 
@@ -26,7 +27,8 @@ def resealed(document: dict[str, Any]) -> bytes:
 
 
 VALUES: tuple[Any, ...] = (
-    None, True, 0, 1, -1, 2, 1.0, 0.5, 1e-7, 1e22, 2**62, 2**62 + 1, 2**70, "", " x", "x\u200b", "é", "a\nb", [], {},
+    None, True, False,
+    0, 1, -1, 2, 1.0, 0.5, 1e-7, 1e22, 2**62, 2**62 + 1, 2**70, "", " x", "x\u200b", "é", "a\nb", [], {},
     [1], ["a", "a"], ["a", "b"], [1, 2], [3, 2, 1], [1.5, 2], "fp32", "certified", "0" * 64, "0" * 16,
     "2026-01-01T00:00:00Z",
 )  # fmt: skip
@@ -68,7 +70,7 @@ def test_documents_are_refused_exactly_where_python_refuses_them(
     monkeypatch.syspath_prepend(ROOT / "tests" / "cpp")  # for this test alone: a folder in it is named like tensorrt
     from golden_files import POINT
 
-    bundle = tiny.bundle(tmp_path / "bundle", operating_point=POINT)
+    bundle = write_bundle(tmp_path / "bundle", **tiny.entropy_fields() | {"operating_point": POINT})
     files, refusals = [], []
     if kind == "manifest":
         made = variants(bundle.manifest.model_dump(mode="json"))

@@ -13,7 +13,7 @@ import pytest
 import test_build
 import tiny_bundles as tiny
 import torch
-from cpp_build import BUNDLE, GATE, OK, opened, probe
+from cpp_build import BUNDLE, GATE, OK, RUNTIME, opened, probe
 from PIL import Image
 from test_build import SIDES, Made
 from test_export import ensemble_of
@@ -23,6 +23,7 @@ from edgemed import build
 from edgemed.ensemble import Ensemble, entropy_map
 from edgemed.errors import GateError, InputError
 from edgemed.export import onnx_from_ensemble
+from edgemed.gates import check_entropy, check_rows
 from edgemed.images import image_from_file
 from edgemed.infer import Model
 from edgemed.kernels import reference
@@ -36,6 +37,7 @@ from edgemed.sources import source_from_run
 pytestmark = pytest.mark.usefixtures("cache")
 made = test_build.made
 TOLERANCE = 0.02  # bits
+SHAPES = {"probabilities": (3, 2), "member_probabilities": (3, 2, 2), "entropy": (3, 2, 2)}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -50,12 +52,13 @@ def test_the_graph_gives_the_entropy_of_the_resized_image(precision: str) -> Non
             module.open_session(one, precision=precision, threads=1, cache_key=sha256_of(one)) for one in (graph, plain)
         )
         for image in images:
-            found, plain_found = with_map.run(image[None]), without.run(image[None])
+            batch = np.stack([image, 255 - image // 3])  # two rows, each with a map of its own
+            found, plain_found = with_map.run(batch), without.run(batch)
             pixels = torch.nn.functional.interpolate(
-                torch.from_numpy(image).permute(2, 0, 1)[None].float(), (64, 64), mode="bilinear", antialias=True
+                torch.from_numpy(batch).permute(0, 3, 1, 2).float(), (64, 64), mode="bilinear", antialias=True
             )
             stored = pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-            assert found["entropy"].shape == (1, 2, 2)
+            assert found["entropy"].shape == (2, 2, 2)
             np.testing.assert_allclose(found["entropy"], reference.patch_entropy(stored, 32), atol=TOLERANCE)
             np.testing.assert_allclose(found["probabilities"], plain_found["probabilities"], atol=1e-6)
 
@@ -83,12 +86,13 @@ def test_a_bundle_built_with_it_gives_it_with_every_prediction(made: Made, tmp_p
     assert plain.entropy is None and "entropy" not in plain.as_dict()
 
 
+@pytest.mark.parametrize("constant", [6.5, np.nan])
 def test_a_graph_whose_entropy_is_wrong_is_never_written(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, constant: float
 ) -> None:
     def export(ensemble: Ensemble, precision: str, **settings: Any) -> bytes:
         graph = onnx.load_from_string(made.bundle.read_model(precision))  # a constant map, as from a broken exporter
-        flat = onnx.numpy_helper.from_array(np.full((1, 1, 1), 6.5, np.float32), "flat")
+        flat = onnx.numpy_helper.from_array(np.full((1, 1, 1), constant, np.float32), "flat")
         graph.graph.initializer.append(flat)
         graph.graph.node.append(onnx.helper.make_node("Identity", ["flat"], ["entropy"]))
         graph.graph.output.append(onnx.helper.make_tensor_value_info("entropy", onnx.TensorProto.FLOAT, [1, 1, 1]))
@@ -116,7 +120,34 @@ def test_every_row_of_a_batch_has_its_own_map(runtime: str, tmp_path: Path) -> N
     for batch in (1, 2):
         found = [prediction.entropy for prediction in model(images, batch=batch)]
         np.testing.assert_allclose(found, tiny.entropy(np.stack(images)), rtol=1e-5)
-    assert model.outputs(np.stack(images)[:0])["entropy"].shape == (0, 1, 1)
+    assert model.outputs(np.stack(images)[:0])["entropy"].shape == (0, 2, 2)
+
+
+def test_a_map_is_judged_in_every_row_and_place() -> None:
+    true = np.array([[1, 2], [3, 4]], np.float32)
+    assert check_entropy([true, true], [true[None], np.stack([true, true + np.float32(0.015)])], "it") == pytest.approx(
+        0.015, abs=1e-6
+    )
+    for wrong in (0.03, np.nan, np.inf):
+        for row, column in np.ndindex(2, 2):
+            rows = np.stack([true, true])
+            rows[1, row, column] += wrong
+            with pytest.raises(GateError, match="largest error"):
+                check_entropy([true, true], [true[None], rows], "it")
+    for shape in ((1, 1, 1), (2, 2), (1, 3, 3), (0, 2, 2)):
+        with pytest.raises(GateError, match="gives entropy maps of the shape"):
+            check_entropy([true], [np.ones(shape)], "it")
+
+
+def test_a_batch_is_compared_with_a_single_image_row_by_row() -> None:
+    true = {name: np.full(shape, 0.5, np.float32) for name, shape in SHAPES.items()}
+    few = {name: values[:1] for name, values in true.items()}
+    check_rows(few, true, "fp32", "a batch of 3 against 1,")
+    for name, message in {"probabilities": "probab", "member_probabilities": "member", "entropy": "entropy"}.items():
+        wrong = {key: values.copy() for key, values in true.items()}
+        wrong[name][2].flat[1] += 0.03
+        with pytest.raises(GateError, match=f"a batch of 3 against 1,.*{message}"):
+            check_rows(few, wrong, "fp32", "a batch of 3 against 1,")
 
 
 @pytest.mark.parametrize(("error", "right"), [(0.01, True), (0.03, False)])
@@ -133,11 +164,17 @@ def test_the_self_test_judges_the_entropy_too(error: float, right: bool, build: 
     assert right or message in found["message"]
 
 
-def test_an_engine_without_the_promised_entropy_fails_its_self_test(tmp_path: Path) -> None:
-    fields = tiny.entropy_fields()
-    fields["files"]["model.fp32.onnx"] = tiny.model()
-    with pytest.raises(GateError, match="gives no entropy"):
-        edgemed.load(write_bundle(tmp_path / "bundle", **fields), runtime="openvino").self_test()
+@pytest.mark.parametrize("promised", [True, False])
+def test_an_engine_with_other_outputs_than_the_manifest_states_does_not_run(
+    promised: bool, build: Path, tmp_path: Path
+) -> None:
+    fields = tiny.entropy_fields() if promised else tiny.fields()
+    fields["files"]["model.fp32.onnx"] = tiny.model(entropy=not promised)
+    bundle = write_bundle(tmp_path / "bundle", **fields)
+    with pytest.raises(InputError, match="state other outputs"):
+        edgemed.load(bundle, runtime="openvino").predict_pixels(tiny.image(1)[None])
+    found = opened(build, bundle.path, "openvino")
+    assert (found["status"], "other outputs than the manifest" in found["message"]) == (RUNTIME, True), found
 
 
 def test_the_c_library_gives_the_map_that_python_gives(build: Path, tmp_path: Path) -> None:
@@ -149,13 +186,26 @@ def test_the_c_library_gives_the_map_that_python_gives(build: Path, tmp_path: Pa
     assert probe(build, "entropy", plain, tmp_path / "image.png") == []
 
 
-def test_golden_maps_must_fit_the_manifest(build: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrong", ["none", "one missing", "smaller", "not promised"])
+def test_golden_maps_must_fit_the_manifest(wrong: str, build: Path, tmp_path: Path) -> None:
     fields = tiny.entropy_fields()
     outputs = json.loads(fields["files"]["golden/outputs.json"])
-    del outputs["images"][0]["entropy"]
+    for image in outputs["images"][: 0 if wrong == "not promised" else 1 if wrong == "one missing" else 2]:
+        image["entropy"] = [[1.5]]
+        if wrong != "smaller":
+            del image["entropy"]
     fields["files"]["golden/outputs.json"] = canonical_bytes(outputs)
-    found = opened(build, write_bundle(tmp_path / "bundle", **fields).path, "openvino", self_test=1)
+    if wrong == "not promised":
+        fields |= {"entropy": False, "files": fields["files"] | {"model.fp32.onnx": tiny.model()}}
+    bundle = write_bundle(tmp_path / "bundle", **fields)
+    with pytest.raises(InputError, match="other entropy maps than the manifest"):
+        edgemed.load(bundle, runtime="openvino").self_test()
+    found = opened(build, bundle.path, "openvino", self_test=1)
     assert (found["status"], "entropy" in found["message"]) == (BUNDLE, True), found
+
+
+def test_a_bundle_without_it_is_written_as_before_it_was_there(tmp_path: Path) -> None:
+    assert b"entropy" not in (tiny.bundle(tmp_path / "bundle").path / "manifest.json").read_bytes()
 
 
 def test_a_manifest_that_promises_part_of_a_patch_is_refused(tmp_path: Path) -> None:

@@ -269,3 +269,16 @@ def test_a_killed_training_ends_as_an_undisturbed_one(
     assert kills > 0
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert _content(run) == _content(tiny_run)
+
+
+def test_with_entropy_reaches_the_engine_the_card_and_the_predictions(
+    edgemed: Edgemed, capsys: pytest.CaptureFixture[str], tiny_run: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    flags = ("--runtime", "none", "--precision", "fp32", "--with-entropy")
+    assert edgemed("build-engine", tiny_run, "--out", bundle, *flags) == 0
+    assert "entropy 1 x 1 patches of 32 px, in bits" in " ".join(capsys.readouterr().out.split())
+    assert edgemed("predict", bundle, next(phantoms.glob("*/*.png")), "--json") == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert 0 < answer["entropy"][0][0] <= 8
+    assert "bits per 32-pixel patch of the resized image, lies within" in (bundle / "model_card.md").read_text()

@@ -1,7 +1,7 @@
 """A bundle small enough to make in milliseconds, with its answers computed by numpy: no training, no torch.
 
 The graph: uint8 (N, H, W, 3) -> mean colour (N, 3) in 0..1 -> per member a matrix product and softmax -> mean.
-With the output `entropy`, what stands there is a map of one value: the mean of all pixels over 32.
+With the output `entropy`, what stands there is a map of 2 x 2 values: the mean of all pixels, times `MAP`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from edgemed.pack import write_bundle
 
 LABELS = ("benign", "malignant", "normal")
 MEMBERS = ("imagenet", "mae")
+MAP = np.array([[1, 2], [3, 4]], dtype=np.float32) / 128
 WEIGHTS = np.random.default_rng(7).normal(size=(2, 3, 3)).astype(np.float32) * 4  # (member, colour, label)
 
 
@@ -56,13 +57,13 @@ def model(weights: NDArray[np.float32] = WEIGHTS, entropy: bool = False) -> byte
     ]
     if entropy:
         constants.append(numpy_helper.from_array(np.array([1, 2], dtype=np.int64), "after"))
-        constants.append(numpy_helper.from_array(np.array(32, dtype=np.float32), "most"))
+        constants.append(numpy_helper.from_array(MAP, "map"))
         nodes += [
             node("ReduceMean", ["mean", "one"], ["grey"], keepdims=0),
-            node("Div", ["grey", "most"], ["bits"]),
-            node("Unsqueeze", ["bits", "after"], ["entropy"]),
+            node("Unsqueeze", ["grey", "after"], ["one_by_one"]),
+            node("Mul", ["one_by_one", "map"], ["entropy"]),
         ]
-        outputs.append(helper.make_tensor_value_info("entropy", TensorProto.FLOAT, ["N", 1, 1]))
+        outputs.append(helper.make_tensor_value_info("entropy", TensorProto.FLOAT, ["N", 2, 2]))
     graph = helper.make_graph(
         nodes,
         "tiny",
@@ -87,8 +88,8 @@ def expected(
 
 
 def entropy(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What the graph gives as entropy for (N, H, W, 3): (N, 1, 1)."""
-    return (images.reshape(len(images), 1, 1, -1).mean(axis=3, dtype=np.float64) / 32).astype(np.float32)
+    """What the graph gives as entropy for (N, H, W, 3): (N, 2, 2)."""
+    return (images.reshape(len(images), 1, 1, -1).mean(axis=3, dtype=np.float64) * MAP).astype(np.float32)
 
 
 def image(seed: int, height: int = 40, width: int = 56) -> NDArray[np.uint8]:
@@ -130,7 +131,7 @@ def entropy_fields(error: float = 0) -> dict[str, Any]:
     outputs = [np.concatenate(each) for each in zip(*(expected(one[None]) for one in images), strict=True)]
     golden = golden_files(images, *outputs, [entropy(one[None])[0] + np.float32(error) for one in images])
     files = fields()["files"] | {f"model.{each}.onnx": model(entropy=True) for each in ("fp32", "fp16")} | golden
-    return fields(entropy=True, files=files)
+    return fields(entropy=True, size=64, files=files)
 
 
 def bundle(out: Path, **changes: Any) -> Bundle:

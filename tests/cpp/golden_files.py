@@ -4,8 +4,10 @@ CTest runs it before the tests; by hand: python tests/cpp/golden_files.py build/
 version is kept; delete the folder, or raise VERSION, to have it written again.
 
     cases.json      {"version", "cases": [{"bundle", "images": [{"file", "format", "height", "width", "stride"}], or
-                    "encoded", "probabilities" [N][K], "members" [N][M][K], "decisions", "disagreements", "sets"}]}
-    bundle/ point/  a tiny bundle, and one with an operating point: ONNX for OpenVINO, and a plan for the stub module
+                    "encoded", "probabilities" [N][K], "members" [N][M][K], "decisions", "disagreements", "sets",
+                    "entropy" [N][E][E] or null each}]}
+    bundle/ point/  a tiny bundle, and one with an operating point and the output entropy: ONNX for OpenVINO, and a plan
+                    for the stub module
     *.raw *.png *.jpg
 """
 
@@ -31,10 +33,10 @@ from edgemed.files import write_json
 from edgemed.images import image_from_pixels
 from edgemed.infer import Model, Prediction
 from edgemed.manifest import OperatingPoint, sha256_of
-from edgemed.pack import add_plan
+from edgemed.pack import add_plan, write_bundle
 from edgemed.records import PlanRecord
 
-VERSION = 1
+VERSION = 2
 STUB_PLAN = b"vtrt" + bytes(20) + bytes([1, 7, 1, 116]) + bytes(100)
 POINT = OperatingPoint(
     images=100,
@@ -90,6 +92,7 @@ def answers(found: list[Prediction]) -> dict[str, Any]:
         "decisions": [one.decision for one in found],
         "disagreements": [one.disagreement for one in found],
         "sets": [None if one.prediction_set is None else list(one.prediction_set) for one in found],
+        "entropy": [one.entropy for one in found],
     }
 
 
@@ -121,7 +124,8 @@ def write(out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     plain = edgemed.load(with_plan(tiny.bundle(out / "bundle")), runtime="openvino", threads=1)
-    point = edgemed.load(with_plan(tiny.bundle(out / "point", operating_point=POINT)), runtime="openvino", threads=1)
+    fields = tiny.entropy_fields() | {"operating_point": POINT}
+    point = edgemed.load(with_plan(write_bundle(out / "point", **fields)), runtime="openvino", threads=1)
     cases = []
     for form in CHANNELS:
         cases.append(raw_case(out, plain, f"{form}-packed", form, (40, 56), 1, 0))

@@ -1,5 +1,6 @@
 // A module that stands for TensorRT-RTX 1.7.1.116 on an sm86: it shows what the library does around a runtime, without
-// one. Member m's share of label k is proportional to 1 + the mean of channel (k + m) % 3; device memory is host memory.
+// one. Member m's share of label k is proportional to 1 + the mean of channel (k + m) % 3; its entropy map counts from the mean of red on; device memory is
+// host memory.
 // The first pixel makes it misbehave: (255, 0, 1) fails the request, (255, 0, 2) answers with a NaN.
 #include <cmath>
 #include <cstdlib>
@@ -16,7 +17,7 @@ using namespace edgemed::impl;
 
 struct Plan {
     std::unique_ptr<uint8_t[]> bytes;
-    int labels, members;
+    int labels, members, entropy_side;
     int64_t batch[3];
 };
 
@@ -58,6 +59,8 @@ public:
                     mean[k] += each[k] / float(members);
                 }
             }
+            const size_t values = size_t(plan_->entropy_side) * size_t(plan_->entropy_side);
+            for (size_t k = 0; k < values; ++k) answers.entropy[size_t(n) * values + k] = float(sums[0] / double(area)) + float(k);
             if (pixels[0] == 255 && pixels[1] == 0 && pixels[2] == 2) mean[labels - 1] = std::nanf("");
             if (pixels[0] == 255 && pixels[1] == 0 && pixels[2] == 3 && n > 0) std::swap(mean[0], mean[1]);
         }
@@ -92,7 +95,7 @@ public:
         auto plan = std::make_shared<Plan>();
         plan->bytes.reset(new uint8_t[source.size]);
         std::memcpy(plan->bytes.get(), source.data, source.size);
-        plan->labels = source.labels, plan->members = source.members;
+        plan->labels = source.labels, plan->members = source.members, plan->entropy_side = source.entropy_side;
         std::memcpy(plan->batch, source.batch, sizeof plan->batch);
         return new StubSession(plan);
     }

@@ -47,6 +47,12 @@ void compare(const edgemed::Model& model, const Json& item, const std::vector<ed
         CHECK(found[i].decision == item["decisions"][i], "%s %zu: %s", name.c_str(), i, found[i].decision.c_str());
         CHECK(std::fabs(found[i].disagreement - item["disagreements"][i].get<double>()) <= tolerance, "%s", name.c_str());
         CHECK(found[i].has_set == !item["sets"][i].is_null(), "%s", name.c_str());
+        std::vector<float> map;
+        for (const Json& row : item["entropy"][i])
+            for (const Json& bits : row) map.push_back(bits);
+        CHECK(found[i].entropy.size() == map.size() && map.empty() == (item["bundle"] == "bundle"), "%s", name.c_str());
+        for (std::size_t k = 0; k < map.size(); ++k)
+            CHECK(std::fabs(found[i].entropy[k] - map[k]) <= 1e-5, "%s %zu", name.c_str(), i);
         Json set = Json::array();
         for (const std::size_t label : found[i].set) set.push_back(model.labels()[label]);
         CHECK(!found[i].has_set || set == item["sets"][i], "%s %zu", name.c_str(), i);
@@ -59,7 +65,7 @@ int main(int, char** arguments) {
     const std::string data = arguments[1];
     const auto text = content(data + "/cases.json");
     const Json golden = Json::parse(text.begin(), text.end());
-    CHECK(golden["version"] == 1, "golden files of another version: delete %s", data.c_str());
+    CHECK(golden["version"] == 2, "golden files of another version: delete %s", data.c_str());
     edgemed_options options = edgemed_options_default();
     options.runtime = "openvino";
     options.threads = 1;

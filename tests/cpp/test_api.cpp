@@ -137,6 +137,37 @@ void errors_belong_to_their_thread(edgemed_model* model) {
     CHECK(last_error_has("/nowhere does not exist"));
 }
 
+void an_entropy_map_is_of_the_last_request_alone(const std::string& bundle, const edgemed_options& options) {
+    edgemed_model *model = nullptr, *clone = nullptr;
+    CHECK(edgemed_open(bundle.c_str(), &options, &model) == EDGEMED_OK && edgemed_clone(model, &clone) == EDGEMED_OK);
+    CHECK(edgemed_entropy_side(model) == 2 && !edgemed_entropy(model));
+    Request first(10, 20, 30), second(50, 20, 30);
+    const auto answered = [&] {
+        const bool ran = edgemed_predict(model, &first.image, 1, &first.outputs) == EDGEMED_OK;
+        const float* map = edgemed_entropy(model);
+        return ran && map && near(map[0], 10) && near(map[3], 13);
+    };
+    CHECK(answered());
+    CHECK(!edgemed_entropy(clone));
+    const edgemed_image both[2] = {first.image, second.image};
+    CHECK(edgemed_predict(model, both, 2, &first.outputs) == EDGEMED_OK);
+    CHECK(near(edgemed_entropy(model)[3], 13) && near(edgemed_entropy(model)[4], 50) && near(edgemed_entropy(model)[7], 53));
+    edgemed_image wrong = first.image;
+    wrong.stride = 5;
+    CHECK(answered() && edgemed_predict(model, &wrong, 1, &first.outputs) != EDGEMED_OK && !edgemed_entropy(model));
+    CHECK(answered() && edgemed_predict_encoded(model, "no image", 8, &first.outputs) != EDGEMED_OK);
+    CHECK(!edgemed_entropy(model));
+    CHECK(answered() && edgemed_predict(model, nullptr, 1, &first.outputs) != EDGEMED_OK && !edgemed_entropy(model));
+    CHECK(answered() && edgemed_predict(model, &first.image, 0, &first.outputs) == EDGEMED_OK && !edgemed_entropy(model));
+    Request failing(255, 0, 1), nan(255, 0, 2);
+    CHECK(answered() && edgemed_predict(model, &failing.image, 1, &first.outputs) != EDGEMED_OK && !edgemed_entropy(model));
+    CHECK(answered() && edgemed_predict(model, &nan.image, 1, &first.outputs) != EDGEMED_OK && !edgemed_entropy(model));
+    CHECK(answered());
+    edgemed_close(model);
+    edgemed_close(clone);
+    CHECK(!edgemed_entropy(nullptr) && edgemed_entropy_side(nullptr) == 0);
+}
+
 void options_are_checked(const std::string& bundle, const edgemed_options& good) {
     edgemed_model* model = nullptr;
     edgemed_options options = good;
@@ -200,6 +231,7 @@ int main(int, char** arguments) {
     device_memory_goes_to_the_runtime(clone);
     errors_belong_to_their_thread(nullptr);
     edgemed_close(clone);
+    an_entropy_map_is_of_the_last_request_alone(std::string(arguments[1]) + "/point", options);
     options_are_checked(bundle, options);
     the_wrapper_gives_the_same(bundle, options);
     CHECK(edgemed_version()[0] != '\0');

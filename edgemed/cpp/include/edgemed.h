@@ -47,7 +47,7 @@ typedef struct edgemed_model edgemed_model; /* an open bundle on a runtime */
 /* 0 to 3 are the exit codes of the command line too. */
 typedef enum edgemed_status {
     EDGEMED_OK = 0,
-    EDGEMED_ERROR_INTERNAL = 1, /* out of memory, or a probability that is not a finite number: do not use the engine */
+    EDGEMED_ERROR_INTERNAL = 1, /* out of memory, or an answer that is not a finite number: do not use the engine */
     EDGEMED_ERROR_INPUT = 2,    /* an argument or an image is wrong; other images may be fine */
     EDGEMED_ERROR_GATE = 3,     /* the self-test's answers differ from the reference's */
     EDGEMED_ERROR_BUNDLE = 4,   /* the bundle, a plan, a key or a signature is wrong, damaged or missing */
@@ -124,8 +124,8 @@ EDGEMED_API edgemed_status edgemed_predict_device(edgemed_model* model, const vo
                                                   void* cuda_stream, const edgemed_outputs* outputs);
 
 /* Of a bundle built --with-entropy: bits per 32-pixel patch of what the last request's n images were resized to, (n, E, E)
- * with E = edgemed_entropy_side(model). NULL of another bundle (E is 0), or where the last request failed. Belongs to the
- * handle, and stays as it is until its next request. */
+ * with E = edgemed_entropy_side(model). NULL of another bundle (E is 0), and where the last request failed or held no
+ * image. Belongs to the handle, and stays as it is until its next request. */
 EDGEMED_API const float* edgemed_entropy(const edgemed_model* model);
 EDGEMED_API int edgemed_entropy_side(const edgemed_model* model);
 

@@ -148,9 +148,12 @@ double Fields::number(const char* name, double low, double high) {
 }
 
 bool Fields::flag(const char* name) {
-    const Json& value = at(name);
-    if (!value.is_boolean()) throw FieldError(place(name), "should be true or false");
-    return value.get<bool>();
+    known_.insert(name);
+    const auto found = object_.find(name);
+    if (found == object_.end()) return false;
+    if (!found->is_boolean()) throw FieldError(place(name), "should be true or false");
+    if (!found->get<bool>()) object_.erase(found);
+    return object_.contains(name);
 }
 
 Json& Fields::array(const char* name) {

@@ -38,7 +38,7 @@ public:
     std::string matching(const char* name, const char* what, bool (*fits)(const std::string&));
     int64_t integer(const char* name, int64_t low, int64_t high);
     double number(const char* name, double low, double high);
-    bool flag(const char* name);                            // true or false
+    bool flag(const char* name);                            // true; false is what is missing, and is not written
     bool null(const char* name);                            // null, or missing, which then becomes null
     Json& at(const char* name);                             // any value
     Json& array(const char* name);

@@ -99,8 +99,10 @@ Shape checked_images(const edgemed_model& model, const edgemed_image* images, si
     return shape;
 }
 
-void check_arguments(const edgemed_model* model, const void* data, const edgemed_outputs* outputs) {
+// The first step of every request: what the one before it left is no answer any more.
+void begin(edgemed_model* model, const void* data, const edgemed_outputs* outputs) {
     require(model, "the model is NULL: call edgemed_open first, and check its status");
+    model->answered = false;
     require(data && outputs, "the image and the outputs must not be NULL");
 }
 
@@ -126,6 +128,7 @@ void open_model(const char* path, const edgemed_options& options, edgemed_model*
                       made->predict_rgb(pixels, shape, {probabilities, members, nullptr, nullptr});
                       return made->entropy();
                   });
+        made->answered = false;
     }
     *model = made.release();
 }
@@ -172,7 +175,7 @@ void edgemed_close(edgemed_model* model) { delete model; }
 edgemed_status edgemed_predict(edgemed_model* model, const edgemed_image* images, size_t n,
                                const edgemed_outputs* outputs) {
     return guarded([&] {
-        check_arguments(model, images, outputs);
+        begin(model, images, outputs);
         if (n == 0) return;
         const Shape shape = checked_images(*model, images, n);
         const uint8_t* pixels = static_cast<const uint8_t*>(images->data);
@@ -188,7 +191,7 @@ edgemed_status edgemed_predict(edgemed_model* model, const edgemed_image* images
 edgemed_status edgemed_predict_encoded(edgemed_model* model, const void* data, size_t size,
                                        const edgemed_outputs* outputs) {
     return guarded([&] {
-        check_arguments(model, data, outputs);
+        begin(model, data, outputs);
         Picture& picture = model->scratch.picture;
         decode(data, size, model->shared->limits, picture);
         model->predict_rgb(picture.pixels, {1, picture.height, picture.width}, *outputs);
@@ -198,7 +201,7 @@ edgemed_status edgemed_predict_encoded(edgemed_model* model, const void* data, s
 edgemed_status edgemed_predict_device(edgemed_model* model, const void* pixels, size_t n, int height, int width,
                                       void* cuda_stream, const edgemed_outputs* outputs) {
     return guarded([&] {
-        check_arguments(model, pixels, outputs);
+        begin(model, pixels, outputs);
         if (n == 0) return;
         const Shape shape = checked_shape(*model, n, height, width);
         model->predict(n, *outputs, [&](const Answers& found, Message& message) {

@@ -166,9 +166,10 @@ Manifest manifest_from(const Bytes& data, const std::string& where) {
         manifest.max_side = input.integer("max_side", manifest.opt_side, max_side);
         input.done();
         const int64_t size = fields.integer("size", 1, max_side);
-        if (fields.flag("entropy")) manifest.entropy_side = size / 32;
-        if (manifest.entropy_side * 32 != size && manifest.entropy_side)
+        const bool entropy = fields.flag("entropy");
+        if (entropy && size % 32)
             throw FieldError("entropy", "is of 32-pixel patches, and size " + std::to_string(size) + " has no whole ones");
+        if (entropy) manifest.entropy_side = size / 32;
         fields.integer("flops", 0, max_count);
         fields.integer("weight_bytes", 0, max_count);
         if (!fields.null("operating_point"))

@@ -28,7 +28,7 @@ struct Model {
     std::shared_ptr<const Shared> shared;
     std::unique_ptr<Session> session;
     Scratch scratch;
-    bool answered = false;  // whether the last request was: its entropy is in `scratch`
+    bool answered = false;  // whether the last request was, wholly: its entropy is in `scratch`
 
     size_t labels() const { return shared->bundle.manifest.labels.size(); }
     size_t members() const { return shared->bundle.manifest.member_names.size(); }
@@ -52,7 +52,6 @@ struct Model {
     // `run` fills the answers for n images; then they are checked, and decided.
     template <typename Run>
     void predict(size_t n, const edgemed_outputs& outputs, Run run) {
-        answered = false;
         const Answers found = answers(n, outputs);
         Message message;
         const edgemed_status status = run(found, message);
@@ -63,7 +62,7 @@ struct Model {
             !std::all_of(found.member_probabilities, found.member_probabilities + n * members() * labels(), finite) ||
             !std::all_of(found.entropy, found.entropy + n * entropy_values(), finite))
             throw Error(EDGEMED_ERROR_INTERNAL, shared->runtime +
-                                                    " computed a probability that is not a finite number; do not use "
+                                                    " computed what is not a finite number; do not use "
                                                     "this engine: run `edgemed inspect " +
                                                     shared->bundle.path + " --self-test`, and take another runtime or precision");
         for (size_t k = 0; k < n && (outputs.decisions || outputs.prediction_sets); ++k) {

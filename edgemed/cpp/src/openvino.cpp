@@ -144,6 +144,8 @@ private:
             if (result.model.output(k).get_names().count("member_probabilities")) result.members = k;
             if (result.model.output(k).get_names().count("entropy")) result.entropy = k;
         }
+        if (result.model.outputs().size() != (entropy ? 3 : 2) || (entropy && !result.entropy))
+            throw std::runtime_error("the graph has other outputs than the manifest says");
         return result;
     }
 

@@ -95,6 +95,8 @@ TensorRtEngine::TensorRtEngine(const Source& source, const char* device_name)
     check_tensor("image", nvinfer1::DataType::kUINT8, {-1, -1, 3});
     check_tensor("probabilities", nvinfer1::DataType::kFLOAT, {source.labels});
     check_tensor("member_probabilities", nvinfer1::DataType::kFLOAT, {source.members, source.labels});
+    if (engine_->getNbIOTensors() != (entropy ? 4 : 3))
+        throw Error(EDGEMED_ERROR_BUNDLE, "plan " + name + " has other outputs than the manifest says; build it again");
     if (entropy) check_tensor("entropy", nvinfer1::DataType::kFLOAT, {source.entropy_side, source.entropy_side});
     kernels_ = std::make_unique<Kernels>(*engine_, source, device_name);
     log_.opened();

@@ -60,6 +60,7 @@ public:
 class ICudaEngine {
 public:
     virtual ~ICudaEngine() noexcept = default;
+    virtual int32_t getNbIOTensors() const noexcept = 0;
     virtual Dims getTensorShape(char const* tensor) const noexcept = 0;
     virtual DataType getTensorDataType(char const* tensor) const noexcept = 0;
     virtual IRuntimeConfig* createRuntimeConfig() noexcept = 0;

@@ -81,6 +81,7 @@ class Engine final : public ICudaEngine {
 public:
     Engine(const std::string& plan, ILogger& log) : plan_(plan), log_(log) {}
 
+    int32_t getNbIOTensors() const noexcept override { return plan_ == "entropy" ? 4 : 3; }
     Dims getTensorShape(char const* tensor) const noexcept override {
         if (is(tensor, "image")) return {4, {-1, -1, -1, 3}};
         if (is(tensor, "probabilities")) return {2, {-1, plan_ == "labels" ? 4 : 3}};
