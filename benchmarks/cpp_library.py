@@ -28,7 +28,7 @@ class Options(ctypes.Structure):
         ("runtime", ctypes.c_char_p),
         ("precision", ctypes.c_char_p),
         ("threads", ctypes.c_int),
-        ("rest", ctypes.c_void_p * 6),
+        ("rest", ctypes.c_void_p * 7),
     )
 
 

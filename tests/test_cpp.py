@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import test_damaged as damaged
 import tiny_bundles as tiny
-from cpp_build import BUNDLE, OK, ROOT, RUNTIME, built, certificate_record, ctest, opened
+from cpp_build import BUNDLE, INPUT, OK, ROOT, RUNTIME, built, certificate_record, ctest, opened
 
 import edgemed
 from edgemed.pack import add_plan, put_record
@@ -132,6 +132,24 @@ def test_a_certified_plan_is_preferred_to_a_newer_one(build: Path, tmp_path: Pat
     add_plan(bundle, damaged.record(bundle, damaged.RTX, state="certified", certificate=certificate), damaged.RTX)
     found = opened(build, bundle.path, "auto")
     assert (found["runtime"], found["state"], found["warnings"]) == ("tensorrt-rtx", "certified", [])
+
+
+def test_a_plan_is_taken_by_its_id(build: Path, tmp_path: Path) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle")
+    for name, batch in (("one", (1, 1, 1)), ("several", (2, 2, 4))):
+        add_plan(bundle, damaged.record(bundle, damaged.RTX, id=name, batch=batch), damaged.RTX)
+    for name in ("one", "several"):
+        found = opened(build, bundle.path, "auto", plan=name)
+        assert (found["plan"], found["runtime"], found["state"]) == (name, "tensorrt-rtx", "built")
+    assert opened(build, bundle.path, "openvino")["plan"] is None
+    for options, message in (
+        ({"runtime": "auto", "plan": "sevral"}, "holds no plan 'sevral'. Known: one, several."),
+        ({"runtime": "openvino", "plan": "one"}, "plan one is for tensorrt-rtx, not openvino"),
+        ({"runtime": "auto", "plan": "one", "precision": "fp16"}, "plan one is fp32; ask for that precision"),
+        ({"runtime": "auto", "plan": ""}, "options.plan is a plan's id, or NULL"),
+    ):
+        found = opened(build, bundle.path, **options)
+        assert (found["status"], message in found["message"]) == (INPUT, True), found
 
 
 def test_a_graph_that_openvino_refuses_is_one_line(build: Path, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 // What tests/test_cpp.py asks for, as JSON on one line.
-//   probe open BUNDLE [runtime=NAME] [precision=P] [public_key=FILE] [plan_key=FILE] [uncertified=1] [self_test=1] [modules=DIR]
+//   probe open BUNDLE [runtime=NAME] [precision=P] [public_key=FILE] [plan_key=FILE] [uncertified=1] [self_test=1] [modules=DIR] [plan=ID]
 //   probe entropy BUNDLE IMAGE    the map that OpenVINO gives of a PNG or JPEG: [E * E] bits, [] where the bundle has none
 //   probe decode FILE...          writes the pixels of each into FILE.rgb, after a line "HEIGHT WIDTH"
 //   probe manifest|record FILE... null for each that is read, else status and message
@@ -34,13 +34,16 @@ Json opened(int count, char** arguments) {
         if (name == "public_key") options.public_key = value;
         if (name == "plan_key") options.plan_key = value;
         if (name == "modules") options.modules = value;
+        if (name == "plan") options.plan = value;
         if (name == "uncertified") options.uncertified = 1;
         if (name == "self_test") options.self_test = 1;
     }
     edgemed_model* model = nullptr;
     const int status = edgemed_open(arguments[2], &options, &model);
     if (status != EDGEMED_OK) return {{"status", status}, {"message", edgemed_last_error()}, {"warnings", warnings}};
-    const Json found = {{"status", 0},          {"runtime", edgemed_runtime(model)}, {"reason", edgemed_reason(model)},
+    const char* const plan = edgemed_plan(model);
+    const Json found = {{"status", 0}, {"plan", plan ? Json(plan) : Json()},
+                        {"runtime", edgemed_runtime(model)}, {"reason", edgemed_reason(model)},
                         {"state", edgemed_state(model)}, {"version", edgemed_runtime_version(model)},
                         {"bundle_id", edgemed_bundle_id(model)}, {"warnings", warnings}};
     edgemed_close(model);

@@ -75,6 +75,7 @@ typedef struct edgemed_options {
     const char* modules;    /* folder of the TensorRT modules; NULL = where this library lies */
     void (*warn)(const char* message, void* user); /* gets warnings, such as a runtime that is passed over, or NULL */
     void* user;                                    /* handed to warn */
+    const char* plan;       /* one of the bundle's plans, by its id, with "auto" or its own runtime; NULL = the best here */
 } edgemed_options;
 
 typedef struct edgemed_image {
@@ -140,6 +141,7 @@ EDGEMED_API const char* edgemed_bundle_id(const edgemed_model* model);
 EDGEMED_API const char* edgemed_runtime(const edgemed_model* model);         /* "openvino" */
 EDGEMED_API const char* edgemed_runtime_version(const edgemed_model* model); /* the runtime's own */
 EDGEMED_API const char* edgemed_reason(const edgemed_model* model);          /* why this runtime, and not the ones before it */
+EDGEMED_API const char* edgemed_plan(const edgemed_model* model); /* the id of the plan that runs; NULL: the ONNX file does */
 /* What is proven: "certified" on this very machine, "self-tested" where the plan was built, or "built". */
 EDGEMED_API const char* edgemed_state(const edgemed_model* model);
 

@@ -55,6 +55,7 @@ edgemed_options known_options(const edgemed_options* given) {
         std::memcpy(&options, given, given->size);
     }
     require(options.runtime && options.precision, "options.runtime and options.precision are texts, not NULL");
+    require(!options.plan || *options.plan, "options.plan is a plan's id, or NULL");
     require(options.threads >= 0 && options.threads <= 4096, "options.threads is 0 (all cores) to 4096");
     return options;
 }
@@ -112,6 +113,7 @@ void open_model(const char* path, const edgemed_options& options, edgemed_model*
     Choice choice;
     choice.runtime = options.runtime, choice.precision = options.precision;
     choice.threads = options.threads, choice.uncertified = options.uncertified != 0;
+    choice.plan = options.plan ? options.plan : "";
     choice.modules = options.modules ? options.modules : folder_of_this_library();
     choice.warn = {options.warn ? options.warn : no_warning, options.user};
     Engine engine = open_engine(bundle, choice);
@@ -120,7 +122,7 @@ void open_model(const char* path, const edgemed_options& options, edgemed_model*
     auto made = std::make_unique<edgemed_model>();
     made->session = std::move(engine.session);
     made->shared = std::make_shared<const Shared>(
-        Shared{std::move(bundle), engine.runtime, engine.version, engine.reason, engine.state, limits});
+        Shared{std::move(bundle), engine.runtime, engine.version, engine.reason, engine.state, engine.plan, limits});
     if (options.self_test) {
         const std::string what = made->shared->bundle.path + " on " + engine.runtime;
         self_test(made->shared->bundle, choice.precision, what, engine.taken,
@@ -243,6 +245,9 @@ const char* edgemed_runtime_version(const edgemed_model* model) {
     return model ? model->shared->version.c_str() : nullptr;
 }
 const char* edgemed_reason(const edgemed_model* model) { return model ? model->shared->reason.c_str() : nullptr; }
+const char* edgemed_plan(const edgemed_model* model) {
+    return model && !model->shared->plan.empty() ? model->shared->plan.c_str() : nullptr;
+}
 const char* edgemed_state(const edgemed_model* model) { return model ? model->shared->state.c_str() : nullptr; }
 
 const char* edgemed_last_error(void) { return last_error; }

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <filesystem>
 
+#include "document.hpp"
+
 namespace edgemed::impl {
 namespace {
 
@@ -88,7 +90,8 @@ Session* open_plan(const Bundle& bundle, const Choice& choice, Runtime& runtime,
     std::vector<PlanRecord> records = bundle.plans();
     records.erase(std::remove_if(records.begin(), records.end(),
                                  [&](const PlanRecord& one) {
-                                     return one.runtime != name || !one.plan || one.precision != choice.precision;
+                                     return one.runtime != name || !one.plan || one.precision != choice.precision ||
+                                            (!choice.plan.empty() && one.id != choice.plan);
                                  }),
                   records.end());
     if (records.empty())
@@ -129,6 +132,7 @@ Session* open_plan(const Bundle& bundle, const Choice& choice, Runtime& runtime,
     Source source = source_of(bundle, choice, plan, best->id, best->plan->sha256);
     std::copy(best->batch, best->batch + 3, source.batch);
     std::copy(best->image_side, best->image_side + 3, source.image_side);
+    engine.plan = best->id;
     engine.taken = {best->batch[0], best->image_side[0], best->image_side[2]};
     return opened(runtime, source);
 }
@@ -157,7 +161,31 @@ bool onnx_certified(const Bundle& bundle, const Choice& choice, const std::strin
 
 }  // namespace
 
-Engine open_engine(const Bundle& bundle, const Choice& choice) {
+namespace {
+
+// The runtime of the plan that is asked for. Throws where there is none, or it is of another runtime or precision.
+std::string runtime_of_plan(const Bundle& bundle, const Choice& choice) {
+    std::string known;
+    for (const PlanRecord& one : bundle.plans()) {
+        if (!one.plan) continue;
+        known += (known.empty() ? "" : ", ") + one.id;
+        if (one.id != choice.plan) continue;
+        if (choice.runtime != "auto" && choice.runtime != one.runtime)
+            throw Error(EDGEMED_ERROR_INPUT, "plan " + one.id + " is for " + one.runtime + ", not " + choice.runtime +
+                                                 "; leave the runtime to \"auto\"");
+        if (choice.precision != one.precision)
+            throw Error(EDGEMED_ERROR_INPUT, "plan " + one.id + " is " + one.precision + "; ask for that precision");
+        return one.runtime;
+    }
+    throw Error(EDGEMED_ERROR_INPUT, bundle.path + " holds no plan '" + printable(choice.plan) + "'" +
+                                         (known.empty() ? "" : ". Known: " + known) + ".");
+}
+
+}  // namespace
+
+Engine open_engine(const Bundle& bundle, const Choice& wanted) {
+    Choice choice = wanted;
+    if (!choice.plan.empty()) choice.runtime = runtime_of_plan(bundle, wanted);
     const bool named = choice.runtime != "auto";
     if (named && std::none_of(std::begin(order), std::end(order), [&](const char* name) { return choice.runtime == name; }))
         throw Error(EDGEMED_ERROR_INPUT,

@@ -13,11 +13,13 @@ struct Engine {
     std::unique_ptr<Session> session;
     std::string runtime, version, reason;
     std::string state;  // proven: "certified" in this very place, "self-tested" where it was built, or "built"
+    std::string plan;   // its id; "" where the ONNX file runs
     Taken taken;        // by the plan, if it is one
 };
 
 struct Choice {
     std::string runtime, precision;  // "auto" or a name; "fp32" or "fp16"
+    std::string plan;                // a plan's id, or "": the best
     int threads;
     bool uncertified;     // "auto" may take a plan that is not certified here
     std::string modules;  // folder of the TensorRT modules

@@ -14,7 +14,7 @@ namespace edgemed::impl {
 // What a handle and its clones share: read only after the bundle is open.
 struct Shared {
     Bundle bundle;
-    std::string runtime, version, reason, state;
+    std::string runtime, version, reason, state, plan;
     SideLimits limits;
 };
 
