@@ -21,14 +21,13 @@ REFER = -1
 
 
 class Options(ctypes.Structure):
-    """edgemed_options; the fields behind `threads` keep the library's defaults."""
+    """The first fields of edgemed_options; those behind `threads` keep the library's defaults."""
 
     _fields_ = (
         ("size", ctypes.c_size_t),
         ("runtime", ctypes.c_char_p),
         ("precision", ctypes.c_char_p),
         ("threads", ctypes.c_int),
-        ("rest", ctypes.c_void_p * 7),
     )
 
 
@@ -88,13 +87,12 @@ class Model:
 
     def __init__(self, bundle: Path, threads: int) -> None:
         self._c = ctypes.CDLL(str(LIBRARY))
-        self._c.edgemed_options_default.restype = Options
         self._c.edgemed_last_error.restype = ctypes.c_char_p
         self._c.edgemed_label.restype = ctypes.c_char_p
         self._c.edgemed_runtime_version.restype = ctypes.c_char_p
         self._handle = ctypes.c_void_p()
-        options = self._c.edgemed_options_default()
-        assert options.size == ctypes.sizeof(Options), "edgemed_options has other fields than this file knows"
+        options = Options()
+        self._c.edgemed_options_init(ctypes.byref(options), ctypes.c_size_t(ctypes.sizeof(Options)))
         options.runtime, options.threads = b"openvino", threads
         self._check(self._c.edgemed_open(str(bundle).encode(), ctypes.byref(options), ctypes.byref(self._handle)))
         count, members = self._c.edgemed_label_count(self._handle), self._c.edgemed_member_count(self._handle)

@@ -86,6 +86,7 @@ def open_engine(
                 why_not = str(error)
             else:
                 why = "asked for by name" if named else "the first that works here"
+                why = why if plan is None else f"plan {plan} was asked for"
                 reason = f"{name}: {why}" + (f" ({'; '.join(passed_over)})" if passed_over else "")
                 _log.info("runtime %s", reason)
                 return Engine(session, reason, record)

@@ -97,7 +97,7 @@ def golden_files(
 def golden_from_files(files: Mapping[str, bytes]) -> tuple[Golden, ...]:
     """The inverse of `golden_files`. Raises InputError where the outputs are of a newer schema or do not fit."""
     try:
-        document = from_json(files[GOLDEN_OUTPUTS])
+        document = from_json(files[GOLDEN_OUTPUTS], allow_inf_nan=False)
         if document["schema_version"] != 1:
             raise InputError(
                 f"{GOLDEN_OUTPUTS} has schema version {document['schema_version']!a}; install a newer edgemed"

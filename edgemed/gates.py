@@ -145,13 +145,13 @@ def check_entropy(truth: Sequence[ArrayLike], answers: Sequence[ArrayLike], what
     for each, batch in zip(truth, answers, strict=True):
         true, given = np.asarray(each, dtype=np.float64), np.asarray(batch, dtype=np.float64)
         if given.ndim != 3 or not len(given) or given.shape[1:] != true.shape:
-            raise GateError(f"{what} gives entropy maps of the shape {given.shape[1:]}, not {true.shape}")
-        error = np.where(np.isfinite(given), np.abs(given - true), np.inf)
-        largest = max(largest, float(error.max()))
+            raise GateError(f"{what} gives an entropy of the shape {given.shape}, not (B, {true.shape})")
+        error = np.abs(given - true)
+        largest = max(largest, float(np.where(np.isfinite(error), error, np.inf).max()))
     if largest > MAX_ENTROPY_ERROR:
         raise GateError(
-            f"{what} differs from the definition of entropy on {len(truth)} images: largest error {largest:.2e} bits, "
-            f"at most {MAX_ENTROPY_ERROR:g} allowed; leave out --with-entropy, or report it with the image"
+            f"{what} differs from the reference's entropy on {len(truth)} images: largest error {largest:.2e} bits, "
+            f"at most {MAX_ENTROPY_ERROR:g} allowed"
         )
     return largest
 
@@ -163,12 +163,13 @@ def check_rows(
 
     Judged by the precision's default gates, since a batch of another size may run other kernels.
     """
-    for name in ("probabilities", "member_probabilities"):
-        table = np.asarray(many[name]).reshape(-1, many[name].shape[-1])
-        truth = np.concatenate([few[name][:1].reshape(-1, table.shape[1])] * len(many[name]))
-        found, gates = compare(truth, table, tie_margin=TIE_MARGINS[precision]), default_gates(precision)
+    margin, gates = TIE_MARGINS[precision], default_gates(precision)
+    check(compare_batches(few["probabilities"][:1], many["probabilities"][None], tie_margin=margin), gates, what)
+    for index in range(many["member_probabilities"].shape[1]):
+        one, rows = (each["member_probabilities"][:, index] for each in (few, many))
+        found = compare_batches(one[:1], rows[None], tie_margin=margin)
         # A member alone decides nothing, so only its probabilities are judged.
-        check(found, gates if name == "probabilities" else replace(gates, max_flips=found.n), f"{what} {name}")
+        check(found, replace(gates, max_flips=found.n), f"{what} member {index + 1}")
     if "entropy" in few:
         check_entropy([few["entropy"][0]], [many["entropy"]], what)
 
@@ -194,6 +195,8 @@ def judged_golden(
         # A member alone decides nothing, so only its probabilities are judged.
         check(member, replace(gates, max_flips=member.n), f"{what}, member {name},")
     if maps := [item.entropy for item in golden if item.entropy is not None]:
+        if any("entropy" not in each for each in answers):
+            raise GateError(f"{what} gives no entropy, which its reference has")
         check_entropy(maps, [each["entropy"] for each in answers], what)
     return found
 

@@ -2,7 +2,7 @@
 
 CPU runtimes execute an fp16 graph in float32, so a graph that overflows on a GPU comes out finite there. What shows it
 is an executor that rounds after every operator: `rounded_outputs` below, which `edgemed build-engine` runs on
-validation images before it writes anything:
+validation and golden images before it writes anything:
 
     edgemed build-engine RUN --out BUNDLE
 """

@@ -47,14 +47,14 @@ def requests(monkeypatch: pytest.MonkeyPatch, only_requests: None) -> list[tuple
     """The shape of every request, in order; the clock advances 1 ms in each, and 9 ms more in every tenth."""
     seen: list[tuple[int, ...]] = []
     now = [0]
-    real = Model.predict_pixels
+    real = Model.outputs
 
-    def predict(self: Model, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def outputs(self: Model, batch: np.ndarray) -> dict[str, np.ndarray]:
         seen.append(batch.shape)
         now[0] += 10_000_000 if len(seen) % 10 == 0 else 1_000_000
         return real(self, batch)
 
-    monkeypatch.setattr(Model, "predict_pixels", predict)
+    monkeypatch.setattr(Model, "outputs", outputs)
     monkeypatch.setattr(time, "perf_counter_ns", lambda: now[0])
     return seen
 
@@ -93,16 +93,17 @@ def test_the_report_is_one_json_document_with_every_figure_and_its_place(bundle:
         assert result["conditions"]["seconds"] > 0
 
 
+@pytest.mark.parametrize("wrong", ["probabilities", "member_probabilities"])
 def test_a_batch_that_answers_otherwise_than_one_image_is_not_timed(
-    bundle: Bundle, only_requests: None, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, only_requests: None, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
-    real = Model.predict_pixels
+    real = Model.outputs
 
-    def predict(self: Model, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        mean, members = real(self, batch)
-        return (mean[:, ::-1].copy(), members) if len(batch) > 1 else (mean, members)
+    def outputs(self: Model, batch: np.ndarray) -> dict[str, np.ndarray]:
+        found = real(self, batch)
+        return found | {wrong: found[wrong][..., ::-1].copy()} if len(batch) > 1 else found
 
-    monkeypatch.setattr(Model, "predict_pixels", predict)
+    monkeypatch.setattr(Model, "outputs", outputs)
     with pytest.raises(GateError, match="a batch of 2 against 1,"):
         measured(bundle, iterations=3, batches=(2,), image_size=64)
 

@@ -115,6 +115,7 @@ def test_a_plan_can_be_asked_for_by_its_id_where_another_is_certified(bundle: Bu
     add_plan(bundle, record(bundle, second, id="second"), second)
     model = edgemed.load(bundle, plan="second")
     assert (model.session.plan, model.state) == (second, "built")  # type: ignore[attr-defined]
+    assert model.reason == "tensorrt-rtx: plan second was asked for"
     for options, says in (
         ({"plan": "secnd"}, "Did you mean 'second'"),
         ({"plan": "second", "runtime": "openvino"}, "is for tensorrt-rtx, not openvino"),

@@ -173,6 +173,18 @@ void options_are_checked(const std::string& bundle, const edgemed_options& good)
     edgemed_options options = good;
     options.size = 0;
     CHECK(edgemed_open(bundle.c_str(), &options, &model) == EDGEMED_ERROR_INPUT && last_error_has("options"));
+    struct {
+        edgemed_options options;
+        char behind[8];
+    } older;  // a program built against the header that had no plan: what lies behind is not the library's
+    std::memset(&older, 0xAA, sizeof older);
+    const size_t known = offsetof(edgemed_options, plan);
+    edgemed_options_init(&older.options, known);
+    CHECK(older.options.size == known && older.options.precision == std::string("fp32"));
+    for (size_t k = known; k < sizeof older; ++k) CHECK(reinterpret_cast<const unsigned char*>(&older)[k] == 0xAA);
+    older.options.runtime = good.runtime, older.options.modules = good.modules;
+    CHECK(edgemed_open(bundle.c_str(), &older.options, &model) == EDGEMED_OK, "%s", edgemed_last_error());
+    edgemed_close(model);
     options.size = sizeof options + 8;  // of a program built against a newer header
     CHECK(edgemed_open(bundle.c_str(), &options, &model) == EDGEMED_ERROR_INPUT);
     options = good, options.threads = -1;

@@ -100,7 +100,13 @@ typedef struct edgemed_outputs {
     unsigned char* prediction_sets; /* (N, K): 1 where the label is in the image's prediction set; else 0 */
 } edgemed_outputs;
 
-EDGEMED_API edgemed_options edgemed_options_default(void);
+/* The defaults, into the caller's memory of `size` bytes: a program knows the fields of the header it was built with. */
+EDGEMED_API void edgemed_options_init(edgemed_options* options, size_t size);
+static inline edgemed_options edgemed_options_default(void) {
+    edgemed_options options;
+    edgemed_options_init(&options, sizeof options);
+    return options;
+}
 
 /* Opens a bundle and makes its engine ready. options: NULL = the defaults. *model is NULL unless EDGEMED_OK. */
 EDGEMED_API edgemed_status edgemed_open(const char* bundle, const edgemed_options* options, edgemed_model** model);

@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 
@@ -143,12 +144,12 @@ const char* name_at(const std::vector<std::string>& names, int index) {
 
 extern "C" {
 
-edgemed_options edgemed_options_default(void) {
-    edgemed_options options{};
-    options.size = sizeof options;
-    options.runtime = "auto";
-    options.precision = "fp32";
-    return options;
+void edgemed_options_init(edgemed_options* options, size_t size) {
+    edgemed_options defaults{};
+    defaults.size = size;  // the caller's
+    defaults.runtime = "auto";
+    defaults.precision = "fp32";
+    if (options) std::memcpy(options, &defaults, std::min(size, sizeof defaults));
 }
 
 edgemed_status edgemed_open(const char* bundle, const edgemed_options* options, edgemed_model** model) {

@@ -209,7 +209,10 @@ Engine open_engine(const Bundle& bundle, const Choice& wanted) {
                     engine.state = onnx_certified(bundle, choice, name, here, sha256) ? "certified" : "built";
                 }
                 engine.runtime = name, engine.version = here.version;
-                engine.reason = std::string(name) + (named ? ": asked for by name" : ": the first that works here") +
+                const std::string why = !choice.plan.empty() ? "plan " + choice.plan + " was asked for"
+                                        : named              ? "asked for by name"
+                                                             : "the first that works here";
+                engine.reason = std::string(name) + ": " + why +
                                 (passed_over.empty() ? "" : " (" + passed_over + ")");
                 return engine;
             } catch (const Error& error) {

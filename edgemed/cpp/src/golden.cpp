@@ -134,7 +134,7 @@ void self_test(const Bundle& bundle, const std::string& precision, const std::st
     for (size_t m = 0; m < members; ++m) each[m].check(max_error, false, what + ", member " + manifest.member_names[m] + ",");
     if (entropy_error > max_entropy_error) {
         char text[120];
-        std::snprintf(text, sizeof text, " differs from the definition of entropy: largest error %.2e bits, at most %g allowed",
+        std::snprintf(text, sizeof text, " differs from the reference's entropy: largest error %.2e bits, at most %g allowed",
                       entropy_error, max_entropy_error);
         throw Error(EDGEMED_ERROR_GATE, what + text + "; do not use this engine here");
     }

@@ -89,7 +89,7 @@ struct MemoryBuffer : std::streambuf {
 // A compiled graph of one batch size, and which output is which.
 struct Compiled {
     ov::CompiledModel model;
-    size_t probabilities = 0, members = 0, entropy = 0;
+    size_t probabilities = SIZE_MAX, members = SIZE_MAX, entropy = SIZE_MAX;  // where they are not
 };
 
 // What a handle and its clones share.
@@ -144,7 +144,7 @@ private:
             if (result.model.output(k).get_names().count("member_probabilities")) result.members = k;
             if (result.model.output(k).get_names().count("entropy")) result.entropy = k;
         }
-        if (result.model.outputs().size() != (entropy ? 3 : 2) || (entropy && !result.entropy))
+        if (result.probabilities == SIZE_MAX || result.members == SIZE_MAX || (result.entropy == SIZE_MAX) != (entropy == 0))
             throw std::runtime_error("the graph has other outputs than the manifest says");
         return result;
     }

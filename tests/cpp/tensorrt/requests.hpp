@@ -25,10 +25,9 @@ struct Profile {
 };
 constexpr Profile any_size{{1, 1, 8}, {16, 48, 2048}}, fixed_size{{2, 2, 2}, {48, 48, 48}};
 
-inline Opened open(const Profile& profile, const char* behaviour, Message& error) {
+inline Opened open(const Profile& profile, const char* behaviour, Message& error, int side = 0) {
     const std::string plan = std::string(64, 'x') + behaviour;
-    Source source{plan.data(), plan.size(), "made-by-hand", "ab", {}, {}, labels, members, 0, 0, {remember, nullptr}};
-    if (std::strcmp(behaviour, "entropy") == 0) source.entropy_side = entropy_side;
+    Source source{plan.data(), plan.size(), "made-by-hand", "ab", {}, {}, labels, members, side, 0, {remember, nullptr}};
     std::copy(profile.batch, profile.batch + 3, source.batch);
     std::copy(profile.side, profile.side + 3, source.image_side);
     return Opened(runtime->open(source, error));

@@ -51,7 +51,7 @@ void pixels_in_the_gpus_memory_are_read_on_the_callers_stream() {
 void an_entropy_map_is_an_output_like_the_others() {
     for (const Profile& profile : {fixed_size, any_size}) {
         Message error;
-        const Opened session = open(profile, "entropy", error);
+        const Opened session = open(profile, "entropy", error, entropy_side);
         CHECK(session, "%s", error.text);
         unsigned seed = 0;
         for (const int64_t n : {2, 2, 8, 1, 3, 2}) {  // a plan of one shape: always 2
@@ -62,6 +62,13 @@ void an_entropy_map_is_an_output_like_the_others() {
             CHECK(found.same(pixels), "%u", seed);
         }
     }
+}
+
+void other_outputs_than_the_manifest_states_are_refused() {
+    Message error;
+    CHECK(!open(any_size, "entropy", error) && says(error, "has other outputs than the manifest says"));
+    CHECK(!open(any_size, "", error, entropy_side) && says(error, "has other outputs than the manifest says"));
+    CHECK(!open(any_size, "entropy", error, 3) && says(error, "has the tensor 'entropy' as (-1, 4, 4)"));
 }
 
 void clones_serve_threads_of_their_own() {
@@ -237,6 +244,7 @@ int main(int count, char** arguments) {
     a_fixed_plan_is_right_before_and_after_its_capture();
     pixels_in_the_gpus_memory_are_read_on_the_callers_stream();
     an_entropy_map_is_an_output_like_the_others();
+    other_outputs_than_the_manifest_states_are_refused();
     clones_serve_threads_of_their_own();
     a_shape_outside_the_profile_names_the_flag();
     what_tensorrt_says_is_in_the_message();
