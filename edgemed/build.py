@@ -64,9 +64,8 @@ def build_bundle(
     them. plans: None for none. gates: by precision; None = the defaults. check_images: at most so many validation
     images, evenly spaced, decide whether the graphs are right; rounded_images: so many of them, and the golden ones,
     also run with every fp16 operator rounded. golden: a folder of images for the self-test, which travel in the bundle;
-    None = phantoms.
-    entropy: the graphs also give the entropy of each 32-pixel patch. signing_key: Ed25519 (PEM), for the manifest and
-    the plans.
+    None = phantoms. entropy: the graphs also give the entropy of each 32-pixel patch. signing_key: Ed25519 (PEM), for
+    the manifest and the plans.
 
     Raises:
         GateError: a graph or its results are not right; nothing is written.

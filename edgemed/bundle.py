@@ -71,7 +71,7 @@ class Bundle:
         expected = (len(self.manifest.member_names), len(self.manifest.labels))
         if any(item.members.shape != expected or item.probabilities.shape != expected[1:] for item in golden):
             raise InputError(f"{self.path}: the golden outputs have other labels or members than the manifest; {AGAIN}")
-        wanted = (self.manifest.size // 32,) * 2 if self.manifest.entropy else None
+        wanted = (self.manifest.entropy_side,) * 2 if self.manifest.entropy else None
         if any((None if item.entropy is None else item.entropy.shape) != wanted for item in golden):
             raise InputError(f"{self.path}: the golden outputs have other entropy maps than the manifest; {AGAIN}")
         return golden

@@ -103,8 +103,8 @@ def compared(
     """Check and time `model` and every one of `others` on requests of `batch` images of `side` pixels (None: typical).
 
     {"request": shape; "rounds"; "bundle": {"what", "p50_ms"}; "timed": {name: {"what", "max_prob_error", "p50_ms",
-    "times_bundle"}}; "not_timed": {name: reason}}. p50_ms and times_bundle are intervals: times_bundle is how often
-    the bundle's latency goes into this one's, so above 1 the bundle is faster. seconds: for each on average.
+    "times_bundle"}}; "not_timed": {name: reason}}. p50_ms and times_bundle, this one's latency over the bundle's, are
+    intervals: above 1 the bundle is faster. seconds: for each on average; there are at least `MIN_ROUNDS`.
 
     Raises GateError where the bundle itself differs from its golden images.
     """

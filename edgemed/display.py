@@ -206,7 +206,7 @@ def inspection(bundle: Bundle, tests: Sequence[dict[str, Any]] | None, as_json: 
     table.add_row("model size", f"{manifest.size} px, {operations}, {manifest.weight_bytes / 1e6:.1f} MB of weights")
     table.add_row("image sides", f"{manifest.input.min_side} to {manifest.input.max_side} px, uint8 RGB")
     if manifest.entropy:
-        table.add_row("entropy", f"{manifest.size // 32} x {manifest.size // 32} patches of 32 px, in bits")
+        table.add_row("entropy", f"{manifest.entropy_side} x {manifest.entropy_side} patches of 32 px, in bits")
     for name, entry in sorted(manifest.files.items()):
         table.add_row(escape(name), f"{entry.bytes:,} bytes, {entry.sha256[:12]}")
     for plan in plans:

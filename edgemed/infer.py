@@ -166,7 +166,7 @@ class Model:
     def _run(self, batch: NDArray[np.uint8]) -> Outputs:
         manifest = self.bundle.manifest
         if not len(batch):
-            labels, members, side = len(manifest.labels), len(manifest.member_names), manifest.size // 32
+            labels, members, side = len(manifest.labels), len(manifest.member_names), manifest.entropy_side
             shapes = {"probabilities": (0, labels), "member_probabilities": (0, members, labels)}
             shapes |= {ENTROPY: (0, side, side)} if manifest.entropy else {}
             return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}

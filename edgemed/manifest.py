@@ -175,6 +175,11 @@ class Manifest(Strict):
                 raise ValueError(f"files must list {name}")
         return self
 
+    @property
+    def entropy_side(self) -> int:
+        """Patches along a side of the entropy map; 0 where the graphs give none."""
+        return self.size // 32 if self.entropy else 0
+
     @model_serializer(mode="wrap")
     def _without_what_is_not_there(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = written(self)

@@ -1,6 +1,6 @@
 // A module that stands for TensorRT-RTX 1.7.1.116 on an sm86: it shows what the library does around a runtime, without
-// one. Member m's share of label k is proportional to 1 + the mean of channel (k + m) % 3; its entropy map counts from the mean of red on; device memory is
-// host memory.
+// one. Member m's share of label k is proportional to 1 + the mean of channel (k + m) % 3; an entropy map counts from
+// the mean of red on; device memory is host memory.
 // The first pixel makes it misbehave: (255, 0, 1) fails the request, (255, 0, 2) answers with a NaN.
 #include <cmath>
 #include <cstdlib>

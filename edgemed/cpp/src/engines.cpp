@@ -159,10 +159,6 @@ bool onnx_certified(const Bundle& bundle, const Choice& choice, const std::strin
     }
 }
 
-}  // namespace
-
-namespace {
-
 // The runtime of the plan that is asked for. Throws where there is none, or it is of another runtime or precision.
 std::string runtime_of_plan(const Bundle& bundle, const Choice& choice) {
     std::string known;
