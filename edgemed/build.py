@@ -94,10 +94,10 @@ def build_bundle(
     judge = Judge(source, check_images, image_size, bounds, golden_images, progress)
     kept: tuple[str, ...] = ()
     if "fp16" in precisions:
-        found = safe_half(source.ensemble, lambda: chain(judge.images(rounded_images), images))
+        found = safe_half(source.ensemble, lambda: chain(judge.images(rounded_images), images), judge.has_room)
         kept = found.kept
         if kept:
-            _log.warning("these layers would overflow in fp16 and stay fp32: %s", ", ".join(kept))
+            _log.warning("these layers overflow or lose too much in fp16, and stay fp32: %s", ", ".join(kept))
     graphs: dict[str, bytes] = {}
     for precision in precisions:
         progress("export", len(graphs), len(precisions), precision)

@@ -10,10 +10,11 @@ validation and golden images before it writes anything:
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -32,18 +33,23 @@ FLOAT32_LAYERS = (nn.LayerNorm, SelectAdaptivePool2d)
 # The first layers by timm's names (EfficientNet's, ConvNeXt's, ResNet's): every later one multiplies their error. With
 # EfficientNet's in float16, whose folded stem has weights up to 370 that cancel, trained logits were 1 % off.
 FLOAT32_NAMES = ("conv_stem", "blocks.0", "blocks.1", "stem", "conv1")
+STAGES = re.compile(r"stem|conv_stem|conv1|(blocks|stages)\.\d+|layer\d+")  # the stem and the stages, by timm's names
 
 
 class Float32(nn.Module):
-    """A layer that computes in float32 inside a float16 network: takes and gives the network's own type."""
+    """A layer that computes in float32 inside a float16 network: takes and gives the network's own type.
 
-    def __init__(self, layer: nn.Module) -> None:
+    narrow: False where the next layer computes in float32, too, and is to take what this one gives as it is.
+    """
+
+    def __init__(self, layer: nn.Module, narrow: bool) -> None:
         super().__init__()
         self.layer = layer
+        self.narrow = narrow
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.layer(x.float())
-        return result.half()
+        return result.half() if self.narrow else result
 
 
 class _HalfMember(nn.Module):
@@ -75,21 +81,31 @@ def half_ensemble(ensemble: Ensemble, keep: Sequence[str] = ()) -> Ensemble:
 
 
 def _half(network: nn.Module, keep: Sequence[str]) -> nn.Module:
-    """`network` with its weights rounded to float16 in place, but for the layers that stay float32."""
+    """`network` with its weights rounded to float16 in place, but for the layers that stay float32.
+
+    Between two of its stages that stay float32, nothing is rounded.
+    """
     kept: set[int] = set()
     float32 = {*FLOAT32_NAMES, *keep}
+    stages = stages_of(network)
+    before_float32 = {stage for stage, following in pairwise(stages) if following in float32}
     for name, layer in list(network.named_modules()):
         if any(name.startswith(f"{outer}.") for outer in float32):
             continue  # inside of a layer that stays float32 as a whole
         if isinstance(layer, FLOAT32_LAYERS) or name in float32:
             kept |= {id(value) for value in chain(layer.parameters(), layer.buffers())}
-            network.set_submodule(name, Float32(layer))
+            network.set_submodule(name, Float32(layer, narrow=name not in before_float32))
     for name, value in chain(network.named_parameters(), network.named_buffers()):
         if value.is_floating_point() and id(value) not in kept:
             value.data = value.data.half()
             if not bool(value.isfinite().all()):
                 raise GateError(f"the weight {name} does not fit into float16; build with the fp32 graph only")
     return network
+
+
+def stages_of(network: nn.Module) -> list[str]:
+    """The names of the stem and the stages, in the order of execution."""
+    return [name for name, _ in network.named_modules() if STAGES.fullmatch(name)]
 
 
 def _without_batch_norm(network: nn.Module, size: int) -> nn.Module:
@@ -175,11 +191,18 @@ class SafeHalf:
     kept: tuple[str, ...]
 
 
-def safe_half(ensemble: Ensemble, images: Callable[[], Iterable[NDArray[np.uint8]]]) -> SafeHalf:
+def safe_half(
+    ensemble: Ensemble,
+    images: Callable[[], Iterable[NDArray[np.uint8]]],
+    close: Callable[[Rounded], bool] = lambda rounded: True,
+) -> SafeHalf:
     """Find the layers that must stay float32 so that no float16 value is above `LARGEST_SAFE`, on these images.
 
     images: called for each try, gives uint8 (H, W, 3) RGB. A layer with a value that is too large stays float32; where
     its output still is (it leaves the layer as float16), the layer around it does.
+
+    close: whether the outputs are as near to float32's as they have to be. While they are not, one stage more from
+    the network's start stays float32, since the later ones multiply its error; all but the last one at most.
 
     Raises:
         GateError: a whole network would have to stay float32, or a weight does not fit into float16.
@@ -188,7 +211,11 @@ def safe_half(ensemble: Ensemble, images: Callable[[], Iterable[NDArray[np.uint8
     while True:
         rounded = rounded_outputs(half_ensemble(ensemble, sorted(kept)), images())
         if not rounded.unsafe:
-            return SafeHalf(rounded, tuple(sorted(kept)))
+            left = [name for name in stages_of(ensemble.members[0])[:-1] if name not in {*FLOAT32_NAMES, *kept}]
+            if close(rounded) or not left:
+                return SafeHalf(rounded, tuple(sorted(kept)))
+            kept = {left[0], *(name for name in kept if not name.startswith(f"{left[0]}."))}
+            continue
         before = frozenset(kept)
         beyond = [operator for operator, size in rounded.unsafe.items() if not np.isfinite(size)]
         for operator, size in rounded.unsafe.items():

@@ -132,6 +132,22 @@ class Judge:
         golden = [item._replace(entropy=None) for item in self._golden]  # it is the front end's, and that stays fp32
         self._judge_golden(golden, outputs, "fp16", f"{what} on the golden images")
 
+    def has_room(self, rounded: Rounded) -> bool:
+        """Whether what `rounded` judges errs by half of what its gates allow at most: other images may err more."""
+        count = len(rounded.probabilities) - len(self._golden)
+        of_golden = np.stack([item.probabilities for item in self._golden])
+        members = np.stack([item.members for item in self._golden])
+        on_images, on_golden = self._gates["fp16"].max_prob_error, default_gates("fp16").max_prob_error
+        return all(
+            np.abs(found - truth).max() <= bound / 2  # False where one is not a number
+            for found, truth, bound in (
+                (rounded.probabilities[:count], self._truth[:count], on_images),
+                (rounded.members[:count], self._members[:count], on_images * rounded.members.shape[1]),
+                (rounded.probabilities[count:], of_golden, on_golden),
+                (rounded.members[count:], members, on_golden),
+            )
+        )
+
     def _judge(
         self, what: str, precision: str, probabilities: NDArray[np.float32], members: NDArray[np.float32]
     ) -> None:

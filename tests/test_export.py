@@ -16,7 +16,7 @@ from torch import nn
 from edgemed.ensemble import Ensemble
 from edgemed.errors import GateError, InputError
 from edgemed.export import check_graph, onnx_from_ensemble, plain_graph
-from edgemed.precision import FLOAT32_NAMES, half_ensemble, rounded_outputs, safe_half
+from edgemed.precision import FLOAT32_NAMES
 from edgemed.preprocess import FrontEnd
 
 SIZE, CLASSES = 64, 3
@@ -214,80 +214,3 @@ def test_notes_of_the_exporter_are_removed() -> None:
     model = helper.make_model(helper.make_graph([node], "g", [value], [helper.make_empty_tensor_value_info("b")]))
     assert b"somebody" in model.SerializeToString()
     assert b"somebody" not in plain_graph(model).SerializeToString()
-
-
-@pytest.mark.parametrize("name", ["convnext", "resnet", "lite"])
-def test_rounding_after_every_operator_stays_close_and_equals_torchs_own_half_precision(name: str) -> None:
-    ensemble = ensemble_of(name, 1)
-    ensemble.temperatures.fill_(1.0)
-    half = half_ensemble(ensemble)
-    images = _images(2, 80, 72)
-    found = rounded_outputs(half, images)
-    with torch.no_grad():
-        want, own = (model(torch.from_numpy(images))[0].numpy() for model in (ensemble, half))
-    assert 0 < np.abs(found.probabilities - want).max() < 5e-3  # it did round
-    np.testing.assert_allclose(found.probabilities, own, atol=1e-3)
-    assert not found.unsafe
-    assert any("aten.convolution" in operator for operator in found.largest)
-
-
-def test_an_overflow_that_cpu_runtimes_hide_is_seen() -> None:
-    import onnxruntime
-
-    ensemble = ensemble_of("convnext_linear", 1)
-    block = ensemble.members[0].stages[2].blocks[0]
-    with torch.no_grad():
-        block.mlp.fc1.weight *= 3e5  # fits into float16; its products do not
-        block.mlp.fc2.weight *= 1e-4
-    graph = onnx_from_ensemble(ensemble, "fp16")
-    images = _images(1, 64, 64)
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    assert np.isfinite(session.run(None, {"image": images})[0]).all()
-    found = rounded_outputs(half_ensemble(ensemble), images)
-    beyond = {name.split(":")[0] for name, value in found.unsafe.items() if not np.isfinite(value)}
-    assert "members.0.network.stages.2.blocks.0.mlp.fc1" in beyond
-    assert not any("stages.1" in name for name in found.unsafe)  # what runs before it is well
-
-
-def test_layers_that_would_overflow_stay_float32_and_the_graph_is_then_right() -> None:
-    ensemble = ensemble_of("convnext_linear", 2)
-    ensemble.temperatures.fill_(1.0)
-    with torch.no_grad():
-        for name, value in ensemble.named_parameters():
-            if name.endswith("fc1.bias"):
-                nn.init.normal_(value, std=0.1)  # all different: the exporter keeps equal tensors once
-        mlp = ensemble.members[1].stages[2].blocks[0].mlp
-        mlp.fc1.weight *= 3e5
-        mlp.fc2.weight *= 1e-4
-    images = _images(2, 64, 64)
-    assert rounded_outputs(half_ensemble(ensemble), images).unsafe
-    found = safe_half(ensemble, lambda: images)
-    # fc1's own output is beyond float16, so the whole MLP, whose output is not, stays float32.
-    assert found.kept == ("stages.2.blocks.0.mlp",)
-    assert not found.rounded.unsafe
-    with torch.no_grad():
-        want = ensemble(torch.from_numpy(images))[0].numpy()
-    np.testing.assert_allclose(found.rounded.probabilities, want, atol=5e-3)
-    graph = onnx_from_ensemble(ensemble, "fp16", keep=found.kept)
-    biases = [v for v in onnx.load_from_string(graph).graph.initializer if v.name.endswith("fc1.bias")]
-    wide = {value.name for value in biases if value.data_type == TensorProto.FLOAT}
-    # This layer, in both members: they share their code.
-    assert wide == {f"members.{m}.network.stages.2.blocks.0.mlp.layer.fc1.bias" for m in range(2)}
-    assert len(biases) == 2 * 4
-
-
-def test_a_network_that_overflows_as_a_whole_is_refused() -> None:
-    ensemble = ensemble_of("resnet", 1)
-    with torch.no_grad():
-        ensemble.members[0].fc.weight *= 1e3
-        ensemble.members[0].fc.bias += 6e4
-    with pytest.raises(GateError, match="fp16 would overflow: members.0.network"):
-        safe_half(ensemble, lambda: _images(1, 64, 64))
-
-
-def test_a_weight_that_half_precision_cannot_hold_is_refused() -> None:
-    ensemble = ensemble_of("resnet", 1)
-    with torch.no_grad():
-        ensemble.members[0].fc.weight[0, 0] = 7e4
-    with pytest.raises(GateError, match=r"fc\.weight does not fit"):
-        half_ensemble(ensemble)

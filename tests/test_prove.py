@@ -34,7 +34,7 @@ def test_a_graph_that_would_fail_its_own_self_test_is_not_shipped(
 def test_golden_images_that_lose_too_much_in_half_precision_are_not_shipped(
     made: Made, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden_image: int
 ) -> None:
-    def lossy(ensemble: Ensemble, images: Any) -> precision.SafeHalf:
+    def lossy(ensemble: Ensemble, images: Any, close: Any) -> precision.SafeHalf:
         found = precision.safe_half(ensemble, images)
         found.rounded.members[-6 + golden_image, 0, :2] += np.float32([6e-3, -6e-3])  # the gate is 5e-3
         return found
@@ -43,3 +43,33 @@ def test_golden_images_that_lose_too_much_in_half_precision_are_not_shipped(
     with pytest.raises(GateError, match="rounded, on the golden images, member imagenet, differs .* --golden"):
         build.build_bundle(source_from_run(made.run.path), tmp_path / "b", image_size=SIDES)
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("image", [0, -1])  # a validation image, a golden one
+@pytest.mark.parametrize(("of", "lost", "kept"), [(0, 2e-3, False), (0, 3e-3, True), (1, 3e-3, True)])
+def test_a_stage_more_stays_float32_where_half_precision_leaves_no_room_below_the_gates(
+    made: Made, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    image: int, of: int, lost: float, kept: bool,
+) -> None:  # fmt: skip
+    """The mean (of 0) or a member (of 1) loses less than the gate of 5e-3, but more than half of it, or less."""
+    tried: list[Any] = []
+    half_ensemble = precision.half_ensemble
+    answers = predict_callable(made.run.ensemble)
+
+    def noted(ensemble: Ensemble, keep: Any = ()) -> Ensemble:
+        tried.append(keep)
+        return half_ensemble(ensemble, keep)
+
+    def lossy(half: Ensemble, images: Any) -> precision.Rounded:
+        outputs = [np.stack(part) for part in zip(*map(answers, images), strict=True)]
+        twice = 2 if image == 0 and of else 1  # a member counts half in the mean of a validation image
+        if len(tried) == 1:
+            outputs[of][image].reshape(-1)[:2] += np.float32([lost, -lost]) * twice
+        return precision.Rounded(*outputs, {})
+
+    monkeypatch.setattr(precision, "rounded_outputs", lossy)
+    monkeypatch.setattr(precision, "half_ensemble", noted)
+    bundle = build.build_bundle(source_from_run(made.run.path), tmp_path / "b", image_size=SIDES)
+    assert tried == ([[], ["layer1"]] if kept else [[]])
+    said = "lose too much in fp16, and stay fp32: layer1." in (bundle.path / "model_card.md").read_text()
+    assert said == kept
