@@ -28,6 +28,7 @@ class TrainConfig:
 
     backbone: str = "convnext_tiny"
     size: int = 224
+    train_size: int = 0
     pretrain_size: int = 224
     start: str = "imagenet"
     weights: str | None = None
@@ -49,6 +50,8 @@ class TrainConfig:
     mixup: float = 0.0
     ema_decay: float = 0.99
     vertical_flip: bool = False
+    quarter_turns: bool = False
+    random_erasing: float = 0.0
     patience: int = 10
     mask_ratio: float = 0.6
     sharpness: float = 1.0
@@ -63,7 +66,7 @@ class TrainConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name, lowest in (("size", UNIT), ("pretrain_size", 2 * UNIT)):
+        for name, lowest in (("size", UNIT), ("train_size", 0), ("pretrain_size", 2 * UNIT)):
             value = getattr(self, name)
             if value % UNIT or value < lowest:
                 near = max(lowest, round(value / UNIT) * UNIT)
@@ -88,6 +91,7 @@ class TrainConfig:
             ("renyi_order", 0.01, 100.0),
             ("weight_decay", 0.0, 1.0),
             ("mixup", 0.0, 10.0),
+            ("random_erasing", 0.0, 1.0),
             ("label_smoothing", 0.0, 0.5),
             ("class_weighting", 0.0, 1.0),
             ("ema_decay", 0.0, 0.99999),

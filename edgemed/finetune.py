@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import save
+from timm.data.random_erasing import RandomErasing
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -93,6 +94,9 @@ def finetune(
 ) -> None:
     """Train `model` on the rows of split `train` and write `model.safetensors` and `history.jsonl` into `folder`.
 
+    It learns from random crops of `config.train_size` pixels (0: of `config.size`), and is validated on whole images of
+    `config.size`: in crops, things look larger, which smaller crops make up for (Touvron et al. 2019).
+
     The latest epoch is kept whose validation cross-entropy is within one standard error of the lowest (the rule of
     Breiman et al. 1984): on a few dozen images the lowest itself is a matter of chance, and often an early epoch's, at
     a high rate. After `config.patience` epochs without a lower one the stage ends. A killed call goes on after its last
@@ -113,9 +117,9 @@ def finetune(
         loader = open_loader(
             files,
             train.labels,
-            size=config.size,
+            size=config.train_size or config.size,
             batch=batch_of_rank(config.batch),
-            augment=dataclasses.replace(AUGMENT, vflip=config.vertical_flip),
+            augment=dataclasses.replace(AUGMENT, vflip=config.vertical_flip, turns=config.quarter_turns),
             seed=seed,
             rank=rank(),
             world=world(),
@@ -201,10 +205,15 @@ def _loss(
 ) -> Tensor:
     """Mean cross-entropy of uint8 images (B, S, S, 3) against labels (B,), by the weights (K,) of their classes.
 
+    With random erasing (Zhong et al. 2020), a rectangle of 2 to 33 % of the area takes the mean colour, in as many of
+    the images.
+
     With mixup (Zhang et al. 2018), each image is mixed with the one at the mirrored place of the batch, share by share
     drawn from Beta(a, a), and the loss is that of both labels by these shares.
     """
     pixels = front.normalised(images.permute(0, 3, 1, 2).float()).contiguous(memory_format=torch.channels_last)
+    if config.random_erasing > 0:
+        pixels = RandomErasing(config.random_erasing, device=pixels.device)(pixels)
     share = 1.0
     if config.mixup > 0:
         share = float(torch.distributions.Beta(config.mixup, config.mixup).sample())

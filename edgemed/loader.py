@@ -56,6 +56,8 @@ class Augment:
     """Top and bottom change places in half of the draws."""
     rotate: float = 15.0
     """Largest angle in degrees, to both sides; corners without image are black."""
+    turns: bool = False
+    """Turned by a quarter, a half or three quarters in as many of the draws; the angle above comes on top of it."""
     brightness: float = 0.2
     """Factor on all levels: from 1 - this to 1 + this; in [0, 1]."""
     contrast: float = 0.2
@@ -192,12 +194,15 @@ def _draws(count: int, augment: Augment | None, seed: int, epoch: int) -> Draws:
     start = unit[:, 2:4] * (1 - sides)
     end = start + sides
     flipped = (unit[:, 4:6] < 0.5) & np.array([augment.vflip, augment.hflip])
+    angle = augment.rotate * (2 * unit[:, 8] - 1)
+    if augment.turns:
+        angle += 90 * _generator(seed, epoch, 2).integers(0, 4, count)
     return Draws(
         start=np.where(flipped, end, start).astype(np.float32),
         end=np.where(flipped, start, end).astype(np.float32),
         brightness=(1 + augment.brightness * (2 * unit[:, 6] - 1)).astype(np.float32),
         contrast=(1 + augment.contrast * (2 * unit[:, 7] - 1)).astype(np.float32),
-        angle=(augment.rotate * (2 * unit[:, 8] - 1)).astype(np.float32),
+        angle=angle.astype(np.float32),
     )
 
 
@@ -214,7 +219,7 @@ def _opened(
     why = "asked for by name"
     if backend != "torch":
         drawn = {"brightness", "contrast"} if augment and (augment.brightness or augment.contrast) else set()
-        drawn |= {"angle"} if augment and augment.rotate else set()
+        drawn |= {"angle"} if augment and (augment.rotate or augment.turns) else set()
         try:
             about, images_of = open_dali(files, size, min(batch, len(files)), drawn, threads, torch.device(device))
         except ModuleNotFoundError:

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import pickle
+import random
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
@@ -150,8 +151,10 @@ def require_finite(loss: Tensor, stage: str, rate: str, epoch: int, files: Seque
 
 
 def seed_noise(seed: int, epoch: int) -> None:
-    """Seed torch's generators, which draw the dropped paths: by epoch, and another stream on every rank."""
-    torch.manual_seed(derive_seed(seed, epoch, "rank", rank()) if rank() else derive_seed(seed, epoch))
+    """Seed torch's generators and Python's, which draw dropped paths and erased rectangles: another stream per rank."""
+    drawn = derive_seed(seed, epoch, "rank", rank()) if rank() else derive_seed(seed, epoch)
+    torch.manual_seed(drawn)
+    random.seed(drawn)
 
 
 def write_history(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -31,6 +31,8 @@ from edgemed.run import _versions, note_another_place
     [
         ("size", 100, "--size 100 is no multiple of 32 from 32 on; try 96"),
         ("pretrain_size", 32, "try 64"),
+        ("train_size", 100, "--train-size 100 is no multiple of 32 from 0 on; try 96"),
+        ("random_erasing", 1.5, "--random-erasing 1.5 is outside 0.0 to 1.0"),
         ("start", "imagenett", "Did you mean 'imagenet'?"),
         ("loader", "dalli", "Did you mean 'dali'?"),
         ("split", (0.7, 0.2, 0.2), "sum to 1"),

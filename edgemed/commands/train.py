@@ -42,6 +42,7 @@ def train(
         str, typer.Option(help="timm's convnext_*, resnetNN or tf_efficientnet_lite*.")
     ] = "convnext_tiny",
     size: Annotated[int, typer.Option(help="Side of the network's input in pixels.")] = 224,
+    train_size: Annotated[int, typer.Option(help="Side of fine-tuning's random crops; 0 = --size.")] = 0,
     pretrain_size: Annotated[int, typer.Option(help="Side for the masked pretraining (224 = 49 units).")] = 224,
     start: Annotated[str, typer.Option(help="The masked pretraining starts from: imagenet | scratch.")] = "imagenet",
     weights: Annotated[Path | None, typer.Option(help="ImageNet weights as safetensors, for work offline.")] = None,
@@ -65,6 +66,8 @@ def train(
     mixup: Annotated[float, typer.Option(help="Mix pairs of images, by shares from Beta(a, a); 0 = off.")] = 0.0,
     ema_decay: Annotated[float, typer.Option(help="Decay of the weights' moving average.")] = 0.99,
     vertical_flip: Annotated[bool, typer.Option(help="Flip upside down too: where up and down are alike.")] = False,
+    quarter_turns: Annotated[bool, typer.Option(help="Turn by quarters too: where no direction is special.")] = False,
+    random_erasing: Annotated[float, typer.Option(help="Blank a rectangle in this share of the images.")] = 0.0,
     patience: Annotated[int, typer.Option(help="Stop after so many epochs without a lower validation loss.")] = 10,
     mask_ratio: Annotated[float, typer.Option(help="Part of the 32-pixel units that pretraining removes.")] = 0.6,
     sharpness: Annotated[float, typer.Option(help="0 = random masks, large = highest entropy, < 0 = lowest.")] = 1.0,
