@@ -21,7 +21,7 @@ from edgemed.ensemble import predict_callable
 from edgemed.evaluate import predict_files
 from edgemed.gates import TIE_MARGINS, compare, default_gates
 from edgemed.images import image_from_file
-from edgemed.precision import LARGEST_SAFE, safe_half
+from edgemed.precision import LARGEST_SAFE, Rounded, safe_half
 from edgemed.run import load_run
 
 IMAGES = 50
@@ -33,11 +33,15 @@ def rounding(path: Path) -> dict[str, Any]:
     parts = [run.dataset.subset(split) for split in ("test", "validation")]
     files = [part.file(row) for part in parts for row in part.rows][:IMAGES]
     truth, of_members = predict_files(predict_callable(run.ensemble), files)
-    found = safe_half(run.ensemble, lambda: (image_from_file(file) for file in files))
+    bar = default_gates("fp16").max_prob_error
+
+    def has_room(rounded: Rounded) -> bool:
+        return bool(np.abs(rounded.probabilities - truth).max() <= bar / 2)
+
+    found = safe_half(run.ensemble, lambda: (image_from_file(file) for file in files), has_room)
     compared = compare(truth, found.rounded.probabilities, tie_margin=TIE_MARGINS["fp16"])
     highest = np.sort(truth, axis=1)
     margins = highest[:, -1] - highest[:, -2]
-    bar = default_gates("fp16").max_prob_error
     worst = max(found.rounded.largest, key=lambda name: found.rounded.largest[name])
     return {
         "backbone": run.backbone,

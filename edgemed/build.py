@@ -63,9 +63,9 @@ def build_bundle(
     image_size: the range of H and W, see `export.onnx_from_ensemble`. precisions: of the graphs and plans, "fp32" among
     them. plans: None for none. gates: by precision; None = the defaults. check_images: at most so many validation
     images, evenly spaced, decide whether the graphs are right; rounded_images: so many of them, and the golden ones,
-    also run with every fp16 operator rounded. golden: a folder of images for the self-test, which travel in the bundle;
-    None = phantoms. entropy: the graphs also give the entropy of each 32-pixel patch. signing_key: Ed25519 (PEM), for
-    the manifest and the plans.
+    also run with every fp16 operator rounded, which decides what else stays float32. golden: a folder of images for the
+    self-test, which travel in the bundle; None = phantoms. entropy: the graphs also give the entropy of each 32-pixel
+    patch. signing_key: Ed25519 (PEM), for the manifest and the plans.
 
     Raises:
         GateError: a graph or its results are not right; nothing is written.
@@ -97,7 +97,7 @@ def build_bundle(
         found = safe_half(source.ensemble, lambda: chain(judge.images(rounded_images), images), judge.has_room)
         kept = found.kept
         if kept:
-            _log.warning("these layers overflow or lose too much in fp16, and stay fp32: %s", ", ".join(kept))
+            _log.warning("these layers near overflow or lose too much in fp16, and stay fp32: %s", ", ".join(kept))
     graphs: dict[str, bytes] = {}
     for precision in precisions:
         progress("export", len(graphs), len(precisions), precision)

@@ -31,7 +31,7 @@ from edgemed.stats import Interval
 from edgemed.timing import interleaved, percentile_intervals, ratio_interval
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from edgemed.ensemble import Ensemble
 
@@ -73,7 +73,7 @@ def contenders(model: Model, ensemble: Ensemble | None, shape: tuple[int, ...]) 
         return ensemble
 
     def network() -> Ensemble:
-        return _network(given(), model.precision, device, threads)
+        return _network(given(), model, device, threads)
 
     return [
         Contender(EAGER[0], torch_, lambda: _torch_call(network(), device)),
@@ -186,33 +186,36 @@ def _on(predict: Predict, request: NDArray[np.uint8]) -> Callable[[], object]:
 
 def _images(model: Model, side: int) -> list[NDArray[np.uint8]]:
     """Golden images squashed to (side, side, 3): all of one shape, since a static graph takes no other."""
-    golden = model.bundle.golden()[:CHECKED]
-    return [np.array(Image.fromarray(item.image).resize((side, side), Image.Resampling.BILINEAR)) for item in golden]
+    shape, golden = (side, side), model.bundle.golden()[:CHECKED]
+    return [np.array(Image.fromarray(each.image).resize(shape, Image.Resampling.BILINEAR)) for each in golden]
 
 
 def _bundle_call(model: Model) -> Predict:
     return lambda pixels: model.predict_pixels(pixels)[0]
 
 
-def _network(ensemble: Ensemble, precision: str, device: str, threads: int) -> Ensemble:
-    """A copy on the device, in the precision that the bundle's graph has there: a CPU executes float16 in float32."""
+def _network(ensemble: Ensemble, model: Model, device: str, threads: int) -> Ensemble:
+    """A copy on the device, each layer in the type that the bundle's graph has there: a CPU executes all in float32."""
     import torch
 
     torch.set_num_threads(threads)
     if device == "cpu":
         return copy.deepcopy(ensemble)
+    from edgemed.export import float32_layers
     from edgemed.precision import half_ensemble
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    return (half_ensemble(ensemble) if precision == "fp16" else copy.deepcopy(ensemble)).to(device)
+    if model.precision == "fp16":
+        return half_ensemble(ensemble, float32_layers(model.bundle.read_model("fp16"))).to(device)
+    return copy.deepcopy(ensemble).to(device)
 
 
 def _torch_call(network: Callable[[Tensor], tuple[Tensor, Tensor]], device: str) -> Predict:
     import torch
 
+    @torch.inference_mode()
     def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            answer: NDArray[np.float32] = network(torch.from_numpy(pixels).to(device))[0].cpu().numpy()
+        answer: NDArray[np.float32] = network(torch.from_numpy(pixels).to(device))[0].cpu().numpy()
         return answer
 
     return predict
@@ -223,11 +226,7 @@ def _channels_last(network: Ensemble) -> Ensemble:
     import torch
 
     network.members.to(memory_format=torch.channels_last)
-
-    def last(_: nn.Module, __: tuple[Tensor, ...], pixels: Tensor) -> Tensor:
-        return pixels.contiguous(memory_format=torch.channels_last)
-
-    network.front.register_forward_hook(last)
+    network.front.register_forward_hook(lambda _, __, pixels: pixels.contiguous(memory_format=torch.channels_last))
     return network
 
 
@@ -273,8 +272,7 @@ def _openvino(model: Model, shape: tuple[int, ...]) -> Predict:
         "INFERENCE_PRECISION_HINT": "f32",  # without it, bfloat16 where the CPU can: other answers
         "INFERENCE_NUM_THREADS": model.session.threads,
     }
-    compiled = core.compile_model(graph, "CPU", settings)
-    request = compiled.create_infer_request()
+    request = core.compile_model(graph, "CPU", settings).create_infer_request()
 
     def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         answer: NDArray[np.float32] = request.infer({"image": pixels}, share_inputs=True)["probabilities"]

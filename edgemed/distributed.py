@@ -9,7 +9,8 @@ stages they wait. Without torchrun every function here does nothing and costs no
 Two ranks take the steps of one with the same --batch: to 1e-9 in float64 (`tests/test_scale.py`). In float32 the order
 of sums differs, and Adam amplifies it: with ImageNet weights on 96 phantoms (96 px, 8 epochs, no drop path, two gloo
 processes) the training losses differed by at most 8e-3, the test probabilities by 0.03 at most and 0.003 on average;
-accuracy and AUROC of the 38 test images were the same. Dropped paths are drawn by rank and add noise of their own.
+accuracy and AUROC of the 38 test images were the same. Dropped paths, erased rectangles and mixup's shares
+are drawn by rank and add noise of their own.
 
 Faults: an `EdgemedError` of one process, inside `agreed` or `together`, is raised in all of them, so that one line
 tells of it and nobody waits for ever. A process that was killed ends the others. Tensors on a CPU travel by gloo, those

@@ -12,6 +12,7 @@ to 3 % less processor time and ONNX Runtime 9 % less on one CPU; of the latency 
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from edgemed.precision import half_ensemble
 OPSET = 20  # the first with Gelu as one operator
 OUTPUTS = ("probabilities", "member_probabilities")
 ENTROPY = "entropy"  # a third output, where it is asked for
+FLOAT32_WEIGHT = re.compile(r"members\.\d+\.network\.(.+?)\.layer\.")  # `precision.Float32` holds what it wraps there
 MAX_BATCH = 1024  # a bound that torch.export wants; memory ends earlier
 PRECISIONS = ("fp32", "fp16")
 
@@ -109,6 +111,13 @@ def _annotated(model: ModelProto) -> Iterator[onnx.NodeProto | onnx.TensorProto 
     graph = model.graph
     for part in (graph.node, graph.initializer, graph.input, graph.output):
         yield from part
+
+
+def float32_layers(graph: bytes) -> list[str]:
+    """The layers, by timm's names, whose weights an fp16 ONNX file of `onnx_from_ensemble` has in float32."""
+    weights = onnx.load_from_string(graph).graph.initializer
+    found = (FLOAT32_WEIGHT.match(weight.name) for weight in weights if weight.data_type == TensorProto.FLOAT)
+    return sorted({match[1] for match in found if match})
 
 
 def check_graph(model: ModelProto, *, layer_norms: int, outputs: Sequence[str] = OUTPUTS) -> None:

@@ -205,8 +205,8 @@ def _loss(
 ) -> Tensor:
     """Mean cross-entropy of uint8 images (B, S, S, 3) against labels (B,), by the weights (K,) of their classes.
 
-    With random erasing (Zhong et al. 2020), a rectangle of 2 to 33 % of the area takes the mean colour, in as many of
-    the images.
+    With random erasing (Zhong et al. 2020), one rectangle of 2 to 33 % of the area takes the mean colour of the
+    normalisation, in that share of the images.
 
     With mixup (Zhang et al. 2018), each image is mixed with the one at the mirrored place of the batch, share by share
     drawn from Beta(a, a), and the loss is that of both labels by these shares.

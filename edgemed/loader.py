@@ -57,7 +57,8 @@ class Augment:
     rotate: float = 15.0
     """Largest angle in degrees, to both sides; corners without image are black."""
     turns: bool = False
-    """Turned by a quarter, a half or three quarters in as many of the draws; the angle above comes on top of it."""
+    """Turned by 0, 90, 180 or 270 degrees, equally often, and the angle above is added. An image that is not square has
+    been squashed before: its distortion turns with it."""
     brightness: float = 0.2
     """Factor on all levels: from 1 - this to 1 + this; in [0, 1]."""
     contrast: float = 0.2

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -37,9 +37,9 @@ STAGES = re.compile(r"stem|conv_stem|conv1|(blocks|stages)\.\d+|layer\d+")  # th
 
 
 class Float32(nn.Module):
-    """A layer that computes in float32 inside a float16 network: takes and gives the network's own type.
+    """A layer that computes in float32 inside a float16 network: takes either type, gives float16.
 
-    narrow: False where the next layer computes in float32, too, and is to take what this one gives as it is.
+    narrow: False to give float32, where the next layer computes in float32, too.
     """
 
     def __init__(self, layer: nn.Module, narrow: bool) -> None:
@@ -87,10 +87,9 @@ def _half(network: nn.Module, keep: Sequence[str]) -> nn.Module:
     """
     kept: set[int] = set()
     float32 = {*FLOAT32_NAMES, *keep}
-    stages = stages_of(network)
-    before_float32 = {stage for stage, following in pairwise(stages) if following in float32}
+    before_float32 = {stage for stage, following in pairwise(stages_of(network)) if _is_in(following, float32)}
     for name, layer in list(network.named_modules()):
-        if any(name.startswith(f"{outer}.") for outer in float32):
+        if name not in float32 and _is_in(name, float32):
             continue  # inside of a layer that stays float32 as a whole
         if isinstance(layer, FLOAT32_LAYERS) or name in float32:
             kept |= {id(value) for value in chain(layer.parameters(), layer.buffers())}
@@ -106,6 +105,11 @@ def _half(network: nn.Module, keep: Sequence[str]) -> nn.Module:
 def stages_of(network: nn.Module) -> list[str]:
     """The names of the stem and the stages, in the order of execution."""
     return [name for name, _ in network.named_modules() if STAGES.fullmatch(name)]
+
+
+def _is_in(name: str, layers: Collection[str]) -> bool:
+    """Whether the layer `name` is one of `layers`, or inside of one."""
+    return any(name == layer or name.startswith(f"{layer}.") for layer in layers)
 
 
 def _without_batch_norm(network: nn.Module, size: int) -> nn.Module:
@@ -211,10 +215,10 @@ def safe_half(
     while True:
         rounded = rounded_outputs(half_ensemble(ensemble, sorted(kept)), images())
         if not rounded.unsafe:
-            left = [name for name in stages_of(ensemble.members[0])[:-1] if name not in {*FLOAT32_NAMES, *kept}]
+            left = [name for name in stages_of(ensemble.members[0])[:-1] if not _is_in(name, {*FLOAT32_NAMES, *kept})]
             if close(rounded) or not left:
                 return SafeHalf(rounded, tuple(sorted(kept)))
-            kept = {left[0], *(name for name in kept if not name.startswith(f"{left[0]}."))}
+            kept = {left[0], *(name for name in kept if not _is_in(name, {left[0]}))}
             continue
         before = frozenset(kept)
         beyond = [operator for operator, size in rounded.unsafe.items() if not np.isfinite(size)]

@@ -258,9 +258,10 @@ def _what_was_run(info: Mapping[str, Any], *, folded: bool) -> str:
     config, dataset = info["config"], info["dataset"]
     durations = _pairs({stage: _duration(seconds) for stage, seconds in info["durations"].items()})
     unknown = "in each fold's report: folds/K/report.html" if folded else "not measured"
+    crops = f", learnt from crops of {config['train_size']} px" if config.get("train_size") else ""
     facts = {
         "Backbone": config["backbone"],
-        "Image size": f"{config['size']} px, pretraining {config['pretrain_size']} px",
+        "Image size": f"{config['size']} px{crops}, pretraining {config['pretrain_size']} px",
         "Seed": config["seed"],
         "Data": f"{dataset['root']}: {dataset['n']:,} images in {dataset['groups']:,} groups",
         "Data fingerprint": dataset["fingerprint"],

@@ -63,7 +63,9 @@ def _erased(probability: float, epoch: int) -> Tensor:
     return net.seen[:, 0] == 0
 
 
-def test_a_rectangle_is_erased_in_the_wanted_share_of_the_images_and_again_in_a_resumed_epoch() -> None:
+def test_a_rectangle_is_erased_in_the_wanted_share_of_the_images_and_again_in_a_resumed_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     first = _erased(0.25, epoch=1)
     assert 0.18 < float(first.any((1, 2)).float().mean()) < 0.32
     for one in first[first.any((1, 2))]:
@@ -72,6 +74,27 @@ def test_a_rectangle_is_erased_in_the_wanted_share_of_the_images_and_again_in_a_
     assert torch.equal(first, _erased(0.25, epoch=1))
     assert not torch.equal(first, _erased(0.25, epoch=2))
     assert not _erased(0.0, epoch=1).any()
+    monkeypatch.setattr("edgemed.loop.rank", lambda: 1)
+    assert not torch.equal(first, _erased(0.25, epoch=1))  # its images are others, and so are its rectangles
+
+
+@pytest.mark.parametrize("flags", [set(), {"vertical_flip"}, {"quarter_turns"}])
+def test_fine_tuning_flips_and_turns_as_its_flags_say(
+    flags: set[str], phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OpenedError(Exception):
+        pass
+
+    def opened(*_: object, augment: Augment, **__: object) -> None:
+        assert (augment.vflip, augment.turns) == ("vertical_flip" in flags, "quarter_turns" in flags)
+        raise OpenedError
+
+    monkeypatch.setattr(module, "open_loader", opened)
+    dataset = split_dataset(scan(phantoms), (0.6, 0.2, 0.2), 0)
+    config = TrainConfig(backbone="resnet18", size=32, threads=1, **dict.fromkeys(flags, True))
+    front, model = FrontEnd(32, *normalisation("resnet18")), create_backbone("resnet18", 3)
+    with pytest.raises(OpenedError):
+        module.finetune(config, "imagenet", model, front, dataset, tmp_path, "cpu", lambda *_: None)
 
 
 @both_backends

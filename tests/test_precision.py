@@ -14,7 +14,7 @@ from test_export import _images, ensemble_of
 from torch import Tensor, nn
 
 from edgemed.errors import GateError
-from edgemed.export import onnx_from_ensemble
+from edgemed.export import float32_layers, onnx_from_ensemble
 from edgemed.precision import FLOAT32_NAMES, Rounded, half_ensemble, rounded_outputs, safe_half, stages_of
 
 
@@ -76,6 +76,8 @@ def test_layers_that_would_overflow_stay_float32_and_the_graph_is_then_right() -
     # This layer, in both members: they share their code.
     assert wide == {f"members.{m}.network.stages.2.blocks.0.mlp.layer.fc1.bias" for m in range(2)}
     assert len(biases) == 2 * 4
+    norms = {name for name, layer in ensemble.members[0].named_modules() if isinstance(layer, nn.LayerNorm)}
+    assert set(float32_layers(graph)) - norms == {"stem", *found.kept}
 
 
 def test_a_network_that_overflows_as_a_whole_is_refused() -> None:
@@ -119,6 +121,16 @@ def test_between_stages_that_stay_float32_nothing_is_rounded(name: str) -> None:
             half(torch.from_numpy(_images(1, 64, 64)))
         wide = [stage for stage in stages if given[stage] == torch.float32]
         assert list(given) == stages and wide == stages[: of_start + more - 1]
+
+
+def test_a_float32_layer_around_all_stages_is_told_from_the_stages() -> None:
+    half = half_ensemble(ensemble_of("convnext", 1), ["stages"])
+    given: dict[str, torch.dtype] = {}
+    for name in ("stem", "stages"):
+        half.members[0].network.get_submodule(name).register_forward_hook(partial(_note_type, given, name))
+    with torch.no_grad():
+        half(torch.from_numpy(_images(1, 64, 64)))
+    assert given == {"stem": torch.float32, "stages": torch.float16}
 
 
 def test_stages_stay_float32_from_the_start_until_the_outputs_are_close_enough() -> None:

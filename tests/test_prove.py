@@ -13,6 +13,7 @@ from test_build import SIDES, Made
 from edgemed import build, precision
 from edgemed.ensemble import Ensemble, predict_callable
 from edgemed.errors import GateError
+from edgemed.gates import default_gates
 from edgemed.sources import source_from_run
 
 made, quick = test_build.made, test_build.quick
@@ -46,12 +47,19 @@ def test_golden_images_that_lose_too_much_in_half_precision_are_not_shipped(
 
 
 @pytest.mark.parametrize("image", [0, -1])  # a validation image, a golden one
-@pytest.mark.parametrize(("of", "lost", "kept"), [(0, 2e-3, False), (0, 3e-3, True), (1, 3e-3, True)])
+@pytest.mark.parametrize(
+    ("of", "lost", "kept"),
+    [(0, 2e-3, False), (0, 3e-3, True), (1, 2e-3, False), (1, 3e-3, True), (0, np.nan, True)],
+)
+@pytest.mark.parametrize("bound", [5e-3, 5e-2])
 def test_a_stage_more_stays_float32_where_half_precision_leaves_no_room_below_the_gates(
     made: Made, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    image: int, of: int, lost: float, kept: bool,
+    image: int, of: int, lost: float, kept: bool, bound: float,
 ) -> None:  # fmt: skip
-    """The mean (of 0) or a member (of 1) loses less than the gate of 5e-3, but more than half of it, or less."""
+    """The mean (of 0) or a member (of 1) loses less than the gate of 5e-3, but more than half of it, or less.
+
+    A wider gate of the user's makes no more room: with it, labels could change.
+    """
     tried: list[Any] = []
     half_ensemble = precision.half_ensemble
     answers = predict_callable(made.run.ensemble)
@@ -69,7 +77,8 @@ def test_a_stage_more_stays_float32_where_half_precision_leaves_no_room_below_th
 
     monkeypatch.setattr(precision, "rounded_outputs", lossy)
     monkeypatch.setattr(precision, "half_ensemble", noted)
-    bundle = build.build_bundle(source_from_run(made.run.path), tmp_path / "b", image_size=SIDES)
+    gates = {precision: default_gates(precision, max_prob_error=bound) for precision in ("fp32", "fp16")}
+    bundle = build.build_bundle(source_from_run(made.run.path), tmp_path / "b", image_size=SIDES, gates=gates)
     assert tried == ([[], ["layer1"]] if kept else [[]])
     said = "lose too much in fp16, and stay fp32: layer1." in (bundle.path / "model_card.md").read_text()
     assert said == kept

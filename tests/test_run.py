@@ -111,6 +111,8 @@ def test_the_cores_are_shared_by_the_folds(monkeypatch: pytest.MonkeyPatch) -> N
     for gib, expected in ((1.0, (1, 64)), (14.0, (3, 21)), (24.0, (5, 12))):  # a fold of convnext_tiny takes 4.5 GiB
         monkeypatch.setattr("edgemed.parallel._available_gib", lambda gib=gib: gib)
         assert folds_at_once(TrainConfig(folds=5), "cpu") == expected
+        assert folds_at_once(TrainConfig(folds=5, size=448, train_size=224), "cpu") == expected
+        assert folds_at_once(TrainConfig(folds=5, size=192, train_size=224, pretrain_size=64), "cpu") == expected
         assert folds_at_once(TrainConfig(folds=5, threads=1), "cpu") == (5, 1)
 
 
