@@ -6,8 +6,8 @@ The images on fold 0's training side are split anew into five group-safe folds, 
 variant. They are test images of folds 1 to 4: only fold 0 is untouched by the choice. Resumable, in build/busi-inner;
 names of variants behind DATA train these alone. Writes results/busi-inner.json.
 
-Three other variants were tried on the same images and dropped (log loss, accuracy): crops of 160 px for 192 px
-(--train-size 160) 0.476, 0.865; crops of 192 px for 224 px 0.451, 0.875; 192 px with --random-erasing 0.25 0.436, 0.845.
+Three more variants were tried on the same images and dropped (log loss, accuracy): crops of 160 px for 192 px
+(--train-size 160) 0.476, 0.865; crops of 192 px for 224 px 0.451, 0.875; --random-erasing 0.25 0.436, 0.845.
 """
 
 from __future__ import annotations
