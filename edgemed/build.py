@@ -97,7 +97,7 @@ def build_bundle(
         found = safe_half(source.ensemble, lambda: chain(judge.images(rounded_images), images), judge.has_room)
         kept = found.kept
         if kept:
-            _log.warning("these layers near overflow or lose too much in fp16, and stay fp32: %s", ", ".join(kept))
+            _log.warning("these layers are too large or too imprecise in fp16, and stay fp32: %s", ", ".join(kept))
     graphs: dict[str, bytes] = {}
     for precision in precisions:
         progress("export", len(graphs), len(precisions), precision)

@@ -58,7 +58,7 @@ def model_card(
         if entropy_error is None
         else "\nThe output `entropy`, bits per 32-pixel patch of the resized image, lies within "
         f"{entropy_error:.1e} bit of its definition on these images.\n",
-        kept=f"These layers near overflow or lose too much in fp16, and stay fp32: {', '.join(kept)}." if kept else "",
+        kept=f"These layers are too large or too imprecise in fp16, and stay fp32: {', '.join(kept)}." if kept else "",
     )
 
 

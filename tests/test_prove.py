@@ -80,5 +80,5 @@ def test_a_stage_more_stays_float32_where_half_precision_leaves_no_room_below_th
     gates = {precision: default_gates(precision, max_prob_error=bound) for precision in ("fp32", "fp16")}
     bundle = build.build_bundle(source_from_run(made.run.path), tmp_path / "b", image_size=SIDES, gates=gates)
     assert tried == ([[], ["layer1"]] if kept else [[]])
-    said = "lose too much in fp16, and stay fp32: layer1." in (bundle.path / "model_card.md").read_text()
+    said = "too imprecise in fp16, and stay fp32: layer1." in (bundle.path / "model_card.md").read_text()
     assert said == kept

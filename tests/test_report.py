@@ -230,3 +230,10 @@ def test_what_is_undefined_or_was_not_measured_is_said_so_and_never_shown_as_zer
     assert "0\n-\n0\n-\n0\n-\n" in text
     assert "not measured" in text
     assert "None found." in text
+
+
+def test_the_side_of_the_training_crops_is_told_where_it_is_not_the_networks() -> None:
+    given = arguments()
+    assert "Image size\n96 px, pretraining 160 px\n" in Page(report_html(**given)).text
+    given["info"]["config"]["train_size"] = 64
+    assert "Image size\n96 px, learnt from crops of 64 px, pretraining 160 px\n" in Page(report_html(**given)).text
