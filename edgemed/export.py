@@ -16,6 +16,8 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import onnx
 import torch
@@ -69,10 +71,7 @@ def onnx_from_ensemble(
     if low < high:
         dynamic |= {1: torch.export.Dim("h", min=low, max=high), 2: torch.export.Dim("w", min=low, max=high)}
     sample = torch.zeros(2, low + (low < high), low + (low < high), 3, dtype=torch.uint8)
-    for layer in network.modules():
-        if hasattr(layer, "inplace"):
-            layer.inplace = False  # the same numbers; in place, the export takes half as long again
-    with warnings.catch_warnings():
+    with _not_in_place(network), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations: nothing that a user can act on
         program = torch.onnx.export(
             network,
@@ -90,6 +89,19 @@ def onnx_from_ensemble(
     norms = sum(isinstance(layer, nn.LayerNorm) for layer in ensemble.modules())
     check_graph(model, layer_norms=norms, outputs=outputs)
     return bytes(model.SerializeToString(deterministic=True))
+
+
+@contextmanager
+def _not_in_place(network: nn.Module) -> Iterator[None]:
+    """Activations leave their input as it is: the same numbers, and Lite0's export takes two thirds of the time."""
+    layers: list[Any] = [layer for layer in network.modules() if getattr(layer, "inplace", None) is True]
+    try:
+        for layer in layers:
+            layer.inplace = False
+        yield
+    finally:
+        for layer in layers:
+            layer.inplace = True
 
 
 def check_patches(size: int) -> None:

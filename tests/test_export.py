@@ -214,3 +214,10 @@ def test_notes_of_the_exporter_are_removed() -> None:
     model = helper.make_model(helper.make_graph([node], "g", [value], [helper.make_empty_tensor_value_info("b")]))
     assert b"somebody" in model.SerializeToString()
     assert b"somebody" not in plain_graph(model).SerializeToString()
+
+
+def test_an_export_leaves_the_activations_of_the_ensemble_in_place(
+    exported: Callable[[str, int, str], tuple[Ensemble, bytes]],
+) -> None:
+    ensemble, _ = exported("lite", 1, "fp32")
+    assert [layer.inplace for layer in ensemble.modules() if isinstance(layer, nn.ReLU6)] == [True] * 33
