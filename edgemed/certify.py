@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from edgemed.engines import place_of
 from edgemed.errors import InputError
 from edgemed.files import visible
-from edgemed.gates import TIE_MARGINS, Comparison, Gates, check, compare_batches
+from edgemed.gates import TIE_MARGINS, Comparison, Gates, check, compare_batches, in_each_place
 from edgemed.images import SUFFIXES, image_from_file, pixels_sha256
 from edgemed.infer import Model
 from edgemed.manifest import MODEL_FILES
@@ -73,7 +73,7 @@ def certify(
     found: dict[int, Path] = {}
     answers: dict[int, NDArray[np.float32]] = {}
     unfit: set[int] = set()
-    limits = model.bundle.manifest.input
+    limits, least = model.bundle.manifest.input, least_batch(model.record)
     low, _, high = model.record.image_side if model.record else (limits.min_side, 0, limits.max_side)
     for done, path in enumerate(files, 1):
         pixels = image_from_file(path)
@@ -83,7 +83,7 @@ def certify(
                 unfit.add(row)
                 continue
             found[row] = path
-            answers[row] = model.predict_pixels(np.repeat(pixels[None], least_batch(model.record), axis=0))[0]
+            answers[row] = in_each_place(model.outputs, pixels, least)["probabilities"]
         progress(f"certify on {model.runtime}", done, len(files), f"{len(found)} known")
     if unfit and not found:
         raise InputError(

@@ -8,7 +8,7 @@ A flip is a changed label. At fp16 it counts only where the reference's two high
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgemed.errors import GateError, InputError, did_you_mean
 from edgemed.evidence import Golden
+
+Answers = Mapping[str, NDArray[np.float32]]  # an engine's outputs by their names: see `runtimes.Session.run`
 
 TIE_MARGINS = {"fp32": 0.0, "fp16": 1e-2}
 """By precision: a flip counts where the reference's two highest probabilities differ by more (0: everywhere)."""
@@ -101,7 +103,7 @@ def compare_batches(
     tie_margin: float,
     labels: Sequence[int] | NDArray[np.int64] | None = None,
 ) -> Comparison:
-    """`compare` where each image (N, K) was answered by every row of a batch of its copies (N, B, K).
+    """`compare` where each image (N, K) was answered in each place of a batch (N, B, K): see `in_each_place`.
 
     An image is as wrong as its worst row, and has flipped where one row has. Raises as `compare` does.
     """
@@ -137,7 +139,7 @@ def check(comparison: Comparison, gates: Gates, what: str = "the engine", names:
 
 
 def check_entropy(truth: Sequence[ArrayLike], answers: Sequence[ArrayLike], what: str) -> float:
-    """The largest error, in bits, of batches of entropy maps (B, E, E) of copies of one image each, against (E, E).
+    """The largest error, in bits, of entropy maps (B, E, E) of one image each in B places, against (E, E).
 
     Raises GateError where it is too large, a value is not finite, or a map has another shape.
     """
@@ -156,32 +158,50 @@ def check_entropy(truth: Sequence[ArrayLike], answers: Sequence[ArrayLike], what
     return largest
 
 
+def in_each_place(
+    run: Callable[[NDArray[np.uint8]], Answers], image: NDArray[np.uint8], batch: int
+) -> dict[str, NDArray[np.float32]]:
+    """An image's answers in each place of a batch, by the outputs' names: (batch, ...) each.
+
+    image: uint8 (H, W, 3). The other places hold its negative: among copies, rows that are mixed up would not show.
+    """
+    rows = []
+    for place in range(batch):
+        pixels = np.repeat(255 - image[None], batch, axis=0)
+        pixels[place] = image
+        rows.append({name: values[place] for name, values in run(pixels).items()})
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
 def check_rows(
-    few: Mapping[str, NDArray[np.float32]], many: Mapping[str, NDArray[np.float32]], precision: str, what: str
+    run: Callable[[NDArray[np.uint8]], Answers], images: NDArray[np.uint8], least: int, precision: str, what: str
 ) -> None:
-    """Two batches of copies of one image, by the outputs' names: GateError where `many` is not what `few` begins with.
+    """Run different images (N, H, W, 3) as one batch, and each alone, in `least` copies: GateError where answers differ.
 
     Judged by the precision's default gates, since a batch of another size may run other kernels.
     """
+    answers = [run(np.repeat(image[None], least, axis=0)) for image in images]
+    alone = {name: np.stack([answer[name][0] for answer in answers]) for name in answers[0]}
+    together = run(images)
     margin, gates = TIE_MARGINS[precision], default_gates(precision)
-    check(compare_batches(few["probabilities"][:1], many["probabilities"][None], tie_margin=margin), gates, what)
-    for index in range(many["member_probabilities"].shape[1]):
-        one, rows = (each["member_probabilities"][:, index] for each in (few, many))
-        found = compare_batches(one[:1], rows[None], tie_margin=margin)
+    check(compare(alone["probabilities"], together["probabilities"], tie_margin=margin), gates, what)
+    for index in range(alone["member_probabilities"].shape[1]):
+        one, other = (each["member_probabilities"][:, index] for each in (alone, together))
+        found = compare(one, other, tie_margin=margin)
         # A member alone decides nothing, so only its probabilities are judged.
         check(found, replace(gates, max_flips=found.n), f"{what} member {index + 1}")
-    if "entropy" in few:
-        check_entropy([few["entropy"][0]], [many["entropy"]], what)
+    if "entropy" in alone:
+        check_entropy(alone["entropy"], together["entropy"][:, None], what)
 
 
 def judged_golden(
     golden: Sequence[Golden],
-    answers: Sequence[Mapping[str, NDArray[np.float32]]],
+    answers: Sequence[Answers],
     precision: str,
     member_names: Sequence[str],
     what: str,
 ) -> Comparison:
-    """Golden images against an engine's outputs, by name, for a batch of each one's copies: see `runtimes.Session.run`.
+    """Golden images against an engine's outputs, by name, for each one in every place of a batch: see `in_each_place`.
 
     Raises GateError where one differs by more than the precision's default gates, which are those of every self-test.
     """

@@ -28,7 +28,7 @@ from edgemed.bundle import Bundle, open_bundle
 from edgemed.engines import open_engine, place_of
 from edgemed.errors import GateError, InputError
 from edgemed.evidence import Golden
-from edgemed.gates import Comparison, judged_golden
+from edgemed.gates import Comparison, in_each_place, judged_golden
 from edgemed.images import PixelFormat, image_from_bytes, image_from_file, image_from_pixels
 from edgemed.manifest import MODEL_FILES
 from edgemed.operating import decide
@@ -119,7 +119,7 @@ class Model:
         if not golden:
             raise InputError(f"no golden image of {self.bundle.path} has a size that this plan takes")
         least = least_batch(self.record)
-        answers = [self.outputs(np.repeat(item.image[None], least, axis=0)) for item in golden]
+        answers = [in_each_place(self.outputs, item.image, least) for item in golden]
         names, what = self.bundle.manifest.member_names, f"{self.bundle.path} on {self.runtime}"
         return judged_golden(golden, answers, self.precision, names, what)
 

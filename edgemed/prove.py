@@ -8,6 +8,7 @@ every operator rounded, since CPUs execute fp16 graphs in fp32. Images are decod
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -20,7 +21,17 @@ from edgemed.ensemble import entropy_map, predict_callable
 from edgemed.errors import GateError, InputError
 from edgemed.evaluate import decoded, predict_files
 from edgemed.evidence import Golden
-from edgemed.gates import TIE_MARGINS, Comparison, Gates, check, check_entropy, compare, default_gates, judged_golden
+from edgemed.gates import (
+    TIE_MARGINS,
+    Comparison,
+    Gates,
+    check,
+    check_entropy,
+    compare,
+    default_gates,
+    in_each_place,
+    judged_golden,
+)
 from edgemed.manifest import sha256_of
 from edgemed.precision import Rounded
 from edgemed.runtimes import ENTROPY, OUTPUTS, PlanModule, Session, runtime_module
@@ -44,13 +55,14 @@ class Judge:
         golden: Sequence[Golden],
         progress: Progress,
     ) -> None:
-        """limit: at most so many of the source's validation images, evenly spaced. golden: what will be the self-test.
+        """limit: at most so many of the source's validation images, evenly spaced, then the classes in turn, so that
+        the first few are of all classes. golden: what will be the self-test.
 
         Raises InputError where an image is outside of `sides`, or PyTorch answers otherwise than the source noted.
         """
         of_split = [k for k, proof in enumerate(source.proofs) if proof.split == "validation"]
         spaced = np.linspace(0, len(of_split) - 1, min(limit, len(of_split))).round().astype(int)
-        chosen = [of_split[k] for k in spaced]
+        chosen = _classes_in_turn([of_split[k] for k in spaced], source.proofs)
         self.proofs = [source.proofs[k] for k in chosen]
         self.checks: list[Check] = []
         self.entropy_error: float | None = None  # the largest of all graphs in all runtimes, in bits
@@ -59,9 +71,7 @@ class Judge:
         for proof, image in zip(self.proofs, self.images(), strict=True):
             if not (sides[0] <= min(image.shape[:2]) and max(image.shape[:2]) <= sides[2]):
                 height, width, _ = image.shape
-                raise InputError(
-                    f"{proof.file} has {width} x {height} pixels, outside of --image-size; widen it"
-                )
+                raise InputError(f"{proof.file} has {width} x {height} pixels, outside of --image-size; widen it")
         self._truth, self._members = predict_files(
             predict_callable(source.ensemble), self.files, lambda done, total: progress("PyTorch", done, total, "")
         )
@@ -111,6 +121,8 @@ class Judge:
     def _self_test(self, session: Session, precision: str, what: str) -> None:
         """The golden images through a graph, by the gates of the self-test, which a bundle has to pass anywhere."""
         self._judge_golden(self._golden, [session.run(item.image[None]) for item in self._golden], precision, what)
+        of_two = in_each_place(session.run, self._golden[0].image, 2)  # images of one request must not mix
+        self._judge_golden(self._golden[:1], [of_two], precision, f"{what}, in a batch of two different images")
 
     def _judge_golden(
         self, golden: Sequence[Golden], outputs: Sequence[Mapping[str, NDArray[np.float32]]], precision: str, what: str
@@ -184,6 +196,16 @@ def _hint(precision: str, help_: str) -> Iterator[None]:
         if precision != "fp16":
             raise
         raise GateError(f"{error}; {help_}") from error
+
+
+def _classes_in_turn(chosen: Sequence[int], proofs: Sequence[Proof]) -> list[int]:
+    """`chosen`, indices into `proofs`, by their rank within their class: the first few are of as many classes."""
+    seen: Counter[int] = Counter()
+    ranks = []
+    for k in chosen:
+        ranks.append((seen[proofs[k].label], proofs[k].label, k))
+        seen[proofs[k].label] += 1
+    return [k for _, _, k in sorted(ranks)]
 
 
 def _all_classes(proofs: Sequence[Proof], classes: int) -> list[int] | None:

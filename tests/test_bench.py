@@ -93,18 +93,19 @@ def test_the_report_is_one_json_document_with_every_figure_and_its_place(bundle:
         assert result["conditions"]["seconds"] > 0
 
 
+@pytest.mark.parametrize("order", [np.s_[:, ..., ::-1], np.s_[::-1], np.s_[[0, 0]]], ids=["labels", "rows", "one row"])
 @pytest.mark.parametrize("wrong", ["probabilities", "member_probabilities"])
 def test_a_batch_that_answers_otherwise_than_one_image_is_not_timed(
-    bundle: Bundle, only_requests: None, monkeypatch: pytest.MonkeyPatch, wrong: str
+    bundle: Bundle, only_requests: None, monkeypatch: pytest.MonkeyPatch, wrong: str, order: Any
 ) -> None:
     real = Model.outputs
 
     def outputs(self: Model, batch: np.ndarray) -> dict[str, np.ndarray]:
         found = real(self, batch)
-        return found | {wrong: found[wrong][..., ::-1].copy()} if len(batch) > 1 else found
+        return found | {wrong: found[wrong][order].copy()} if len(batch) > 1 else found
 
     monkeypatch.setattr(Model, "outputs", outputs)
-    with pytest.raises(GateError, match="a batch of 2 against 1,"):
+    with pytest.raises(GateError, match="a batch of 2,"):
         measured(bundle, iterations=3, batches=(2,), image_size=64)
 
 
@@ -113,8 +114,8 @@ def test_every_sample_counts_and_percentiles_are_those_of_the_samples(
 ) -> None:
     result = measured(bundle, iterations=100, batches=(2,), image_size=64)
     assert requests[:2] == [(1, 40, 56, 3), (1, 64, 48, 3)]  # the golden images come first
-    assert requests[2:5] == [(2, 64, 64, 3), (1, 64, 64, 3), (2, 64, 64, 3)]  # one compiles; a batch like one image
-    assert requests[5:105] == [(2, 64, 64, 3)] * 100  # the samples
+    assert requests[2:6] == [(2, 64, 64, 3), *[(1, 64, 64, 3)] * 2, (2, 64, 64, 3)]  # one compiles; a batch like each
+    assert requests[6:106] == [(2, 64, 64, 3)] * 100  # the samples
     latency = result["latency_ms"]
     assert sorted(result["times_ms"]) == [1.0] * 90 + [10.0] * 10  # none is dropped
     assert latency["mean"]["value"] == pytest.approx(1.9)

@@ -28,8 +28,9 @@ def test_the_self_test_asks_a_plan_for_what_it_takes(build: Path, tmp_path: Path
     assert opened(build, other)["status"] == OK
 
 
-@pytest.mark.parametrize(("marker", "status"), [(4, OK), (3, GATE)])  # by 3 the stub errs in later rows of a batch
+@pytest.mark.parametrize(("marker", "status"), [(4, OK), (3, GATE), (5, GATE)])
 def test_the_self_test_looks_at_every_row_of_a_batch(build: Path, tmp_path: Path, marker: int, status: int) -> None:
+    """By 3 the stub errs in later rows of a batch, by 5 it gives them the answer of the first."""
     image = tiny.image(100)
     image[0, 0] = (255, 0, marker)
     shares = 1 + image.reshape(-1, 3).mean(0)

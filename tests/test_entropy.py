@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,15 +142,19 @@ def test_a_map_is_judged_in_every_row_and_place() -> None:
             check_entropy([true], [np.ones(shape)], "it")
 
 
-def test_a_batch_is_compared_with_a_single_image_row_by_row() -> None:
+def test_a_batch_is_compared_with_single_images_row_by_row() -> None:
     true = {name: np.full(shape, 0.5, np.float32) for name, shape in SHAPES.items()}
-    few = {name: values[:1] for name, values in true.items()}
-    check_rows(few, true, "fp32", "a batch of 3 against 1,")
+    images = np.arange(3, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 8, 8, 3), np.uint8)
+
+    def run(batch: np.ndarray, together: dict[str, np.ndarray] = true) -> dict[str, np.ndarray]:
+        return {name: values[batch[:, 0, 0, 0]] for name, values in (together if len(batch) == 3 else true).items()}
+
+    check_rows(run, images, 2, "fp32", "a batch of 3,")
     for name, message in {"probabilities": "probab", "member_probabilities": "member", "entropy": "entropy"}.items():
         wrong = {key: values.copy() for key, values in true.items()}
         wrong[name][2].flat[1] += 0.03
-        with pytest.raises(GateError, match=f"a batch of 3 against 1,.*{message}"):
-            check_rows(few, wrong, "fp32", "a batch of 3 against 1,")
+        with pytest.raises(GateError, match=f"a batch of 3,.*{message}"):
+            check_rows(partial(run, together=wrong), images, 2, "fp32", "a batch of 3,")
 
 
 @pytest.mark.parametrize(("error", "right"), [(0.01, True), (0.03, False)])

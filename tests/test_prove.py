@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import test_build
 from test_build import SIDES, Made
@@ -14,6 +15,7 @@ from edgemed import build, precision
 from edgemed.ensemble import Ensemble, predict_callable
 from edgemed.errors import GateError
 from edgemed.gates import default_gates
+from edgemed.images import image_from_file, pixels_sha256
 from edgemed.sources import source_from_run
 
 made, quick = test_build.made, test_build.quick
@@ -29,6 +31,45 @@ def test_a_graph_that_would_fail_its_own_self_test_is_not_shipped(
     with pytest.raises(GateError, match="fp32 graph in openvino .* on the golden images differs from its reference"):
         build.build_bundle(source_from_run(made.run.path), tmp_path / "b", image_size=SIDES)
     assert not (tmp_path / "b").exists()
+
+
+def test_a_graph_that_gives_every_image_of_a_batch_the_first_ones_answer_is_not_shipped(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(ensemble: Ensemble, precision: str, **settings: Any) -> bytes:
+        model = onnx.load_from_string(made.bundle.read_model(precision))
+        for node in model.graph.node:
+            node.output[:] = ["mean" if name == "probabilities" else name for name in node.output]
+        zero, one = (onnx.numpy_helper.from_array(np.array([k]), f"row{k}") for k in (0, 1))
+        model.graph.initializer.extend([zero, one])
+        first = onnx.helper.make_node("Slice", ["mean", "row0", "row1", "row0"], ["first"])
+        shape = onnx.helper.make_node("Shape", ["mean"], ["rows"])
+        spread = onnx.helper.make_node("Expand", ["first", "rows"], ["probabilities"])
+        model.graph.node.extend([first, shape, spread])
+        return model.SerializeToString()
+
+    monkeypatch.setattr(build, "onnx_from_ensemble", export)
+    with pytest.raises(GateError, match="in a batch of two different images differs from its reference"):
+        build.build_bundle(source_from_run(made.run.path), tmp_path / "b", image_size=SIDES, precisions=("fp32",))
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_the_images_that_half_precision_is_tried_on_are_of_all_classes(
+    made: Made, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int
+) -> None:
+    tried: list[np.ndarray] = []
+
+    def noted(ensemble: Ensemble, images: Any, close: Any) -> precision.SafeHalf:
+        tried.extend(images())
+        return precision.safe_half(ensemble, images)
+
+    monkeypatch.setattr(build, "safe_half", noted)
+    source = source_from_run(made.run.path)
+    build.build_bundle(source, tmp_path / "b", image_size=SIDES, rounded_images=classes)
+    validation = [proof for proof in source.proofs if proof.split == "validation"]
+    label_of = {pixels_sha256(image_from_file(proof.file)): proof.label for proof in validation}
+    assert [label_of[pixels_sha256(image)] for image in tried[:classes]] == list(range(classes))
 
 
 @pytest.mark.parametrize("golden_image", [0, 5])

@@ -21,20 +21,20 @@ std::vector<float> row_from(const Json& list, size_t length, const std::string& 
     return row;
 }
 
-// The figures of gates.compare_batches: each image was answered by every row of a batch of its copies.
+// The figures of gates.compare_batches: each image was answered in every place of a batch.
 struct Comparison {
     size_t images = 0, flips = 0;
     double worst = 0;
 
-    // K probabilities in `truth`, and in each of the rows, which lie `stride` values apart.
-    void add(const float* truth, const float* other, size_t labels, size_t rows, size_t stride, double tie_margin) {
+    // K probabilities in `truth`, and in each of the answers.
+    void add(const float* truth, const std::vector<const float*>& answers, size_t labels, double tie_margin) {
         const size_t best = largest(truth, labels);
         double second = -std::numeric_limits<double>::infinity();
         for (size_t k = 0; k < labels; ++k)
             if (k != best) second = std::max(second, double(truth[k]));
         const bool clear = tie_margin <= 0 || double(truth[best]) - second > tie_margin;
         bool flipped = false;
-        for (size_t row = 0; row < rows; ++row, other += stride) {
+        for (const float* other : answers) {
             for (size_t k = 0; k < labels; ++k)
                 worst = std::isfinite(other[k]) ? std::max(worst, std::fabs(double(truth[k]) - double(other[k])))
                                                 : std::numeric_limits<double>::infinity();
@@ -104,8 +104,8 @@ void self_test(const Bundle& bundle, const std::string& precision, const std::st
     double entropy_error = 0;  // of finite numbers: what is none fails the request
     Comparison whole;
     std::vector<Comparison> each(members);
-    const size_t copies = size_t(taken.least_batch);
-    std::vector<float> probabilities(copies * labels), shares(copies * members * labels);
+    const size_t batch = size_t(taken.least_batch);
+    std::vector<float> probabilities(batch * batch * labels), shares(batch * batch * members * labels);
     std::vector<uint8_t> pixels;
     Picture picture;
     const std::string name = "golden/outputs.json";
@@ -116,16 +116,26 @@ void self_test(const Bundle& bundle, const std::string& precision, const std::st
             std::max(picture.height, picture.width) > taken.largest_side)
             continue;
         const Shape shape{taken.least_batch, picture.height, picture.width};
-        pixels.resize(shape.bytes());
-        for (size_t k = 0, one = shape.bytes() / copies; k < copies; ++k)
-            std::copy_n(picture.pixels, one, pixels.data() + k * one);
-        const float* entropy = predict(pixels.data(), shape, probabilities.data(), shares.data());
-        for (size_t k = 0, values = golden.entropy.size(); k < copies * values; ++k)
-            entropy_error = std::max(entropy_error, std::fabs(double(entropy[k]) - double(golden.entropy[k % values])));
-        whole.add(golden.probabilities.data(), probabilities.data(), labels, copies, labels, tie_margin);
+        const size_t one = shape.bytes() / batch;
+        std::vector<std::vector<const float*>> answers(members + 1);  // of the ensemble, of each member
+        // In each place of a batch whose other places hold its negative: among copies, rows mixed up would not show.
+        for (size_t place = 0; place < batch; ++place) {
+            pixels.resize(shape.bytes());
+            for (size_t k = 0; k < batch; ++k)
+                std::transform(picture.pixels, picture.pixels + one, pixels.data() + k * one,
+                               [&](uint8_t value) { return k == place ? value : uint8_t(255 - value); });
+            float* of_all = probabilities.data() + place * batch * labels;
+            float* of_each = shares.data() + place * batch * members * labels;
+            const float* entropy = predict(pixels.data(), shape, of_all, of_each);
+            answers[0].push_back(of_all + place * labels);
+            for (size_t m = 0; m < members; ++m) answers[m + 1].push_back(of_each + (place * members + m) * labels);
+            for (size_t k = 0, values = golden.entropy.size(); k < values; ++k)
+                entropy_error = std::max(entropy_error,
+                                         std::fabs(double(entropy[place * values + k]) - double(golden.entropy[k])));
+        }
+        whole.add(golden.probabilities.data(), answers[0], labels, tie_margin);
         for (size_t m = 0; m < members; ++m)
-            each[m].add(golden.members.data() + m * labels, shares.data() + m * labels, labels, copies, members * labels,
-                        tie_margin);
+            each[m].add(golden.members.data() + m * labels, answers[m + 1], labels, tie_margin);
     }
     if (!whole.images)
         throw Error(EDGEMED_ERROR_INPUT, "no golden image of " + bundle.path + " has a size that this plan takes");
