@@ -27,15 +27,29 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as handle:
-            handle.write(raw)
-            handle.flush()
-            os.fsync(handle.fileno())
+        write_through(temporary, raw)
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
+
+
+def write_through(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, and wait until the disk has it. OSError where it does not take it."""
+    with path.open("wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until the disk knows the names in `folder`. OSError where it does not take them."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, document: Any) -> None:

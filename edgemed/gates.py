@@ -176,7 +176,7 @@ def in_each_place(
 def check_rows(
     run: Callable[[NDArray[np.uint8]], Answers], images: NDArray[np.uint8], least: int, precision: str, what: str
 ) -> None:
-    """Run different images (N, H, W, 3) as one batch, and each alone, in `least` copies: GateError where answers differ.
+    """Run images (N, H, W, 3) as one batch, and each alone, in `least` copies: GateError where their answers differ.
 
     Judged by the precision's default gates, since a batch of another size may run other kernels.
     """

@@ -14,7 +14,7 @@ from pathlib import Path
 from edgemed import __version__, signature
 from edgemed.bundle import Bundle, open_bundle
 from edgemed.errors import InputError
-from edgemed.files import write_atomic
+from edgemed.files import flush_folder, write_atomic, write_through
 from edgemed.manifest import (
     MANIFEST_NAME,
     PLANS_FOLDER,
@@ -87,8 +87,9 @@ def write_bundle(
             contents[SIGNATURE_NAME] = signature.sign(signing_key, statement)
         for name, data in contents.items():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
-            (staging / name).write_bytes(data)
+            write_through(staging / name, data)
         complete(Bundle(staging, manifest))
+        check_target(target, overwrite=overwrite)  # again: plans take minutes, in which another may have written there
         _put_in_place(staging, target)
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror}; free space or choose another --out") from error
@@ -144,15 +145,21 @@ def put_record(bundle: Bundle, record: PlanRecord, signing_key: bytes | None = N
     path = bundle.path / PLANS_FOLDER / f"{record.id}.json"
     data = document_bytes(record)
     signed = None if signing_key is None else signature.sign(signing_key, data)
-    path.with_suffix(".sig").unlink(missing_ok=True)
-    write_atomic(path, data)
-    if signed is not None:
+    write_atomic(path, data)  # first: where the disk is full, the old record keeps its signature
+    if signed is None:
+        path.with_suffix(".sig").unlink(missing_ok=True)
+    else:
         write_atomic(path.with_suffix(".sig"), signed)
     return path
 
 
 def _put_in_place(staging: Path, target: Path) -> None:
-    """Rename `staging` to `target`; a bundle that is there is moved aside first, and back if the rename fails."""
+    """Rename `staging` to `target`; a bundle that is there is moved aside first, and back if the rename fails.
+
+    It is deleted when the disk knows of the new one.
+    """
+    for folder in (path for path in (staging, *staging.iterdir()) if path.is_dir()):
+        flush_folder(folder)
     if not target.exists() or not any(target.iterdir()):
         staging.rename(target)
         return
@@ -163,4 +170,5 @@ def _put_in_place(staging: Path, target: Path) -> None:
     except OSError:
         aside.rename(target)
         raise
+    flush_folder(target.parent)
     shutil.rmtree(aside, ignore_errors=True)

@@ -17,7 +17,7 @@ from edgemed import pack as pack_module
 from edgemed.bundle import open_bundle
 from edgemed.errors import InputError
 from edgemed.manifest import canonical_bytes, sha256_of
-from edgemed.pack import add_plan, check_target, write_bundle
+from edgemed.pack import add_plan, write_bundle
 from edgemed.records import PlanRecord
 
 
@@ -146,61 +146,6 @@ def test_a_file_swapped_for_a_link_after_opening_is_not_read(tmp_path: Path) -> 
     replace_by_link(opened.path)
     with pytest.raises(InputError, match="cannot read"):
         opened.read_model("fp32")
-
-
-def test_an_out_that_holds_something_else_stays_as_it_was(tmp_path: Path) -> None:
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    for overwrite in (False, True):
-        with pytest.raises(InputError, match="holds something else than a bundle"):
-            tiny.bundle(tmp_path / "thesis", overwrite=overwrite)
-    (tmp_path / "note.txt").write_text("x")
-    with pytest.raises(InputError, match="is a file"):
-        tiny.bundle(tmp_path / "note.txt")
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["chapter.txt", "note.txt", "thesis"]
-
-
-def test_a_bundle_is_replaced_only_when_asked_and_only_if_nothing_of_the_users_is_in_it(tmp_path: Path) -> None:
-    out = tmp_path / "bundle"
-    tiny.bundle(out)
-    with pytest.raises(InputError, match="--overwrite"):
-        tiny.bundle(out, backbone="other")
-    with pytest.raises(InputError, match="--overwrite"):
-        check_target(out)
-    (out / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"notes\.txt is not listed"):
-        tiny.bundle(out, backbone="other", overwrite=True)
-    assert open_bundle_backbone(out / "manifest.json") == "tiny"
-    (out / "notes.txt").unlink()
-    assert tiny.bundle(out, backbone="other", overwrite=True).manifest.backbone == "other"
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-
-
-def open_bundle_backbone(path: Path) -> str:
-    return str(json.loads(path.read_bytes())["backbone"])
-
-
-def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
-    (tmp_path / "bundle").mkdir()
-    tiny.bundle(tmp_path / "bundle").verify()
-
-
-def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny.bundle(tmp_path / "bundle")
-    written = []
-
-    def full(path: Path, data: bytes) -> int:
-        written.append(path)
-        if len(written) == 4:
-            raise OSError(28, "No space left on device")
-        return real(path, data)
-
-    real = Path.write_bytes
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(InputError, match="No space left on device"):
-        tiny.bundle(tmp_path / "bundle", backbone="other", overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-    assert open_bundle(tmp_path / "bundle").manifest.backbone == "tiny"
 
 
 WRONG_FIELDS: dict[str, tuple[dict[str, object], str]] = {
