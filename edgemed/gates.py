@@ -191,7 +191,7 @@ def check_rows(
         # A member alone decides nothing, so only its probabilities are judged.
         check(found, replace(gates, max_flips=found.n), f"{what} member {index + 1}")
     if "entropy" in alone:
-        check_entropy(alone["entropy"], together["entropy"][:, None], what)
+        check_entropy(list(alone["entropy"]), list(together["entropy"][:, None]), what)
 
 
 def judged_golden(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from enum import IntEnum
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -162,10 +163,7 @@ class Context:
 
 
 class Logger:
-    WARNING = 1
-
-    def __init__(self, level: int) -> None:
-        self.level = level
+    Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
 
 
 class Kernels:
@@ -195,8 +193,14 @@ def modules(cuda: Cuda, refuses: bool = False, kernels: Kernels | None = None, e
     if kernels is not None:
         config = SimpleNamespace(create_runtime_cache=lambda: kernels, set_runtime_cache=lambda cache: None)
         engine.create_runtime_config = lambda: config
+
+    def opened(log: Any, plan: bytes) -> Any:
+        if refuses:
+            log.log(Logger.Severity.ERROR, "the plan is\n of another version")
+        return None if refuses else engine
+
     return SimpleNamespace(
         __version__=HERE.version,
-        Logger=Logger,
-        Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda plan: None if refuses else engine),
+        ILogger=Logger,
+        Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=partial(opened, log)),
     )

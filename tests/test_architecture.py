@@ -54,7 +54,8 @@ def _imports(path: Path, top_level_only: bool = False) -> set[str]:
     for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"{path.name} line {node.lineno}: a relative import hides the floor"
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
     return found
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import test_damaged as damaged
 import tiny_bundles as tiny
@@ -195,6 +197,22 @@ def test_the_wheel_brings_every_file_of_the_library() -> None:
 
 def test_the_headers_version_is_pythons(build: Path) -> None:
     assert f'"{edgemed.__version__}"' in (build / "edgemed" / "edgemedConfigVersion.cmake").read_text()
+
+
+@pytest.mark.parametrize(("weight", "image", "code"), [(1, "good", 0), (1, "bad", 2), (np.nan, "good", 3)])
+def test_the_example_ends_with_the_exit_code_of_edgemed_predict(
+    weight: float, image: str, code: int, build: Path, tmp_path: Path
+) -> None:
+    files = tiny.fields()["files"] | {"model.fp32.onnx": tiny.model(tiny.WEIGHTS * np.float32(weight))}
+    bundle = tiny.bundle(tmp_path / "bundle", files=files).path
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    good = bundle / "golden" / "000.png"
+    images = [{"good": good, "bad": bad}[image], good]
+    for tool in ([build / "edgemed" / "edgemed-predict"], [sys.executable, "-m", "edgemed", "predict"]):
+        done = subprocess.run([*tool, bundle, *images], capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert (done.stdout.count("000.png") == {0: 2, 2: 1, 3: 0}[code]) or tool[0] == sys.executable, done.stdout
 
 
 USER = """

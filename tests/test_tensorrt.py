@@ -183,7 +183,7 @@ def test_an_engine_that_does_not_deserialise_is_refused(
 ) -> None:
     monkeypatch.setattr(Flavour, "_cuda", staticmethod(lambda: cuda))
     monkeypatch.setattr(Flavour, "_tensorrt", lambda self: modules(cuda, refuses=True))
-    with pytest.raises(InputError, match="refuses plan made-by-hand"):
+    with pytest.raises(InputError, match="refuses plan made-by-hand: the plan is of another version; build"):
         FLAVOURS["tensorrt-rtx"].open_plan(PLAN, record(bundle, PLAN))
 
 

@@ -78,10 +78,9 @@ def session(cuda: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes:
     )
     module = SimpleNamespace(
         __version__="1.7.1.116",
-        Logger=lambda level: None,
+        ILogger=type("ILogger", (), {}),
         Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine),
     )
-    module.Logger.WARNING = 1  # type: ignore[attr-defined]
     monkeypatch.setattr(Flavour, "_tensorrt", lambda self: module)
     graph = changes.pop("cuda_graph", True)
     made = record(tiny.bundle(folder / "bundle"), b"plan", **changes)

@@ -37,6 +37,7 @@ from edgemed.runtimes.tensorrt_limits import (
     output_shapes,
     served_capabilities,
 )
+from edgemed.runtimes.tensorrt_log import process_logger
 
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
 _log = logging.getLogger("edgemed")
@@ -118,12 +119,15 @@ class _Session:
         self.from_cache: bool | None = None
         self._cuda, self._record = cuda, record
         self._graphs = cuda_graph and is_fixed(record)
-        self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        log = process_logger(trt.ILogger, flavour.package)
+        log.problems.clear()
+        self._runtime = trt.Runtime(log)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
+            why = "; ".join(log.problems) or "it does not say why"
             raise InputError(
-                f"{self.name} {self.version} refuses plan {record.id}; its log lines say why; build it again here "
-                f"with `edgemed build-engine BUNDLE --runtime {self.name}`"
+                f"{self.name} {self.version} refuses plan {record.id}: {why}; "
+                f"build it again here with `edgemed build-engine BUNDLE --runtime {self.name}`"
             )
         names = [self._engine.get_tensor_name(k) for k in range(self._engine.num_io_tensors)]
         missing = {"image", *OUTPUTS} - set(names)

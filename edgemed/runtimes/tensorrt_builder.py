@@ -27,6 +27,7 @@ from edgemed.records import PlanRecord, now
 from edgemed.runtimes import cache_folder
 from edgemed.runtimes.tensorrt import FLAVOURS
 from edgemed.runtimes.tensorrt_limits import served_capabilities
+from edgemed.runtimes.tensorrt_log import process_logger
 
 TARGETS = ("sm80", "sm86", "sm89", "sm120")
 ELSEWHERE = {
@@ -66,7 +67,7 @@ def plan_from_onnx(
     flavour, wanted = FLAVOURS[runtime], served_targets(runtime, targets)
     trt = importlib.import_module(flavour.package)
     began = time.monotonic()
-    log = _logger(flavour.package)
+    log = process_logger(trt.ILogger, flavour.package)
     log.problems.clear()
     builder = trt.Builder(log)
     network = builder.create_network(_strongly_typed(trt))
@@ -223,23 +224,3 @@ def _monitor(package: str) -> Any:
             self._phases.pop(phase_name, None)
 
     return Monitor
-
-
-@cache
-def _logger(package: str) -> Any:
-    """TensorRT keeps the first logger of a process: one that hands on to Python's and remembers the errors."""
-    trt = importlib.import_module(package)
-    severity = trt.ILogger.Severity
-
-    class Logger(trt.ILogger):  # type: ignore[name-defined,misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.problems: list[str] = []
-
-        def log(self, level: Any, message: str) -> None:
-            line = " ".join(message.split())
-            if level in (severity.ERROR, severity.INTERNAL_ERROR):
-                self.problems.append(line)
-            _log.log(logging.WARNING if level == severity.WARNING else logging.DEBUG, "%s: %s", package, line)
-
-    return Logger()

@@ -1,5 +1,5 @@
 // edgemed-predict BUNDLE IMAGE...: classify PNG and JPEG files. A bad file is reported and the others go on; the exit
-// code is then 2, as that of `edgemed predict`.
+// code is then 2, as that of `edgemed predict`. An engine that fails is asked nothing more.
 #include <cstdio>
 #include <fstream>
 #include <iterator>
@@ -28,6 +28,8 @@ int main(int count, char** arguments) {
                     std::printf("  %s %.6f", model.labels()[label].c_str(), double(found.probabilities[label]));
                 std::printf("  (disagreement %.6f)\n", found.disagreement);
             } catch (const std::exception& error) {
+                const auto* const of_model = dynamic_cast<const edgemed::Error*>(&error);
+                if (of_model && of_model->status != EDGEMED_ERROR_INPUT) throw;
                 std::fprintf(stderr, "edgemed: error: %s: %s\n", arguments[k], error.what());
                 code = 2;
             }

@@ -17,9 +17,10 @@
  * Threads: a handle serves one thread at a time; give each thread its own `edgemed_clone`, which shares the engine.
  * Handles, clones and threads may otherwise be mixed freely, and closed in any order. With OpenVINO, clones take turns
  * on all cores, which is the shortest latency.
- * Memory: the caller owns every buffer that it passes; none is kept after a call returns. After the first call of a
- * shape, predicting allocates nothing in this library (OpenVINO and the decoders of PNG and JPEG take some for
- * themselves, and give it back). Strings that it gives belong to the handle and live as long.
+ * Memory: the caller owns every buffer that it passes; none is kept after a call returns, but `warn` and `user` have to
+ * live until the last handle and clone are closed: later calls warn too, from any thread that makes them. After the
+ * first call of a shape, predicting allocates nothing in this library (OpenVINO and the decoders of PNG and JPEG take
+ * some for themselves, and give it back). Strings that it gives belong to the handle and live as long.
  * Errors: a function that can fail returns a status; the text is in `edgemed_last_error`, one line that says what
  * failed and what to do. No exception leaves the library, it never exits, prints or starts threads of its own (the
  * runtime starts `threads` of them).
@@ -47,9 +48,9 @@ typedef struct edgemed_model edgemed_model; /* an open bundle on a runtime */
 /* 0 to 3 are the exit codes of the command line too. */
 typedef enum edgemed_status {
     EDGEMED_OK = 0,
-    EDGEMED_ERROR_INTERNAL = 1, /* out of memory, or an answer that is not a finite number: do not use the engine */
+    EDGEMED_ERROR_INTERNAL = 1, /* out of memory, a full disk */
     EDGEMED_ERROR_INPUT = 2,    /* an argument or an image is wrong; other images may be fine */
-    EDGEMED_ERROR_GATE = 3,     /* the self-test's answers differ from the reference's */
+    EDGEMED_ERROR_GATE = 3,     /* answers of the self-test differ, or one is no finite number: do not use the engine */
     EDGEMED_ERROR_BUNDLE = 4,   /* the bundle, a plan, a key or a signature is wrong, damaged or missing */
     EDGEMED_ERROR_RUNTIME = 5   /* no runtime works here, or it failed */
 } edgemed_status;
@@ -74,7 +75,7 @@ typedef struct edgemed_options {
     int self_test;          /* 1: run the golden images first; fails where answers differ, or none fits a plan */
     const char* modules;    /* folder of the TensorRT modules; NULL = where this library lies */
     void (*warn)(const char* message, void* user); /* gets warnings, such as a runtime that is passed over, or NULL */
-    void* user;                                    /* handed to warn */
+    void* user; /* handed to warn; both live as long as the model and its clones, and serve several threads at once */
     const char* plan;       /* one of the bundle's plans, by its id, with "auto" or its own runtime; NULL = the best here */
 } edgemed_options;
 

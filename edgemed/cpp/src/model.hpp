@@ -61,7 +61,7 @@ struct Model {
         if (!std::all_of(found.probabilities, found.probabilities + n * labels(), finite) ||
             !std::all_of(found.member_probabilities, found.member_probabilities + n * members() * labels(), finite) ||
             !std::all_of(found.entropy, found.entropy + n * entropy_values(), finite))
-            throw Error(EDGEMED_ERROR_INTERNAL, shared->runtime +
+            throw Error(EDGEMED_ERROR_GATE, shared->runtime +
                                                     " computed what is not a finite number; do not use "
                                                     "this engine: run `edgemed inspect " +
                                                     shared->bundle.path + " --self-test`, and take another runtime or precision");

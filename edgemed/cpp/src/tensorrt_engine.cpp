@@ -43,6 +43,8 @@ std::string wider(const char* flag, const int64_t (&profile)[3], int64_t low, in
            std::to_string(profile[1]) + "," + std::to_string(std::max(profile[2], high));
 }
 
+thread_local const Warn* opening = nullptr;  // where TensorRT's warnings go
+
 int current_device() {
     int device = 0;
     check(cudaGetDevice(&device), "cudaGetDevice");
@@ -56,12 +58,19 @@ const Library& library() {
     return loaded;
 }
 
+Log& Log::of_process() {
+    static Log* const log = new Log;
+    return *log;
+}
+
 void Log::log(Severity severity, const nvinfer1::AsciiChar* text) noexcept {
     if (severity > Severity::kWARNING) return;
-    const std::lock_guard<std::mutex> hold(mutex_);
     if (severity == Severity::kWARNING) {
-        if (opening_) warn_(text);
-    } else if (!*error_) {  // the first one is the cause
+        if (opening) (*opening)(text);
+        return;
+    }
+    const std::lock_guard<std::mutex> hold(mutex_);
+    if (!*error_) {  // the first one is the cause
         std::snprintf(error_, sizeof error_, "%.*s", int(std::strcspn(text, "\n")), text);
     }
 }
@@ -73,10 +82,12 @@ std::string Log::take() {
     return found;
 }
 
-void Log::opened() {
-    const std::lock_guard<std::mutex> hold(mutex_);
-    opening_ = false;
+Opening::Opening(const Warn& warn) noexcept {
+    opening = &warn;
+    Log::of_process().take();  // an error that nobody asked for is none of the new engine's
 }
+
+Opening::~Opening() { opening = nullptr; }
 
 TensorRtEngine::TensorRtEngine(const Source& source, const char* device_name)
     : name(source.name),
@@ -84,11 +95,11 @@ TensorRtEngine::TensorRtEngine(const Source& source, const char* device_name)
       members(size_t(source.members)),
       entropy(size_t(source.entropy_side) * size_t(source.entropy_side)),
       device(current_device()),
-      warn(source.warn),
-      log_(source.warn) {
+      warn(source.warn) {
+    const Opening now(warn);
     std::copy(source.batch, source.batch + 3, batch_);
     std::copy(source.image_side, source.image_side + 3, side_);
-    runtime_.reset(static_cast<nvinfer1::IRuntime*>(library().create_runtime(&log_, NV_TENSORRT_VERSION)));
+    runtime_.reset(static_cast<nvinfer1::IRuntime*>(library().create_runtime(&Log::of_process(), NV_TENSORRT_VERSION)));
     if (!runtime_) fail("does not start");
     engine_.reset(runtime_->deserializeCudaEngine(source.data, source.size));
     if (!engine_) fail("refuses plan " + name);
@@ -99,7 +110,6 @@ TensorRtEngine::TensorRtEngine(const Source& source, const char* device_name)
         throw Error(EDGEMED_ERROR_BUNDLE, "plan " + name + " has other outputs than the manifest says; build it again");
     if (entropy) check_tensor("entropy", nvinfer1::DataType::kFLOAT, {source.entropy_side, source.entropy_side});
     kernels_ = std::make_unique<Kernels>(*engine_, source, device_name);
-    log_.opened();
 }
 
 TensorRtEngine::~TensorRtEngine() {
@@ -129,7 +139,7 @@ void TensorRtEngine::check_shape(const Shape& shape) const {
 }
 
 void TensorRtEngine::fail(const std::string& what) {
-    const std::string said = log_.take();
+    const std::string said = Log::of_process().take();
     throw Error(EDGEMED_ERROR_RUNTIME, std::string(runtime_name) + " " + library().version + " " + what +
                                            (said.empty() ? "" : ": " + said) +
                                            "; build it again here with `edgemed build-engine BUNDLE --runtime " +

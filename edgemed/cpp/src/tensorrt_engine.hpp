@@ -27,19 +27,26 @@ struct Library {
 // Loaded once and kept. Throws Error(EDGEMED_ERROR_RUNTIME) where it is not to be had, or is of another major version.
 const Library& library();
 
-// The first error since it was asked last, and the warnings of an opening.
+// What TensorRT says: the first error since it was asked last, and the warnings of an opening. One for the process, and
+// never destroyed: TensorRT keeps the first logger that it is given, whichever engines are closed.
 class Log final : public nvinfer1::ILogger {
 public:
-    explicit Log(const Warn& warn) : warn_(warn) {}
+    static Log& of_process();
     void log(Severity severity, const nvinfer1::AsciiChar* text) noexcept override;
     std::string take();  // "" where there was none
-    void opened();       // warnings are passed on until here
 
 private:
     std::mutex mutex_;
-    Warn warn_;
-    bool opening_ = true;
     char error_[600] = "";
+};
+
+// As long as it lives, TensorRT's warnings on this thread are passed on.
+class Opening {
+public:
+    explicit Opening(const Warn& warn) noexcept;
+    ~Opening();
+    Opening(const Opening&) = delete;
+    Opening& operator=(const Opening&) = delete;
 };
 
 #ifdef TRT_MAJOR_RTX
@@ -89,7 +96,6 @@ private:
 
     int64_t batch_[3], side_[3];
     std::mutex mutex_;  // contexts are made, and kernels kept, by one thread at a time
-    Log log_;
     std::unique_ptr<nvinfer1::IRuntime> runtime_;
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
     std::unique_ptr<Kernels> kernels_;

@@ -120,7 +120,10 @@ private:
 }  // namespace
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
-EXPORT void* createInferRuntime_INTERNAL(void* log, int32_t) { return new (std::nothrow) Runtime(*static_cast<ILogger*>(log)); }
+EXPORT void* createInferRuntime_INTERNAL(void* log, int32_t) {
+    static ILogger* const first = static_cast<ILogger*>(log);  // as TensorRT does: later loggers are ignored
+    return new (std::nothrow) Runtime(*first);
+}
 EXPORT int32_t getInferLibMajorVersion() { return 1; }
 EXPORT int32_t getInferLibMinorVersion() { return 7; }
 EXPORT int32_t getInferLibPatchVersion() { return 1; }

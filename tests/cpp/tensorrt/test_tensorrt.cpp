@@ -119,6 +119,20 @@ void what_tensorrt_says_is_in_the_message() {
     CHECK(says(error, "failed to run plan made-by-hand: the stand-in fails, as its plan says; build"));
 }
 
+void what_tensorrt_says_of_an_engine_is_heard_after_another_one_is_closed() {
+    Message error;
+    Opened first = open(any_size, "", error);
+    const Opened second = open(any_size, "fail", error);
+    warnings.clear();
+    first.reset();
+    std::vector<std::vector<char>> others(100, std::vector<char>(1024, 'x'));  // takes the memory that is free again
+    const Pixels pixels(48 * 48 * 3);
+    Found found({1, 48, 48});
+    CHECK(second->run(pixels.data(), {1, 48, 48}, found.answers, error) == EDGEMED_ERROR_RUNTIME);
+    CHECK(says(error, "the stand-in fails, as its plan says"));
+    CHECK(open(any_size, "", error) && warnings.size() == 1 && warnings[0] == "the stand-in warns");
+}
+
 void a_plan_that_cannot_be_captured_runs_without_a_graph() {
     Message error;
     const Opened session = open(fixed_size, "uncapturable", error);
@@ -248,6 +262,7 @@ int main(int count, char** arguments) {
     clones_serve_threads_of_their_own();
     a_shape_outside_the_profile_names_the_flag();
     what_tensorrt_says_is_in_the_message();
+    what_tensorrt_says_of_an_engine_is_heard_after_another_one_is_closed();
     a_plan_that_cannot_be_captured_runs_without_a_graph();
 #ifdef REAL_CUDA
     times_are_taken();
