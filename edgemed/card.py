@@ -29,6 +29,7 @@ def model_card(
 
     entropy_error: the largest of the output `entropy`, in bits; None without that output.
     """
+    rounded = any("rounded" in what for what, _ in checks)
     metrics, ensemble = source.metrics, source.metrics["ensemble"]
     low, typical, high = image_size
     splits = [*(split for split in SPLITS if split in source.counts), *(source.counts.keys() - set(SPLITS))]
@@ -53,7 +54,10 @@ def model_card(
             (name, _number(ensemble["sensitivity"][name]), _number(ensemble["specificity"][name]))
             for name in source.labels
         ),
-        checks=_table((what, found.n, f"{found.max_prob_error:.1e}", len(found.flips)) for what, found in checks),
+        rounding=" A CPU executes the fp16 graph in fp32; the last row rounds every operator." if rounded else "",
+        checks=_table(
+            (what.rstrip(","), found.n, f"{found.max_prob_error:.1e}", len(found.flips)) for what, found in checks
+        ),
         entropy=""
         if entropy_error is None
         else "\nThe output `entropy`, bits per 32-pixel patch of the resized image, lies within "
@@ -102,7 +106,7 @@ antialiased, aspect squashed. {cost}; a multiply-add counts as two operations.
 
 ## The engine against PyTorch
 
-On the source's images at their own sizes. A CPU executes the fp16 graph in fp32; the last row rounds every operator.
+On the source's images at their own sizes.{rounding}
 {kept}
 
 | engine | images | largest probability error | changed labels |

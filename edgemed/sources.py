@@ -156,7 +156,7 @@ def source_from_members(
         noted=noted,
         metrics=metrics,
         quality_of="the images given to --check; whether training saw them is not known here",
-        made_from=f"Made from the checkpoints {digests}, whose training edgemed has not seen,",
+        made_from=f"Made from the checkpoints {digests}, whose training edgemed has not seen",
         data=f"The training data are not known here. Checked on {len(proofs)} images in {len(groups)} groups.",
         counts={"check": Counter(row.label for row in dataset.rows)},
     )

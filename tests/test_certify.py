@@ -21,6 +21,8 @@ from edgemed.evidence import reference_file
 from edgemed.gates import Gates
 from edgemed.images import pixels_sha256
 from edgemed.infer import Model
+from edgemed.preflight import Here
+from edgemed.runtimes.tensorrt import Flavour
 from edgemed.signature import public_of
 
 Edgemed = Callable[..., int]
@@ -240,22 +242,21 @@ def test_where_there_is_a_key_an_unsigned_certificate_does_not_count(
     assert edgemed.load(opened, runtime="openvino").state == ("certified" if signed else "built")
 
 
-@pytest.mark.parametrize(("fault", "code"), [(InputError("no plan"), 0), (GateError("wrong answers"), 3)])
-def test_a_self_test_fails_by_wrong_answers_and_not_by_a_missing_plan(
-    fault: Exception,
-    code: int,
-    tmp_path: Path,
-    edgemed: Edgemed,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_a_self_test_fails_by_wrong_answers_by_a_graph_that_does_not_run_and_where_nothing_ran(
+    tmp_path: Path, edgemed: Edgemed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def failing(*_: object, **__: object) -> None:
-        raise fault
-
-    path = bundle(tmp_path / "bundle")
-    monkeypatch.setattr("edgemed.infer.load", failing)
-    assert edgemed("inspect", path, "--self-test") == code
-    assert str(fault) in capsys.readouterr().out
+    good = bundle(tmp_path / "good")
+    monkeypatch.setattr(Flavour, "availability", lambda self: None)  # so that TensorRT is asked, and has no plan
+    monkeypatch.setattr(Flavour, "here", lambda self: Here(self.name, "1.7.1", "sm86"))
+    assert edgemed("inspect", good, "--self-test", "--json") == 0
+    tests = json.loads(capsys.readouterr().out)["self_tests"]
+    assert {test["runtime"] for test in tests if test["not_run"]} == {"tensorrt", "tensorrt-rtx"}
+    for name, other in {"wrong": tiny.evidence_files(tiny.WEIGHTS[::-1]), "broken": {"model.fp16.onnx": b"x"}}.items():
+        files = tiny.fields()["files"] | other
+        assert edgemed("inspect", tiny.bundle(tmp_path / name, files=files).path, "--self-test") == 3
+    monkeypatch.setattr("edgemed.runtimes.openvino.availability", lambda: "not here")
+    monkeypatch.setattr("edgemed.runtimes.onnxruntime.availability", lambda: "not here")
+    assert edgemed("inspect", good, "--self-test") == 3
 
 
 def test_a_certificate_that_verify_would_refuse_is_not_made(images: Path, tmp_path: Path, edgemed: Edgemed) -> None:
