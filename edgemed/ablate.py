@@ -60,7 +60,8 @@ def ablate(
     finished = [name for name in CELLS if _finished(out, name)]
     if not finished:
         raise InputError(f"--budget {budget:g}: it was over before the first cell was begun; give more minutes")
-    if waiting or not (out / LAST).exists() or read_json(out / "ablation.json")["cells"] != finished:
+    made, step = all((out / name).exists() for name in ("ablation.json", LAST)), "delete it and run this command again"
+    if waiting or not made or read_json(out / "ablation.json", step)["cells"] != finished:
         progress("compare", 0, 1, "")
         found = ablation({name: _runs(out, name, run) for name in finished}, run.dataset.classes,
                          read_json(out / "run.json"))  # fmt: skip

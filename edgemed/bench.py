@@ -113,8 +113,8 @@ def bench(bundle: str | os.PathLike[str] | Bundle, settings: Settings = Settings
 
     The report: schema, edgemed, created; measured (in words); bundle; settings; machine; limits (of the CPU); runtimes,
     one for each that was asked for: {name, not_run} with the reason, or {name, version, device, threads, reason, state,
-    correctness (golden images, largest error), start (see `startup.start_up`), results}. A result is of one batch size;
-    see `_result`.
+    plan (its id, or None), correctness (golden images, largest error), start (see `startup.start_up`), results}. A
+    result is of one batch size; see `_result`.
 
     Raises InputError for a bundle or setting that cannot be used, GateError where a golden image differs.
     """
@@ -182,6 +182,7 @@ def _runtime(bundle: Bundle, name: str, settings: Settings, side: int) -> dict[s
         "precision": settings.precision,
         "reason": model.reason,
         "state": model.state,
+        "plan": None if model.record is None else model.record.id,
         "correctness": correctness,
         "start": start_up(bundle.path, runtime=model.runtime, side=side, **chosen),
         "limits": cpu_limits(model.session.threads) if on_cpu else NOT_MEASURED,

@@ -41,7 +41,7 @@ def diff(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
     A row: runtime, batch, old_p50_ms, new_p50_ms, ratio (new over old: value, low, high), verdict: "slower", "faster",
     "no significant change", or "not settled" where one of the two measurements is not: it could say any of them. notes:
-    what else differs between the two, such as threads, versions, or the machine, and measurements that did not settle.
+    what else differs between the two, such as threads, versions, the plan, or the machine, and what did not settle.
 
     Raises InputError for reports that measured different things, or have no measurement in common.
     """
@@ -64,6 +64,8 @@ def diff(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         )
     rows = [_row(runtime, before, after) for _, before, runtime, after in pairs]
     notes = [f"bundle {old['bundle']['id']}, now {new['bundle']['id']}"] if _differs(old, new, "bundle", "id") else []
+    if _differs(old, new, "settings", "cuda_graph"):
+        notes.append(f"CUDA graph: {old['settings']['cuda_graph']}, now {new['settings']['cuda_graph']}")
     notes += [
         f"{name}: {old['machine'][name]}, now {new['machine'][name]}"
         for name in old["machine"]
@@ -72,9 +74,9 @@ def diff(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     for old_runtime, before, new_runtime, after in pairs:
         where = f"{new_runtime['name']}, batch {after['batch']}"
         notes += [
-            f"{where}: {name} {old_runtime[name]}, now {new_runtime[name]}"
-            for name in ("version", "threads")
-            if old_runtime[name] != new_runtime[name]
+            f"{where}: {name} {old_runtime.get(name)}, now {new_runtime.get(name)}"
+            for name in ("version", "threads", "plan")
+            if old_runtime.get(name) != new_runtime.get(name)
         ]
         for when, result in (("old", before), ("new", after)):
             notes += [] if result["stability"]["settled"] else [f"{where}: the {when} measurement is unstable"]
@@ -84,7 +86,7 @@ def diff(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 def read_report(path: Path) -> dict[str, Any]:
     """A report that `edgemed bench --json FILE` wrote. InputError for another document."""
-    report = read_json(path)
+    report = read_json(path, f"write it with `edgemed bench BUNDLE --json {path}`")
     schema = report.get("schema") if isinstance(report, dict) else None
     if schema != SCHEMA:
         raise InputError(

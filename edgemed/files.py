@@ -15,6 +15,8 @@ from typing import Any
 
 from edgemed.errors import InputError
 
+RETRAIN = "delete it and run its `edgemed train` command again: the members are kept"
+
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write `data` beside `path`, flush it to the disk, and rename it over `path`.
@@ -57,18 +59,18 @@ def write_json(path: Path, document: Any) -> None:
     write_atomic(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, step: str = "restore it from a copy, or make its folder anew") -> Any:
     """The JSON document in `path`.
 
     Raises:
-        InputError: the file is missing or is no JSON.
+        InputError: the file is missing or is no JSON; `step` is what to do then.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing") from error
+        raise InputError(f"{path} is missing; {step}") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+        raise InputError(f"cannot read {path}: {error}; {step}") from error
 
 
 def visible(folder: Path) -> list[Path]:

@@ -163,8 +163,11 @@ def write_history(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The rows of `history.jsonl`; none where there is no such file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The rows of `history.jsonl`; none where there is no such file. InputError where it is damaged."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    except ValueError as error:
+        raise InputError(f"{path} is damaged; delete it: it holds nothing but the report's curves") from error
 
 
 def autocast(device: str, amp: bool) -> torch.autocast:

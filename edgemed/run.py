@@ -34,7 +34,7 @@ from edgemed.distributed import cpu_threads, world
 from edgemed.ensemble import Ensemble
 from edgemed.errors import InputError
 from edgemed.evaluate import Table
-from edgemed.files import read_json, write_json
+from edgemed.files import RETRAIN, read_json, write_json
 from edgemed.models import create_backbone, normalisation, weights_digest
 from edgemed.preprocess import FrontEnd
 
@@ -103,7 +103,7 @@ def finished_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     if not (path / "metrics.json").exists():
         raise InputError(f"{path} is not finished; run its `edgemed train` command again: it goes on where it stopped")
-    return read_json(path / "run.json"), read_json(path / "metrics.json")
+    return read_json(path / "run.json"), read_json(path / "metrics.json", RETRAIN)
 
 
 def trained_member(run: Path, name: str, backbone: str, classes: int) -> torch.nn.Module:

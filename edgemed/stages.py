@@ -20,7 +20,7 @@ from edgemed.distributed import cpu_threads, on_all_ranks
 from edgemed.ensemble import Ensemble, predict_callable
 from edgemed.errors import InputError
 from edgemed.evaluate import evaluation, predict_files
-from edgemed.files import read_json, write_atomic, write_json
+from edgemed.files import RETRAIN, read_json, write_atomic, write_json
 from edgemed.finetune import finetune, logits_of_files
 from edgemed.loop import Progress, log
 from edgemed.models import create_backbone, imagenet_state, load_backbone, normalisation
@@ -74,7 +74,7 @@ def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, pro
         leftover.unlink()
     if not (out / "metrics.json").exists():
         timed(out, "evaluate", lambda: _evaluate(config, dataset, out, progress))
-    metrics: dict[str, Any] = read_json(out / "metrics.json")
+    metrics: dict[str, Any] = read_json(out / "metrics.json", RETRAIN)
     if not (out / "report.html").exists():
         write_atomic(out / "report.html", report_of_run(out, metrics))
     return metrics

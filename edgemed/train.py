@@ -31,7 +31,7 @@ from edgemed.dataset import (
 from edgemed.distributed import batch_of_rank
 from edgemed.errors import InputError
 from edgemed.evaluate import evaluation
-from edgemed.files import held_alone, read_json, write_atomic, write_json
+from edgemed.files import RETRAIN, held_alone, read_json, write_atomic, write_json
 from edgemed.loader import check_backend
 from edgemed.loop import Progress, log
 from edgemed.metrics import INTERVAL_METRICS
@@ -144,7 +144,7 @@ def _trained(config: TrainConfig, run: Begun, out: Path, progress: Progress) -> 
     run_jobs(_train_fold, jobs, at_once, progress, gpus)
     if not (out / "metrics.json").exists():
         write_json(out / "metrics.json", _pooled_folds(config, run.dataset, out))
-    metrics: dict[str, Any] = read_json(out / "metrics.json")
+    metrics: dict[str, Any] = read_json(out / "metrics.json", RETRAIN)
     if not (out / "report.html").exists():
         write_atomic(out / "report.html", report_of_run(out, metrics))
     return metrics
@@ -231,7 +231,7 @@ def _validation_share(config: TrainConfig) -> float:
 
 def _pooled_folds(config: TrainConfig, dataset: Dataset, out: Path) -> dict[str, Any]:
     """The out-of-fold predictions of all folds as one, and the mean and spread over the folds."""
-    folds = [read_json(out / "folds" / str(k) / "metrics.json") for k in range(config.folds)]
+    folds = [read_json(out / "folds" / str(k) / "metrics.json", RETRAIN) for k in range(config.folds)]
     parts = [
         read_predictions(out / "folds" / str(k) / "predictions.csv", dataset.classes, "test")
         for k in range(config.folds)

@@ -76,15 +76,18 @@ def test_the_ratio_and_its_interval_are_those_of_the_samples() -> None:
 
 
 def test_what_else_differs_stands_beside_the_ratio() -> None:
-    old, new = report(latencies(0)), report(latencies(1, 1.5), threads=1)
+    old, new = report(latencies(0), cuda_graph=True), report(latencies(1, 1.5), threads=1, cuda_graph=False)
+    old["runtimes"][0]["plan"], new["runtimes"][0]["plan"] = "a", "b"
     new["machine"]["governor"] = "powersave"
     assert diff(old, new)["rows"][0]["verdict"] == "slower"
     new["runtimes"][0]["results"][0]["stability"]["settled"] = False
     found = diff(old, new)
     assert found["rows"][0]["verdict"] == "not settled"
     assert found["notes"] == [
+        "CUDA graph: True, now False",
         "governor: performance, now powersave",
         "openvino, batch 1: threads 2, now 1",
+        "openvino, batch 1: plan a, now b",
         "openvino, batch 1: the new measurement is unstable",
     ]
     assert diff(old, copy.deepcopy(old))["notes"] == []

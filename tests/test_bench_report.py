@@ -17,6 +17,7 @@ from edgemed import bench as bench_module
 from edgemed.bench import Settings, bench, results
 from edgemed.bench_report import doubts, markdown, svg, table
 from edgemed.bundle import Bundle
+from edgemed.errors import InputError
 from edgemed.timing import Stability
 
 START = {
@@ -131,6 +132,26 @@ def test_the_command_writes_what_it_is_told_to(
     assert len(list(results(json.loads(capsys.readouterr().out)))) == 2  # standard output is one document
     assert edgemed("bench", "--diff", files["a.json"], files["times.json"], "--json", "-") == 0
     assert len(json.loads(capsys.readouterr().out)["rows"]) == 1
+
+
+@pytest.mark.parametrize("flag", ["--markdown", "--plot", "--json", "--compare"])
+def test_what_was_measured_is_shown_and_kept_whatever_fails_then(
+    flag: str, edgemed: Callable[..., int], bundle: Bundle, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def failing(*_: object) -> None:
+        raise InputError("nothing to compare with")
+
+    monkeypatch.setattr("edgemed.commands.bench._comparison", failing)
+    folder = tmp_path / "there is a folder.svg"
+    folder.mkdir()
+    files = {name: tmp_path / f"a.{name}" for name in ("json", "markdown", "plot.svg")}
+    flags = ["--json", files["json"], "--markdown", files["markdown"], "--plot", files["plot.svg"]]
+    flags += [flag, "none" if flag == "--compare" else folder]
+    assert edgemed("bench", bundle.path, "--warmup", "0", "--duration", "0.1", *flags) == 2
+    assert "p50 (ms)" in capsys.readouterr().out
+    assert files["json"].exists() == (flag != "--json")
+    assert files["markdown"].exists() == (flag not in ("--markdown", "--json"))
 
 
 def test_strict_ends_with_4_where_a_measurement_did_not_settle(

@@ -9,7 +9,7 @@ import typer
 
 from edgemed import display
 from edgemed.commands import Plan, Precision, Threads
-from edgemed.errors import EdgemedError, InputError, UnstableError
+from edgemed.errors import InputError, UnstableError
 
 if TYPE_CHECKING:
     from edgemed.bench import Settings
@@ -98,22 +98,18 @@ def bench(
     )
     ensemble = None if compare in (None, WITHOUT_RUN) else contenders.ensemble_of_run(Path(compare))
     report = bench_module.bench(bundle, settings)
-    if markdown is not None:
-        write_atomic(markdown, bench_report.markdown(report))
-    if plot is not None:
-        write_atomic(plot, bench_report.svg(report))
+    files = [(markdown, bench_report.markdown), (plot, bench_report.svg)]
+    texts = [(path, text(report)) for path, text in files if path is not None]
     if not export_times:
         for _, result in bench_module.results(report):
             del result["times_ms"]
-    if compare is None:
-        _show(report, bench_report.table, json_)
-    else:
-        try:
+    try:
+        if compare is not None:
             report["comparison"] = _comparison(bundle, settings, ensemble)
-        except EdgemedError:
-            _show(report, bench_report.table, json_)  # what was measured is not lost
-            raise
-        _show(report, _table_and_comparison, json_)
+    finally:  # what was measured is not lost, whatever fails
+        _show(report, _table_and_comparison if "comparison" in report else bench_report.table, json_)
+        for path, text in texts:
+            write_atomic(path, text)
     unstable = [
         f"{one['name']}, batch {result['batch']}: {reason}"
         for one, result in bench_module.results(report)
@@ -152,9 +148,9 @@ def _show(document: dict[str, Any], table: Any, json_: str | None) -> None:
     if json_ == STDOUT:
         display.document(document)
         return
+    display.say(table(document))
     if json_ is not None:
         write_json(Path(json_), document)
-    display.say(table(document))
 
 
 def _numbers(text: str) -> tuple[int, ...]:
