@@ -25,6 +25,7 @@ from edgemed.config import TrainConfig, derive_seed
 from edgemed.errors import InputError, did_you_mean
 from edgemed.files import read_json, write_atomic, write_json
 from edgemed.loop import Progress
+from edgemed.place import place_of
 from edgemed.run import begin_run
 from edgemed.train import Begun, begun, trained
 
@@ -111,12 +112,10 @@ def _check(config: TrainConfig, cells: Sequence[str], out: Path) -> None:
 
 
 def _places(out: Path, cells: Sequence[str]) -> dict[str, list[str]]:
-    """The cells of each device and versions that cells were begun with: figures of one place are compared best."""
+    """The cells of each place that cells were begun in: figures of one place are compared best."""
     places: dict[str, list[str]] = {}
     for name in cells:
-        info = read_json(out / "cells" / name / "run.json")
-        place = {"device": info["device"]["device"], "edgemed": info["edgemed"]} | info["versions"]
-        places.setdefault(", ".join(f"{key} {value}" for key, value in place.items()), []).append(name)
+        places.setdefault(place_of(read_json(out / "cells" / name / "run.json")), []).append(name)
     return places
 
 

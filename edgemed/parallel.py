@@ -6,6 +6,7 @@ killed command leaves nobody behind who writes into the run that the next one re
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ import torch
 from edgemed.config import TrainConfig
 from edgemed.distributed import die_with_parent, world
 from edgemed.errors import EdgemedError
+from edgemed.loader_torch import MEMORY_LIMIT
 from edgemed.loop import Progress
 
 
@@ -32,10 +34,14 @@ def gpus_of(device: str) -> list[str]:
     return named.split(",")[:count] if named else [str(k) for k in range(count)]
 
 
-def folds_at_once(config: TrainConfig, device: str, gpus: Sequence[str] = ()) -> tuple[int, int]:
-    """How many folds at once, and the threads of each: as many as the cores allow, at --threads each if that is given.
+def folds_at_once(
+    config: TrainConfig, device: str, gpus: Sequence[str] = (), files: Sequence[Path] = ()
+) -> tuple[int, int]:
+    """How many folds at once, and the threads of each: as many as the cores and the memory allow.
 
-    Else as many as the memory allows, too. One for each of `gpus`; one on a GPU by number, and under torchrun.
+    The threads are --threads or, without it, each fold's share of the cores, whatever the memory: they decide how sums
+    are rounded, and the same command is to give the same figures. One fold for each of `gpus`; one on a GPU by number,
+    and under torchrun. files: the images.
     """
     cores = len(os.sched_getaffinity(0))
     if gpus:
@@ -43,24 +49,29 @@ def folds_at_once(config: TrainConfig, device: str, gpus: Sequence[str] = ()) ->
     if device != "cpu" or world() > 1:
         return 1, config.threads
     at_once = min(config.folds, max(1, cores // (config.threads or 1)))
-    if not config.threads:
-        at_once = min(at_once, max(1, int(_available_gib() / _gib_of_fold(config))))
-    return at_once, config.threads or cores // at_once
+    threads = config.threads or cores // at_once
+    return min(at_once, max(1, int(_available_gib() / _gib_of_fold(config, files)))), threads
 
 
-def _gib_of_fold(config: TrainConfig) -> float:
-    """The memory of a fold in GiB: measured on convnext_tiny at 224 px, 1.17 at a batch of 2 and 1.83 at one of 8."""
+def _gib_of_fold(config: TrainConfig, files: Sequence[Path]) -> float:
+    """The memory of a fold in GiB: measured on convnext_tiny at 224 px, 1.17 at a batch of 2 and 1.83 at one of 8.
+
+    And the images that the loader and the validation remember: decoded, they are up to twenty times their files.
+    """
     side = max(config.train_size or config.size, config.pretrain_size)
-    return 1 + 0.11 * config.batch / config.accumulate * (side / 224) ** 2
+    sizes = sum(file.stat().st_size for file in files if file.is_file())
+    return 1 + 0.11 * config.batch / config.accumulate * (side / 224) ** 2 + min(20 * sizes, 2 * MEMORY_LIMIT) / 2**30
 
 
 def _available_gib() -> float:
-    """The memory that the system could give, by Linux; without limit where it does not say."""
-    try:
+    """The memory that the system could give, by Linux, and a container's limit; infinite where neither says."""
+    known = [float("inf")]
+    with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) / 2**20
-    except (OSError, StopIteration, ValueError, IndexError):
-        return float("inf")
+        known.append(next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) / 2**20)
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is none
+        known.append(int(Path("/sys/fs/cgroup/memory.max").read_text()) / 2**30)
+    return min(known)
 
 
 def run_jobs(
@@ -104,7 +115,7 @@ def run_jobs(
                 failure = next((found for job in done if (found := job.exception())), failure)
     if isinstance(failure, BrokenProcessPool):
         message = "a fold's process was killed, perhaps for want of memory; the same command goes on where it stopped"
-        message += "" if gpus else ", and a larger --threads trains fewer folds at once"
+        message += "" if gpus else f"; --threads {len(os.sched_getaffinity(0))} trains one fold at a time"
         raise EdgemedError(message) from failure
     if failure is not None:
         raise failure

@@ -1,4 +1,4 @@
-"""The operating point: fitted on the calibration split, judged on the test split.
+"""The operating point, fitted on the calibration split; `point_quality.py` judges it on the test split.
 
     edgemed calibrate RUN --positive malignant --sensitivity 0.95 --answer 0.9 --coverage 0.9
 
@@ -19,19 +19,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.curves import joined, risk_coverage
 from edgemed.errors import InputError, did_you_mean
 from edgemed.evaluate import Table
 from edgemed.manifest import OperatingPoint
-from edgemed.operating import REFER, decide, disagreement, read_operating_point
-from edgemed.run import read_table
-from edgemed.stats import group_bootstrap
+from edgemed.operating import REFER, decide, disagreement
 
 MARGIN = 1e-4
 """By how much at most a threshold keeps clear of the image that sets it: engines repeat a probability to about 1e-6."""
@@ -137,7 +133,7 @@ def _max_disagreement(wanted: Wanted, point: OperatingPoint, classes: Sequence[s
             f"--max-error {wanted.max_error:g} cannot be promised from {groups} calibration groups: it needs {needed}; "
             f"ask for at least {least:g}, or give more images"
         )
-    wrong = apart[~_outcomes(point, classes, table).right]
+    wrong = apart[~outcomes(point, classes, table).right]
     if len(wrong) <= allowed:
         return 1.0
     limit = _just_below(wrong, allowed)
@@ -170,89 +166,8 @@ class Outcomes(NamedTuple):
     set_size: NDArray[np.int64]
 
 
-class Part(NamedTuple):
-    """An operating point, the rows that it was fitted on, and those that judge it."""
-
-    point: OperatingPoint
-    calibration: Table
-    test: Table
-
-
-def part_of_run(run: Path, classes: Sequence[str]) -> Part | None:
-    """A finished run's operating point with its rows; None where it has no such point."""
-    point = read_operating_point(run)
-    if point is None:
-        return None
-    return Part(point, read_table(run, classes, "calibration"), read_table(run, classes, "test"))
-
-
-def selective_metrics(runs: Sequence[Path], classes: Sequence[str]) -> dict[str, Any]:
-    """What `metrics.json` says of referral and operating point; `runs`: the run, or the folds, which are pooled."""
-    parts = [part for run in runs if (part := part_of_run(run, classes))]
-    test = joined([read_table(run, classes, "test") for run in runs])
-    return {"risk_coverage": risk_coverage(test), "operating": judged(parts, classes) if parts else None}
-
-
-def judged(parts: Sequence[Part], classes: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """What operating points are worth on their own test rows, all parts (the folds) pooled; ready for JSON.
-
-    Intervals are 95 % group bootstraps over test images. `coverage` draws the calibration images anew as well and fits
-    the sets again, since coverage is promised over both draws; `coverage_of_these_sets` does not.
-    """
-    found = [_outcomes(part.point, classes, part.test) for part in parts]
-    every = Outcomes(*(np.concatenate(column) for column in zip(*found, strict=True)))
-    labels = np.concatenate([part.test.labels for part in parts])
-    groups = [group for part in parts for group in part.test.groups]
-
-    def share(flags: Flags, among: Flags) -> dict[str, float | None]:
-        """Of the images in `among`, those with the flag."""
-
-        def statistic(rows: NDArray[np.int64]) -> float:
-            count = among[rows].sum()
-            return float((flags & among)[rows].sum() / count) if count else math.nan
-
-        interval = group_bootstrap(statistic, groups, seed=seed)
-        return {key: value if math.isfinite(value) else None for key, value in interval._asdict().items()}
-
-    everyone, point = np.full(len(labels), True), parts[0].point
-    result: dict[str, Any] = {"points": [part.point.model_dump(mode="json") for part in parts]}
-    if point.coverage is not None:
-        sizes = np.bincount(every.set_size, minlength=len(classes) + 1)
-        these = share(every.covered, everyone)
-        result["sets"] = {
-            "stated": point.coverage,
-            "coverage": these | _coverage_bounds(parts, seed),
-            "coverage_of_these_sets": these,
-            "coverage_by_class": {
-                name: float(every.covered[labels == k].mean()) if (labels == k).any() else None
-                for k, name in enumerate(classes)
-            },
-            "mean_size": float(every.set_size.mean()),
-            "share_by_size": (sizes / sizes.sum()).tolist(),
-        }
-    if point.positive is not None:
-        result["threshold"] = {
-            "positive": point.positive,
-            "target": point.target,
-            "target_value": point.target_value,
-            "sensitivity": share(every.called, every.of_positive),
-            "specificity": share(~every.called, ~every.of_positive),
-            "accuracy": share(every.right, everyone),
-        }
-    if point.positive is not None or point.max_disagreement is not None:
-        answered = np.where(every.referred, len(classes), every.decided)
-        cells = np.bincount(labels * (len(classes) + 1) + answered, minlength=len(classes) * (len(classes) + 1))
-        result["decisions"] = cells.reshape(len(classes), -1).tolist()  # like a confusion matrix; last column: referred
-    if point.max_disagreement is not None:
-        result["referral"] = {
-            "answered": share(~every.referred, everyone),
-            "accuracy_of_answers": share(every.right, ~every.referred),
-            "wrong_answers": share(~every.right & ~every.referred, everyone),
-        }
-    return result
-
-
-def _outcomes(point: OperatingPoint, classes: Sequence[str], table: Table) -> Outcomes:
+def outcomes(point: OperatingPoint, classes: Sequence[str], table: Table) -> Outcomes:
+    """What the operating point makes of the rows of a table."""
     shares = table.probabilities
     answers = point.model_copy(update={"max_disagreement": None})
     decided = [decide(answers, classes, *row) for row in zip(shares, table.members, strict=True)]
@@ -269,32 +184,3 @@ def _outcomes(point: OperatingPoint, classes: Sequence[str], table: Table) -> Ou
         covered=np.array([name in kept for name, kept in zip(truth, sets, strict=True)]),
         set_size=np.array([len(kept) for kept in sets], np.int64),
     )
-
-
-def _coverage_bounds(parts: Sequence[Part], seed: int) -> dict[str, float | None]:
-    """The bounds of the coverage over draws of groups, each with its calibration rows and its test rows."""
-    tables = [table for part in parts for table in (part.calibration, part.test)]
-    of_true = np.concatenate([each.probabilities[np.arange(len(each.labels)), each.labels] for each in tables])
-    where = np.repeat(np.arange(len(tables)), [len(each.labels) for each in tables])
-    coverage = parts[0].point.coverage
-    assert coverage is not None
-    failing = [
-        allowed_failures(1 - coverage, len(part.calibration.labels), len(set(part.calibration.groups)))
-        / len(part.calibration.labels)
-        for part in parts
-    ]
-
-    def statistic(rows: NDArray[np.int64]) -> float:
-        place, values = where[rows], of_true[rows]
-        held = total = 0
-        for k, share in enumerate(failing):
-            fitted_on, tested = values[place == 2 * k], values[place == 2 * k + 1]
-            if not len(fitted_on):
-                return math.nan
-            rank = math.floor(share * len(fitted_on) + 1e-9)
-            held += int((tested >= np.partition(fitted_on, rank)[rank]).sum())
-            total += len(tested)
-        return held / total if total else math.nan
-
-    interval = group_bootstrap(statistic, [group for each in tables for group in each.groups], seed=seed)
-    return {"low": interval.low, "high": interval.high}

@@ -15,7 +15,8 @@ from typing import Any
 from edgemed.errors import InputError
 from edgemed.files import write_atomic, write_json
 from edgemed.operating import write_operating_point
-from edgemed.point import Part, Wanted, fitted_point, judged
+from edgemed.point import Wanted, fitted_point
+from edgemed.point_quality import Part, judged
 from edgemed.reporting import report_of_run
 from edgemed.run import finished_run, read_table
 

@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +27,15 @@ from safetensors.torch import load_file
 from edgemed import __version__
 from edgemed.config import TrainConfig, flag
 from edgemed.dataset import Dataset, Row, read_split_csv, write_split_csv
-from edgemed.distributed import cpu_threads, world
 from edgemed.ensemble import Ensemble
 from edgemed.errors import InputError
 from edgemed.evaluate import Table
 from edgemed.files import RETRAIN, read_json, write_json
 from edgemed.models import create_backbone, normalisation, weights_digest
+from edgemed.place import device_here, versions
 from edgemed.preprocess import FrontEnd
 
 MEMBERS = ("imagenet", "mae")
-PACKAGES = (
-    "torch", "timm", "torchvision", "nvidia-dali-cuda130", "numpy", "pillow", "opencv-python-headless", "scikit-learn",
-    "imagehash",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -161,7 +154,8 @@ def require_same_settings(previous: dict[str, Any], config: TrainConfig, out: Pa
     """
     # A setting that is younger than the run had its default there.
     old, new = TrainConfig().as_dict() | previous["config"], config.as_dict() | {"split": list(config.split)}
-    differ = [name for name in new if name not in ("threads", "compile") and old[name] != new[name]]
+    # Weights have moved or not: `require_same_weights` looks at what is in them.
+    differ = [name for name in new if name not in ("threads", "compile", "weights") and old[name] != new[name]]
     if differ:
         changed = [f"{flag(name)} {old[name]} -> {new[name]}" for name in differ]
         raise InputError(f"--out {out} holds a run with other settings ({', '.join(changed)}); choose another --out")
@@ -200,13 +194,8 @@ def begin_run(
                 "warnings": list(dataset.warnings),
             },
             "weights": weights,
-            "device": {
-                "device": device,
-                "threads": cpu_threads(config.threads),
-                "ranks": world(),
-                "machine": platform.machine(),
-            },
-            "versions": _versions(),
+            "device": device_here(device, config.threads),
+            "versions": versions(),
             "durations": {},
         },
     )
@@ -220,32 +209,6 @@ def note_root(out: Path, root: Path) -> None:
             if info["dataset"]["root"] != str(root.resolve()):
                 info["dataset"]["root"] = str(root.resolve())
                 write_json(file, info)
-
-
-def note_another_place(out: Path, device: str, threads: int) -> None:
-    """A warning in run.json where a run goes on elsewhere than it was begun: its figures are of both places then."""
-    info = read_json(out / "run.json")
-    was = {"ranks": 1, "edgemed": info["edgemed"]} | info["device"] | info["versions"]
-    place = {"device": device, "ranks": world(), "threads": cpu_threads(threads)}
-    now = {"edgemed": __version__} | place | _versions()
-    warnings: list[str] = info["dataset"]["warnings"]
-    if changed := [f"{name} {was.get(name)} -> {now[name]}" for name in now if was.get(name) != now[name]]:
-        warning = f"the run was begun in one place and went on in another ({', '.join(changed)})."
-        if warning not in warnings:
-            warnings.append(warning)
-            logging.getLogger("edgemed").warning("%s", warning)
-            write_json(out / "run.json", info)
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def timed(out: Path, stage: str, work: Callable[[], None]) -> None:

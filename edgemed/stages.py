@@ -25,13 +25,14 @@ from edgemed.finetune import finetune, logits_of_files
 from edgemed.loop import Progress, log
 from edgemed.models import create_backbone, imagenet_state, load_backbone, normalisation
 from edgemed.operating import POINT_NAME, write_operating_point
-from edgemed.point import Wanted, fitted_point, selective_metrics
+from edgemed.place import note_another_place
+from edgemed.point import Wanted, fitted_point
+from edgemed.point_quality import selective_metrics
 from edgemed.preprocess import FrontEnd
 from edgemed.pretrain import pretrain
 from edgemed.reporting import report_of_run
 from edgemed.run import (
     MEMBERS,
-    note_another_place,
     predictions_csv,
     read_table,
     require_same_weights,

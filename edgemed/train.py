@@ -37,7 +37,7 @@ from edgemed.loop import Progress, log
 from edgemed.metrics import INTERVAL_METRICS
 from edgemed.models import check_backbone, create_backbone, freeze_stages, imagenet_state, load_backbone, weights_digest
 from edgemed.parallel import folds_at_once, gpus_of, run_jobs
-from edgemed.point import selective_metrics
+from edgemed.point_quality import selective_metrics
 from edgemed.reporting import report_of_run
 from edgemed.run import (
     MEMBERS,
@@ -75,7 +75,8 @@ def train(config: TrainConfig, data: Path, out: Path, progress: Progress) -> dic
 def begun(config: TrainConfig, data: Path, out: Path, progress: Progress, last: str = "report.html") -> Begun:
     """Check everything, scan and split the data, and write what marks `out` as a run; or take up an earlier one.
 
-    `last`: the file that ends it; where it is there, the ImageNet weights are not looked for.
+    `last`: the file that ends it; where it is there, the ImageNet weights are not looked for, unless `--weights` names
+    another file than before.
 
     Raises:
         InputError: the data, a flag, or an `out` that holds something else; nothing is written then.
@@ -110,7 +111,7 @@ def begun(config: TrainConfig, data: Path, out: Path, progress: Progress, last: 
     parts = fold_parts(config, dataset) if config.folds else []
     for warning in dict.fromkeys(warning for part in (dataset, *parts) for warning in part.warnings):
         log.warning("%s", warning)
-    if not (out / last).exists():
+    if not (out / last).exists() or (previous and previous["config"]["weights"] != config.weights):
         weights = _weights(config, previous, out)
     with held_alone(out):
         if previous is None and (out / "run.json").exists():
@@ -138,7 +139,7 @@ def _trained(config: TrainConfig, run: Begun, out: Path, progress: Progress) -> 
     if not run.parts:
         return train_one(config, run.dataset, out, run.device, progress)
     gpus = gpus_of(run.device)[: config.folds]
-    at_once, threads = folds_at_once(config, run.device, gpus)
+    at_once, threads = folds_at_once(config, run.device, gpus, run.dataset.files)
     own = dataclasses.replace(config, threads=threads)
     jobs = [(own, k, part, out, run.fingerprint, run.device, run.weights) for k, part in enumerate(run.parts)]
     run_jobs(_train_fold, jobs, at_once, progress, gpus)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ pytest.importorskip("torch", reason="extra train is not installed")
 
 from answers import CLASSES, drawn
 
+from edgemed import point_quality
 from edgemed.errors import InputError
 from edgemed.evaluate import Table
 from edgemed.operating import REFER, decide
-from edgemed.point import Part, Wanted, allowed_failures, fitted_point, judged
+from edgemed.point import Wanted, allowed_failures, fitted_point
+from edgemed.point_quality import Part, judged, selective_metrics
 
 WANTED = Wanted("malignant", sensitivity=0.9, answer=0.8)
 
@@ -179,3 +182,25 @@ def test_the_interval_of_the_coverage_is_honest_about_the_draw_of_the_calibratio
             hits.append(found[name]["low"] <= 0.9 <= found[name]["high"])
     assert np.mean(both) > 0.85
     assert np.mean(alone) < 0.7
+
+
+def test_folds_that_were_fitted_for_different_things_are_not_pooled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = np.random.default_rng(0)
+    tables = [(drawn(rng, 60), drawn(rng, 60)) for _ in range(3)]
+    parts = {Path(str(k)): Part(fitted_point(WANTED, CLASSES, own), own, test) for k, (own, test) in enumerate(tables)}
+    found: dict[Path, Part | None] = dict(parts)
+    monkeypatch.setattr(point_quality, "part_of_run", lambda run, classes: found[run])
+    monkeypatch.setattr(point_quality, "read_table", lambda run, classes, split: parts[run].test)
+    runs = list(parts)
+    assert selective_metrics(runs, CLASSES)["operating"] == judged(list(parts.values()), CLASSES)
+    assert not caplog.records
+    for other in (Wanted(coverage=0.9), replace(WANTED, sensitivity=0.8), None):
+        for fold, (own, test) in zip(runs, tables, strict=True):
+            found = dict(parts) | {fold: other and Part(fitted_point(other, CLASSES, own), own, test)}
+            assert selective_metrics(runs, CLASSES)["operating"] is None
+            assert "run `edgemed calibrate`" in caplog.records[-1].getMessage()
+    found = dict.fromkeys(runs)
+    assert selective_metrics(runs, CLASSES)["operating"] is None
+    assert len(caplog.records) == 9

@@ -9,17 +9,21 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("torch", reason="extra train is not installed")
 
 from conftest import tiny_flags
 
+from edgemed import __version__
 from edgemed.config import TrainConfig
 from edgemed.dataset import Dataset
 from edgemed.errors import InputError
-from edgemed.files import held_alone
+from edgemed.files import held_alone, read_json, write_json
 from edgemed.judge import _seen
 from edgemed.parallel import _available_gib, folds_at_once
+from edgemed.place import note_another_place, versions
+from edgemed.preflight import cpu
 from edgemed.run import note_root, read_predictions, require_same_settings
 from edgemed.stages import _forget_results
 
@@ -92,7 +96,9 @@ def test_results_are_forgotten_in_a_run_and_in_that_of_its_folds_and_nowhere_els
     assert there() == [True, False, False, False]
 
 
-def test_the_cores_are_shared_by_the_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folds_share_cores_and_memory_and_their_threads_depend_on_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for cores, threads, expected in (
         (1, 0, (1, 1)),
         (2, 0, (2, 1)),
@@ -108,12 +114,16 @@ def test_the_cores_are_shared_by_the_folds(monkeypatch: pytest.MonkeyPatch) -> N
         for gpus in (["0"], ["0", "1"]):
             share = threads or max(1, cores // len(gpus))
             assert folds_at_once(TrainConfig(folds=5, threads=threads), "cuda", gpus) == (len(gpus), share)
-    for gib, expected in ((1.0, (1, 64)), (14.0, (3, 21)), (24.0, (5, 12))):  # a fold of convnext_tiny takes 4.5 GiB
+    images = tmp_path / "images"  # 200 MB, which may be 4 GB decoded
+    with images.open("wb") as file:
+        file.truncate(200_000_000)
+    for gib, at_once in ((1.0, 1), (14.0, 3), (24.0, 5)):  # a fold of convnext_tiny takes 4.5 GiB
         monkeypatch.setattr("edgemed.parallel._available_gib", lambda gib=gib: gib)
-        assert folds_at_once(TrainConfig(folds=5), "cpu") == expected
-        assert folds_at_once(TrainConfig(folds=5, size=448, train_size=224), "cpu") == expected
-        assert folds_at_once(TrainConfig(folds=5, size=192, train_size=224, pretrain_size=64), "cpu") == expected
-        assert folds_at_once(TrainConfig(folds=5, threads=1), "cpu") == (5, 1)
+        assert folds_at_once(TrainConfig(folds=5), "cpu") == (at_once, 12)
+        assert folds_at_once(TrainConfig(folds=5, size=448, train_size=224), "cpu") == (at_once, 12)
+        assert folds_at_once(TrainConfig(folds=5, size=192, train_size=224, pretrain_size=64), "cpu") == (at_once, 12)
+        assert folds_at_once(TrainConfig(folds=5, threads=1), "cpu") == (at_once, 1)
+        assert folds_at_once(TrainConfig(folds=5), "cpu", files=[images] * 2) == ({1: 1, 3: 1, 5: 2}[at_once], 12)
 
 
 def test_the_memory_that_linux_could_give_is_read() -> None:
@@ -224,8 +234,8 @@ def test_a_run_that_another_command_began_meanwhile_is_left_as_it_is(
     assert {path.name: path.read_text() for path in run.iterdir()} == {"run.json": "another's"}
 
 
-def test_a_run_goes_on_with_other_threads_and_without_compiling(tmp_path: Path) -> None:
-    begun = {"config": TrainConfig(threads=2, compile=True).as_dict()}
+def test_a_run_goes_on_with_other_threads_without_compiling_and_where_the_weights_lie_now(tmp_path: Path) -> None:
+    begun = {"config": TrainConfig(threads=2, compile=True, weights="elsewhere").as_dict()}
     begun["config"]["split"] = list(begun["config"]["split"])
     require_same_settings(begun, TrainConfig(), tmp_path)
     with pytest.raises(InputError, match="--epochs 30 -> 31"):
@@ -248,6 +258,29 @@ def test_two_commands_do_not_train_in_one_folder(
         assert edgemed(*command) == 2
         assert f"another edgemed is training in {tiny_run}" in capsys.readouterr().err.replace("\n", "")
     assert edgemed(*command) == 0
+
+
+def test_weights_may_move_but_not_change(
+    tiny_run: Path, phantoms: Path, weights: Path, tmp_path: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved, changed = Path(shutil.copy(weights, tmp_path / "moved.safetensors")), tmp_path / "changed.safetensors"
+    state = load_file(weights)
+    save_file({name: value + 1 if value.is_floating_point() else value for name, value in state.items()}, changed)
+    assert edgemed("train", phantoms, "--out", tiny_run, *tiny_flags(moved)) == 0
+    assert edgemed("train", phantoms, "--out", tiny_run, *tiny_flags(changed)) == 2
+    assert "was begun with other ImageNet weights" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_that_goes_on_elsewhere_says_so_once(tmp_path: Path) -> None:
+    device = {"device": "cuda", "processor": "H100", "ranks": 2, "threads": 1}
+    place = {"device": device, "versions": versions() | {"torch": "2.0"}}
+    write_json(tmp_path / "run.json", place | {"edgemed": "0.0.9", "dataset": {"warnings": ["old"]}})
+    text = (f"(edgemed 0.0.9 -> {__version__}, device cuda -> cpu, processor H100 -> {cpu()[0]}, threads 1 -> 3, "
+            f"ranks 2 -> 1, torch 2.0 -> {versions()['torch']})")  # fmt: skip
+    for _ in range(2):
+        note_another_place(tmp_path, "cpu", 3)
+        found = read_json(tmp_path / "run.json")["dataset"]["warnings"]
+        assert found == ["old", f"the run was begun in one place and went on in another {text}."]
 
 
 @pytest.mark.gpu

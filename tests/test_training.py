@@ -14,16 +14,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from edgemed import __version__
 from edgemed.calibrate import fitted_temperature
 from edgemed.config import TrainConfig, derive_seed
 from edgemed.errors import EdgemedError, InputError
-from edgemed.files import read_json, write_json
 from edgemed.finetune import class_weights
 from edgemed.loop import cosine_schedule, load_checkpoint, require_finite, save_checkpoint
 from edgemed.masking import removed_units, unit_entropy, upsampled
 from edgemed.models import check_backbone, create_backbone, imagenet_state, load_backbone, weights_digest
-from edgemed.run import _versions, note_another_place
 
 
 @pytest.mark.parametrize(
@@ -265,18 +262,6 @@ def test_upsampling_keeps_the_place_of_a_unit() -> None:
     full = upsampled(mask, 8, 4)
     assert full[0, :4, :2].all()
     assert full.sum() == 8
-
-
-def test_a_run_that_goes_on_elsewhere_says_so_once(tmp_path: Path) -> None:
-    versions = _versions()
-    place = {"device": {"device": "cuda", "ranks": 2, "threads": 1}, "versions": versions | {"torch": "2.0"}}
-    write_json(tmp_path / "run.json", place | {"edgemed": "0.0.9", "dataset": {"warnings": ["old"]}})
-    text = (f"(edgemed 0.0.9 -> {__version__}, device cuda -> cpu, ranks 2 -> 1, threads 1 -> 3, "
-            f"torch 2.0 -> {versions['torch']})")  # fmt: skip
-    for _ in range(2):
-        note_another_place(tmp_path, "cpu", 3)
-        found = read_json(tmp_path / "run.json")["dataset"]["warnings"]
-        assert found == ["old", f"the run was begun in one place and went on in another {text}."]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's behaviour")
