@@ -79,6 +79,10 @@ class Dataset:
             raise InputError(f"split {split!r} is not known.{did_you_mean(split, KNOWN_SPLITS)}")
         return replace(self, rows=tuple(row for row in self.rows if row.split == split))
 
+    def unsplit(self) -> Dataset:
+        """The same rows, without the splits that the data came with."""
+        return replace(self, rows=tuple(replace(row, split="") for row in self.rows))
+
     def fingerprint(self) -> str:
         """Hex sha256 over path, label, group, split, length and content of every image, in the order of the paths.
 
@@ -194,7 +198,7 @@ def fold_datasets(dataset: Dataset, folds: int, seed: int = 0, validation_fracti
     `validation_fraction`: share of the rest that becomes the fold's validation split, cut by groups as well.
     """
     if any(row.split for row in dataset.rows):
-        raise InputError("the data come with a split, and folds would override it; drop its column, or the folds.")
+        raise InputError("the data come with a split, and folds would override it; drop its column, or give --folds 0.")
     if folds < 2 or not 0 < validation_fraction < 1:
         raise InputError(f"{folds} folds, validation {validation_fraction}: take 2 or more, and a share from 0 to 1.")
     parts = assigned_parts(dataset.labels, dataset.groups, dataset.classes, [1 / folds] * folds, seed=seed)

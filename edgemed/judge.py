@@ -10,7 +10,6 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from edgemed.evaluate import Predict, evaluation, predict_files
 from edgemed.evidence import REFERENCE_NAME
 from edgemed.images import pixels_sha256
 from edgemed.infer import load
+from edgemed.manifest import MANIFEST_NAME
 
 log = logging.getLogger("edgemed")
 
@@ -80,8 +80,7 @@ def _test_rows(dataset: Dataset) -> Dataset:
 
 def _groups(dataset: Dataset, progress: Callable[[int, int], None]) -> list[str]:
     """The group of every image, near-duplicates joined; which splits the data name does not matter here."""
-    whole = replace(dataset, rows=tuple(replace(row, split="") for row in dataset.rows))
-    return join_near_duplicates(whole, progress=progress)[0].groups
+    return join_near_duplicates(dataset.unsplit(), progress=progress)[0].groups
 
 
 def _seen(files: Sequence[Path], learnt: Sequence[Path]) -> int:
@@ -114,6 +113,10 @@ def _predictor(
                 "they are among these cannot be told"
             )
         return predict_callable(run.ensemble), run.classes, run.member_names, learnt
+    if not (model / MANIFEST_NAME).exists():
+        raise InputError(
+            f"{model} is neither a run (`edgemed train DATA --out RUN`) nor a bundle (`edgemed build-engine RUN`)"
+        )
     loaded = load(model, runtime=runtime, precision=precision)
     manifest = loaded.bundle.manifest
     known = loaded.bundle.reference() if REFERENCE_NAME in manifest.files else None

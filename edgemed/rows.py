@@ -10,7 +10,8 @@ import csv
 import difflib
 import io
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +27,10 @@ _MEANT = {
     "split": ("images train and which test", ("split", "subset", "partition", "fold")),
 }
 """What a column of another name may have been meant for, by words that such names hold."""
+PLACEHOLDER = (
+    "Where DICOM files of several patients carry one PatientID, a placeholder of who removed the names, list them in a "
+    "CSV path,label,group."
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,18 @@ def rows_of_folder(root: Path) -> tuple[list[Row], list[str]]:
         ignored += len(files) - len(images)
         paths = (image.relative_to(root).as_posix() for image in images)
         rows += [Row(path, folder.name.strip(), path) for path in paths]
-    return _by_patient(rows, root), [f"{ignored} files that are no images of a class were ignored."] if ignored else []
+    warnings = [f"{ignored} files that are no images of a class were ignored."] if ignored else []
+    return _by_patient(rows, root), warnings + _masks({row.path for row in rows})
+
+
+def _masks(paths: Collection[str]) -> list[str]:
+    """A warning where images lie beside their masks, as BUSI is published: masks of lesions are no pictures of them."""
+    parts = ((path, re.fullmatch(r"(.+)_mask(_\d+)?(\.\w+)", path)) for path in sorted(paths))
+    found = [path for path, part in parts if part and part[1] + part[3] in paths]
+    if not found:
+        return []
+    return [f"{len(found)} files are named like masks of others ({found[0]}) and would be trained on; leave them out, "
+            "as `edgemed data prepare busi` does for BUSI."]  # fmt: skip
 
 
 def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[list[Row], list[str]]:
@@ -82,6 +98,7 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
                              "path,label[,group][,split], separated by commas.")  # fmt: skip
     warnings = [] if as_written else _unused_columns(header)
     rows: dict[str, Row] = {}
+    grouped = set[str]()  # the paths whose group the CSV names
     repeated = 0
     for number, cells in enumerate(table[1:], start=2):
         if not any(cell.strip() for cell in cells):
@@ -103,6 +120,8 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
             raise InputError(f"{where}: {root / shown} does not exist; paths are relative to the CSV's folder.")
         alone = name if frame is None else name.rpartition("#")[0]  # frames of one file are never independent
         row = Row(name, cell["label"], cell.get("group", "") or alone, split)
+        if cell.get("group"):
+            grouped.add(name)
         if name in rows:
             repeated += 1
             if rows[name] != row:
@@ -113,7 +132,7 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
     unsplit = sum(not row.split for row in rows.values())
     if 0 < unsplit < len(rows):
         raise InputError(f"{path}: {unsplit} of {len(rows)} rows have no split; fill in all of them or none.")
-    result = list(rows.values()) if as_written else _by_patient(list(rows.values()), root)
+    result = list(rows.values()) if as_written else _by_patient(list(rows.values()), root, grouped)
     _check_splits_keep_groups(result, path)
     return result, warnings + ([f"{repeated} rows that repeat a file were ignored."] if repeated else [])
 
@@ -143,29 +162,25 @@ def _check_splits_keep_groups(rows: Sequence[Row], path: Path) -> None:
         if row.split != other.split:
             raise InputError(f"group {row.group!r} is in two splits ({other.path!r}: {other.split or 'none'}, "
                              f"{row.path!r}: {row.split or 'none'}) in {path}; give the group, and all images of a "
-                             "DICOM patient, one split.")  # fmt: skip
+                             f"DICOM patient, one split. {PLACEHOLDER}")  # fmt: skip
 
 
-def _by_patient(rows: Sequence[Row], root: Path) -> list[Row]:
+def _by_patient(rows: Sequence[Row], root: Path, grouped: Collection[str] = ()) -> list[Row]:
     """The rows, with all images of a patient whom DICOM files name in one group: a group given is joined with it.
 
-    A name that all files share, while groups are given, is a placeholder of who removed the names: the groups count.
+    grouped: the paths whose group is given. A name that all files share, while groups are given, is a placeholder of
+    who removed the names: the groups count.
     """
     files = [frame_of(root / row.path)[0] for row in rows]
     known = patient_groups(files)
     of_row = {k: _LAST + known[file] for k, file in enumerate(files) if file in known}
-    given = {rows[k].group for k in of_row if rows[k].group not in _alone(rows[k].path)}
+    given = {rows[k].group for k in of_row if rows[k].path in grouped}
     if len(set(of_row.values())) == 1 and len(given) > 1:
         return list(rows)
-    groups = [of_row.get(k, row.group) if row.group in _alone(row.path) else row.group for k, row in enumerate(rows)]
+    groups = [row.group if row.path in grouped else of_row.get(k, row.group) for k, row in enumerate(rows)]
     places = {patient: len(rows) + place for place, patient in enumerate(dict.fromkeys(of_row.values()))}
     joined = merged_groups([*groups, *places], [(k, places[patient]) for k, patient in of_row.items()])
     return [replace(row, group=group.removeprefix(_LAST)) for row, group in zip(rows, joined, strict=False)]
 
 
 _LAST = "\U0010ffff"  # sorts a pseudonym behind every name: a group that was given keeps its own
-
-
-def _alone(path: str) -> tuple[str, str]:
-    """The two groups that an image has when nothing is known of it: its path, or the file that its frame is in."""
-    return path, path.rpartition("#")[0]

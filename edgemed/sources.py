@@ -131,7 +131,7 @@ def source_from_members(
     given = scan(check)
     if unknown := sorted(set(given.classes) - set(labels)):
         raise InputError(f"--check {check} has the label '{unknown[0]}', not among --labels {','.join(labels)}")
-    dataset, _ = join_near_duplicates(given)
+    dataset, _ = join_near_duplicates(given.unsplit())  # all of them are checked, whichever splits the data name
     _, noted = predict_files(
         predict_callable(ensemble), dataset.files, lambda done, total: progress("PyTorch", done, total, "")
     )

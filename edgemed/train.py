@@ -152,7 +152,7 @@ def _trained(config: TrainConfig, run: Begun, out: Path, progress: Progress) -> 
 
 
 def _split(config: TrainConfig, dataset: Dataset) -> Dataset:
-    if any(row.split for row in dataset.rows) and tuple(config.split) != TrainConfig().split:
+    if dataset.subset("validation").rows and tuple(config.split) != TrainConfig().split:
         raise InputError("the data come with a split of their own; leave out --split, or drop their column")
     parts = split_dataset(dataset, config.split, config.seed)
     return with_calibration(parts, config.calibration, derive_seed(config.seed, "calibration"))

@@ -46,6 +46,15 @@ def _csv(folder: Path, *lines: str) -> Path:
     return path
 
 
+def test_masks_beside_their_images_are_warned_of(folder: Path) -> None:
+    _save(folder / "benign" / "face_mask.png", 50)  # of no other image
+    assert scan(folder).warnings == ()
+    for k, name in enumerate(("0_mask.png", "0_mask_1.png")):
+        _save(folder / "benign" / name, 60 + k)
+    [warning] = scan(folder).warnings
+    assert warning.startswith("2 files are named like masks of others (benign/0_mask.png)")
+
+
 def test_a_folder_per_class_gives_one_row_per_image_and_says_what_it_ignored(folder: Path) -> None:
     (folder / "SOURCE.md").write_text("who made this")
     (folder / "benign" / "notes.txt").write_text("x")
@@ -228,7 +237,7 @@ def test_a_given_split_is_kept_and_must_have_every_class_everywhere(folder: Path
     lines = [f"{label}/{k}.png,{label},{SPLITS[k % 3]}" for label in ("benign", "malignant") for k in range(4)]
     dataset = scan(_csv(folder, "path,label,split", *lines))
     assert split_dataset(dataset, (0.1, 0.1, 0.8)) == dataset
-    with pytest.raises(InputError, match="folds would override"):
+    with pytest.raises(InputError, match="folds would override it; drop its column, or give --folds 0"):
         fold_datasets(dataset, 2)
     lines = [line for line in lines if line != "malignant/2.png,malignant,test"]
     with pytest.raises(InputError, match="no test image of malignant"):

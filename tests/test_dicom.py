@@ -248,7 +248,7 @@ def test_pseudonyms_are_hashes_salted_with_the_images(clinic: Path) -> None:
 
 
 def test_frames_and_a_patients_files_stay_together_whatever_groups_are_given(tmp_path: Path) -> None:
-    from edgemed.dataset import scan
+    from edgemed.dataset import scan, split_dataset
 
     frames = dicom(np.concatenate([GREY, 255 - GREY]), Rows=23, NumberOfFrames=2)
     (tmp_path / "loop.dcm").write_bytes(frames)
@@ -263,6 +263,11 @@ def test_frames_and_a_patients_files_stay_together_whatever_groups_are_given(tmp
     assert groups["c.dcm"].startswith("patient-")
     (tmp_path / "data.csv").write_text("path,label,group\na.dcm,x,u\nb.dcm,y,v")  # one placeholder for everybody
     assert [row.group for row in scan(tmp_path / "data.csv").rows] == ["u", "v"]
+    (tmp_path / "data.csv").write_text("path,label,group\na.dcm,x,a.dcm\nb.dcm,y,b.dcm")  # each its own
+    assert [row.group for row in scan(tmp_path / "data.csv").rows] == ["a.dcm", "b.dcm"]
+    (tmp_path / "data.csv").write_text("path,label\na.dcm,x\nb.dcm,y")
+    with pytest.raises(InputError, match="all 2 images are in one group .patient-.* PatientID, .* path,label,group"):
+        split_dataset(scan(tmp_path / "data.csv"), (0.7, 0.15, 0.15))
     lines = ["path,label,split", "a.dcm,x,train", "b.dcm,y,test"]
     (tmp_path / "data.csv").write_text("\n".join(lines))
     with pytest.raises(InputError, match=r"group 'patient-[0-9a-f]{16}' is in two splits"):

@@ -104,7 +104,7 @@ def test_a_damaged_file_in_the_middle_is_named(tmp_path: Path, backend: str, dam
         list(batches)
     assert "\n" not in str(caught.value)
     assert not any(file.name in str(caught.value) for file in files if file != bad)
-    Image.fromarray(smooth(0, 50, 50)).save(bad)  # repaired: the same loader goes on
+    Image.fromarray(smooth(0, 50, 50)).save(bad)  # the next command finds it repaired
     assert len(by_index(opened(files, backend, None, batch=3).epoch(0))) == 12
 
 

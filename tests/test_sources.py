@@ -80,6 +80,18 @@ def test_what_does_not_fit_the_checkpoints_is_named(
         source_from_members(members, **given)  # type: ignore[arg-type]
 
 
+def test_all_images_are_checked_whichever_splits_a_csv_names(
+    members: list[Path], phantoms: Path, tmp_path: Path
+) -> None:
+    files = sorted(phantoms.rglob("*.png"))
+    rows = [f"{file},{file.parent.name},{'test' if k % 2 else 'train'}" for k, file in enumerate(files)]
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(files[0].read_bytes())
+    (tmp_path / "data.csv").write_text("\n".join(["path,label,split", *rows, f"{copy},{files[0].parent.name},test"]))
+    source = source_from_members(members, backbone=BACKBONE, labels=LABELS, size=SIZE, check=tmp_path / "data.csv")
+    assert len(source.proofs) == len(files) + 1
+
+
 def test_two_members_of_one_name_are_refused(members: list[Path], phantoms: Path) -> None:
     with pytest.raises(InputError, match="two files are named 'first'"):
         source_from_members([members[0]] * 2, backbone=BACKBONE, labels=LABELS, size=SIZE, check=phantoms)
