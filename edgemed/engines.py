@@ -98,7 +98,8 @@ def _runtime_of(bundle: Bundle, plan: str, runtime: str, precision: str) -> str:
     """The runtime of the plan with an id. InputError: no such plan, or not of the runtime and precision asked for."""
     records = {one.id: one for one in bundle.plans() if one.sha256 is not None}
     if plan not in records:
-        raise InputError(f"{bundle.path} holds no plan '{plan}'.{did_you_mean(plan, records)}")
+        step = did_you_mean(plan, records) if records else " It has none: `edgemed build-engine BUNDLE` adds some."
+        raise InputError(f"{bundle.path} holds no plan '{plan}'.{step}")
     record = records[plan]
     if runtime not in ("auto", record.runtime):
         raise InputError(f"plan {plan} is for {record.runtime}, not {runtime}; leave out --runtime")

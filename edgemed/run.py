@@ -92,7 +92,7 @@ def finished_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     if not (path / "run.json").exists():
         raise InputError(
-            f"{path} is no edgemed run (it has no run.json); make one with `edgemed train DATA --out {path}`"
+            f"{path} is no edgemed run (it has no run.json); make one with `edgemed train DATA --out RUN`"
         )
     if not (path / "metrics.json").exists():
         raise InputError(f"{path} is not finished; run its `edgemed train` command again: it goes on where it stopped")

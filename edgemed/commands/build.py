@@ -118,7 +118,7 @@ def build_engine(
             bundle = opened
         else:
             if source is not None and not source.exists():
-                raise InputError(f"{source} does not exist; make a run with `edgemed train DATA --out {source}`")
+                raise InputError(f"{source} does not exist; make a run with `edgemed train DATA --out RUN`")
             _refuse("only a bundle's signature is verified", {"--verify": verify})
             if source is not None:
                 _refuse(f"{source} is a run, whose own images and settings count", of_checkpoints)
@@ -127,7 +127,9 @@ def build_engine(
             if "fp32" not in precisions:
                 raise InputError("--precision fp16: a bundle always holds the fp32 graph, its reference; take both")
             from edgemed.build import build_bundle
+            from edgemed.pack import check_target
 
+            check_target(out, overwrite=overwrite)
             made = _source(source, member or [], backbone, labels, size, check, progress)
             gates = {
                 name: default_gates(
