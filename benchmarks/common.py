@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -34,7 +35,7 @@ def keep(name: str, document: dict[str, Any]) -> None:
         "command": command_of(sys.modules["__main__"].__doc__ or ""),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "commit": commit(),
-        "machine": {**machine(), "load_average": os.getloadavg()[0]},
+        "machine": {**machine(), "os": system(), "load_average": os.getloadavg()[0]},
         "versions": versions(),
         **document,
     }
@@ -51,16 +52,21 @@ def command_of(docstring: str) -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout, with "+" where files of the package differ from it; "unknown" outside of one."""
+    """The commit of the checkout, with "+" where code or a recipe differs from it; "unknown" outside of one."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "edgemed", "kernels")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "edgemed", "kernels", "benchmarks/*.py")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def system() -> str:
+    """The system and its release, without what a distribution or a provider adds to the name of its kernel."""
+    return f"{platform.system()} {platform.release().partition('-')[0]}"
 
 
 def versions() -> dict[str, str]:

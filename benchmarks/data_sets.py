@@ -67,7 +67,7 @@ AIMS = {
 
 
 def grouped(folder: Path, name: str) -> Path:
-    """The data set, or a CSV path,label,group where its images have patients or lesions: by what its SOURCE.md says."""
+    """The data set, or a CSV path,label,group where its images have patients or lesions, by the tables beside them."""
     source, target = folder / name, ROOT / RUNS / f"{name}.csv"
     if name == "ham10000":
         known = {row["image_id"]: row["lesion_id"] for row in _table(source / "HAM10000_metadata.csv")}

@@ -11,7 +11,7 @@ import pytest
 
 from edgemed.cli import main
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(os.environ.get("EDGEMED_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 
 def pytest_configure() -> None:
@@ -24,9 +24,9 @@ def pytest_configure() -> None:
 
 @pytest.fixture
 def real_images() -> Path:
-    """The folder of real images beside the repository; without it the test is skipped, visibly."""
+    """The folder with busi/, ham10000/, ... that EDGEMED_TEST_DATA names; without it the test is skipped, visibly."""
     if not DATA.exists():
-        pytest.skip("no real images: ../shared/data is not there")
+        pytest.skip("no real images: EDGEMED_TEST_DATA names no folder with busi/, ham10000/, hyperkvasir5/")
     return DATA
 
 

@@ -22,7 +22,8 @@ def _edgemed(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_every_command() -> None:
     done = _edgemed("--help")
     assert done.returncode == 0
-    for command in "train ablate build-engine predict evaluate bench inspect certify parity sample".split():
+    commands = "train ablate build-engine predict evaluate bench inspect certify parity sample calibrate cmake-dir data"
+    for command in commands.split():
         assert command in done.stdout
 
 

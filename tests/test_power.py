@@ -36,10 +36,18 @@ def test_rapl_counts_the_package_and_not_its_parts_twice(tmp_path: Path) -> None
     assert read(trees.write(tmp_path, trees.DESKTOP)) == {"rapl package-0 (J)": pytest.approx(1.0)}
 
 
-def test_a_counter_that_only_root_may_read_is_not_there(tmp_path: Path) -> None:
-    trees.write(tmp_path, trees.DESKTOP)
-    (tmp_path / trees.RAPL / "intel-rapl:0" / "energy_uj").unlink()  # for root, no file is unreadable
-    assert all_meters(tmp_path) == []
+@pytest.mark.parametrize("error", [PermissionError, FileNotFoundError])
+def test_a_counter_that_only_root_may_read_is_not_there(
+    error: type[OSError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(path: Path, *given: str, **named: str) -> str:
+        if path.name == "energy_uj":  # refused here, since root may read every file
+            raise error(path)
+        return read_text(path, *given, **named)
+
+    read_text = Path.read_text
+    monkeypatch.setattr(Path, "read_text", unreadable)
+    assert all_meters(trees.write(tmp_path, trees.DESKTOP)) == []
 
 
 def test_the_gpus_counter_is_preferred_to_polling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
