@@ -24,8 +24,8 @@ from edgemed.duplicates import Progress, Thumbnail, duplicate_pairs, merged_grou
 from edgemed.errors import InputError, did_you_mean
 from edgemed.files import write_atomic
 from edgemed.rows import KNOWN_SPLITS as KNOWN_SPLITS
+from edgemed.rows import PLACEHOLDER, rows_of_csv, rows_of_folder
 from edgemed.rows import Row as Row
-from edgemed.rows import rows_of_csv, rows_of_folder
 from edgemed.splits import assigned_parts, held_out_groups
 
 SPLITS = ("train", "validation", "test")
@@ -179,8 +179,15 @@ def split_dataset(dataset: Dataset, fractions: Sequence[float] = (0.7, 0.15, 0.1
         return dataset
     if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise InputError(f"split fractions {tuple(fractions)} are not three positive shares that sum to 1.")
+    _check_groups(dataset)
     parts = assigned_parts(dataset.labels, dataset.groups, dataset.classes, fractions, seed=seed)
     return replace(dataset, rows=tuple(replace(row, split=SPLITS[parts[row.group]]) for row in dataset.rows))
+
+
+def _check_groups(dataset: Dataset) -> None:
+    if len(set(dataset.groups)) == 1:
+        group, count = dataset.groups[0], len(dataset.rows)
+        raise InputError(f"all {count} images are in one group ({group}), which no split cuts. {PLACEHOLDER}")
 
 
 def _with_validation(dataset: Dataset, share: float, seed: int) -> Dataset:
@@ -201,6 +208,7 @@ def fold_datasets(dataset: Dataset, folds: int, seed: int = 0, validation_fracti
         raise InputError("the data come with a split, and folds would override it; drop its column, or give --folds 0.")
     if folds < 2 or not 0 < validation_fraction < 1:
         raise InputError(f"{folds} folds, validation {validation_fraction}: take 2 or more, and a share from 0 to 1.")
+    _check_groups(dataset)
     parts = assigned_parts(dataset.labels, dataset.groups, dataset.classes, [1 / folds] * folds, seed=seed)
     result = []
     for fold in range(folds):

@@ -115,6 +115,29 @@ def _open_plan(
 
     Raises InputError: no plan of this runtime and precision, none that can run here, or only uncertified ones.
     """
+    here, fitting = module.here(), fitting_plans(bundle, module, precision, plan)
+    for record, content in fitting:
+        if record.state == "certified" and record.certificate is not None:
+            session = module.open_plan(content, record, cuda_graph=cuda_graph)
+            if record.certified_at(place_of(session, precision)):
+                return session, record
+    record, content = fitting[0]
+    if not allowed:
+        raise InputError(
+            f"plan {record.id} is not certified on this machine; run `edgemed certify {bundle.path} DATA --runtime "
+            f"{here.runtime} --precision {precision}`, or ask for this runtime by name"
+        )
+    _log.warning("plan %s is not certified on this machine, and runs because it was asked for", record.id)
+    return module.open_plan(content, record, cuda_graph=cuda_graph), record
+
+
+def fitting_plans(
+    bundle: Bundle, module: PlanModule, precision: str, plan: str | None = None
+) -> list[tuple[PlanRecord, bytes]]:
+    """The plans that this machine may open, the best first, with their bytes; of the id alone, if one is given.
+
+    Raises InputError: no plan of this runtime and precision, or none for this machine.
+    """
     here = module.here()
     build = f"build one with `edgemed build-engine {bundle.path} --runtime {here.runtime}`"
     records = [one for one in bundle.plans() if one.runtime == here.runtime and one.sha256 is not None]
@@ -131,19 +154,7 @@ def _open_plan(
         raise InputError("; ".join(reasons))
     for reason in reasons:
         _log.warning("%s", reason)
-    for record, content in fitting:
-        if record.state == "certified" and record.certificate is not None:
-            session = module.open_plan(content, record, cuda_graph=cuda_graph)
-            if record.certified_at(place_of(session, precision)):
-                return session, record
-    record, content = fitting[0]
-    if not allowed:
-        raise InputError(
-            f"plan {record.id} is not certified on this machine; run `edgemed certify {bundle.path} DATA --runtime "
-            f"{here.runtime} --precision {precision}`, or ask for this runtime by name"
-        )
-    _log.warning("plan %s is not certified on this machine, and runs because it was asked for", record.id)
-    return module.open_plan(content, record, cuda_graph=cuda_graph), record
+    return fitting
 
 
 def _checked(bundle: Bundle, record: PlanRecord, here: Here) -> bytes:

@@ -6,6 +6,7 @@ A run is killed at any moment and resumes; a bundle is built beside the old one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -46,10 +47,13 @@ def write_through(path: Path, data: bytes) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Wait until the disk knows the names in `folder`. OSError where it does not take them."""
+    """Wait until the disk knows the names in `folder`, where its file system can say so."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
 

@@ -161,16 +161,17 @@ def check_entropy(truth: Sequence[ArrayLike], answers: Sequence[ArrayLike], what
 def in_each_place(
     run: Callable[[NDArray[np.uint8]], Answers], image: NDArray[np.uint8], batch: int
 ) -> dict[str, NDArray[np.float32]]:
-    """An image's answers in each place of a batch, by the outputs' names: (batch, ...) each.
+    """An image's answers in the places of a batch, by the outputs' names: (R, ...) each, R >= batch.
 
-    image: uint8 (H, W, 3). The other places hold its negative: among copies, rows that are mixed up would not show.
+    image: uint8 (H, W, 3). Among copies, rows that are mixed up would not show. So a request holds the image in the
+    places whose number has a certain bit (or has it not), and its negative in the others: any two places differ in one.
     """
-    rows = []
-    for place in range(batch):
-        pixels = np.repeat(255 - image[None], batch, axis=0)
-        pixels[place] = image
-        rows.append({name: values[place] for name, values in run(pixels).items()})
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    bits = [np.arange(batch) >> bit & 1 == value for bit in range(max(1, (batch - 1).bit_length())) for value in (0, 1)]
+    found = []
+    for holds in (each for each in bits if each.any()):
+        outputs = run(np.where(holds[:, None, None, None], image, 255 - image))
+        found.append({name: values[holds] for name, values in outputs.items()})
+    return {name: np.concatenate([rows[name] for rows in found]) for name in found[0]}
 
 
 def check_rows(

@@ -50,7 +50,13 @@ def folds_at_once(
         return 1, config.threads
     at_once = min(config.folds, max(1, cores // (config.threads or 1)))
     threads = config.threads or cores // at_once
-    return min(at_once, max(1, int(_available_gib() / _gib_of_fold(config, files)))), threads
+    by_memory = max(1, int(_available_gib() / _gib_of_fold(config, files)))
+    if by_memory < at_once:
+        logging.getLogger("edgemed").warning(
+            "the memory is enough for %d of %d folds at once, of %d threads; --threads %d would use all cores",
+            by_memory, at_once, threads, cores // by_memory,
+        )  # fmt: skip
+    return min(at_once, by_memory), threads
 
 
 def _gib_of_fold(config: TrainConfig, files: Sequence[Path]) -> float:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgemed.errors import InputError
-from edgemed.rows import PLACEHOLDER
 
 
 def assigned_parts(
@@ -26,8 +25,6 @@ def assigned_parts(
     first: a part without a class could not be scored. `InputError` when a class has too few groups for that.
     """
     names, index = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) == 1:
-        raise InputError(f"all {len(index)} images are in one group ({names[0]}), which no split cuts. {PLACEHOLDER}")
     sizes = np.zeros((len(names), len(classes)))  # images of each group and class
     np.add.at(sizes, (index, np.asarray(labels)), 1)
     groups_per_class = (sizes > 0).sum(axis=0)

@@ -13,6 +13,7 @@ from PIL import Image
 
 pytest.importorskip("cv2", reason="extra train is not installed")
 
+from edgemed.config import TrainConfig
 from edgemed.dataset import (
     SPLITS,
     Row,
@@ -24,6 +25,7 @@ from edgemed.dataset import (
 )
 from edgemed.errors import InputError
 from edgemed.phantoms import phantom
+from edgemed.train import _split
 
 
 def _save(path: Path, seed: int = 0, kind: str = "oval") -> Path:
@@ -231,6 +233,16 @@ def test_a_given_split_without_validation_gets_one_from_its_training_groups(fold
     parts = {(row.label, row.split) for row in found.rows}
     assert parts == {(label, split) for label in ("benign", "malignant") for split in SPLITS}
     assert {row.path for row in found.subset("test").rows} == {path for path, _, group in pairs if group.endswith("1")}
+
+
+def test_fractions_cut_the_validation_that_a_given_split_lacks_and_nothing_else(folder: Path) -> None:
+    labels = ("benign", "malignant")
+    lines = [f"{label}/{k}.png,{label},{'test' if k == 3 else 'train'}" for label in labels for k in range(4)]
+    dataset = scan(_csv(folder, "path,label,split", *lines))
+    found = _split(TrainConfig(split=(0.3, 0.6, 0.1)), dataset)
+    assert [len(found.subset(split).rows) for split in SPLITS] == [2, 4, 2]
+    with pytest.raises(InputError, match="a split of their own; leave out --split"):
+        _split(TrainConfig(split=(0.3, 0.6, 0.1)), found)
 
 
 def test_a_given_split_is_kept_and_must_have_every_class_everywhere(folder: Path) -> None:

@@ -84,18 +84,21 @@ def test_a_bundle_is_on_the_disk_before_the_one_that_it_replaces_is_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = {path.name for path in tiny.bundle(tmp_path / "bundle").path.rglob("*")} | {tmp_path.name}
-    flushed: set[str] = set()
+    flushed, deleted = set[str](), list[str]()
 
     def flush(handle: int) -> None:
         flushed.add(Path(f"/proc/self/fd/{handle}").readlink().name)
 
     def delete(folder: Path, **_: object) -> None:
-        assert not folder.name.startswith(".bundle.old") or names - {"bundle"} <= flushed
+        if folder.exists():
+            deleted.append(folder.name)
+            assert (folder / "manifest.json").exists() and names <= flushed
+            assert any(name.startswith(".bundle.new") for name in flushed)
 
     monkeypatch.setattr(files.os, "fsync", flush)
     monkeypatch.setattr(pack.shutil, "rmtree", delete)
     tiny.bundle(tmp_path / "bundle", overwrite=True)
-    assert flushed
+    assert len(deleted) == 1
 
 
 def test_a_record_that_cannot_be_written_leaves_the_old_one_signed(

@@ -24,7 +24,7 @@ from edgemed.judge import _seen
 from edgemed.parallel import _available_gib, folds_at_once
 from edgemed.place import note_another_place, versions
 from edgemed.preflight import cpu
-from edgemed.run import note_root, read_predictions, require_same_settings
+from edgemed.run import note_root, require_same_settings
 from edgemed.stages import _forget_results
 
 Edgemed = Callable[..., int]
@@ -52,33 +52,6 @@ def test_folds_and_cells_learn_too_where_the_data_lie(tmp_path: Path) -> None:
     note_root(tmp_path, tmp_path / "here")
     found = [json.loads(place.read_text())["dataset"] for place in places]
     assert found == [{"root": str(tmp_path / "here"), "n": 3}] * 4
-
-
-@pytest.mark.parametrize("damage", ["missing", "cut", "a word"])
-def test_damaged_predictions_are_named_with_the_way_out(
-    tiny_run: Path, phantoms: Path, weights: Path, tmp_path: Path, damage: str, edgemed: Edgemed,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    file = run / "predictions.csv"
-    whole = file.read_text()
-    if damage == "missing":
-        file.unlink()
-    else:
-        lines = whole.splitlines(keepends=True)
-        last = lines[-1].rpartition(",")[0]
-        file.write_text("".join(lines[:-1]) + (last if damage == "cut" else f"{last},much\n"))
-    with pytest.raises(InputError, match=r"predictions.csv is missing or damaged; delete .*metrics.json and run"):
-        read_predictions(file, ("irregular", "none", "oval"), "test")
-    if damage == "cut":  # the way out works, and leaves nothing of what rested on the old figures
-        (run / "metrics.json").unlink()
-        for old in ("report.html", "operating_point.json"):
-            (run / old).write_text("old")
-        assert edgemed("train", phantoms, "--out", run, *tiny_flags(weights)) == 0
-        assert file.read_text() == whole
-        assert "<html" in (run / "report.html").read_text()
-        assert not (run / "operating_point.json").exists()
-        assert "with the default operating point" in " ".join(capsys.readouterr().err.split())
 
 
 def test_results_are_forgotten_in_a_run_and_in_that_of_its_folds_and_nowhere_else(tmp_path: Path) -> None:
@@ -126,9 +99,15 @@ def test_the_folds_share_cores_and_memory_and_their_threads_depend_on_no_memory(
         assert folds_at_once(TrainConfig(folds=5), "cpu", files=[images] * 2) == ({1: 1, 3: 1, 5: 2}[at_once], 12)
 
 
-def test_the_memory_that_linux_could_give_is_read() -> None:
+def test_the_memory_that_linux_and_a_container_could_give_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def limited(path: Path, *given: str, **named: str) -> str:
+        return "100000000\n" if path == Path("/sys/fs/cgroup/memory.max") else read_text(path, *given, **named)
+
     total = next(int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
     assert 0.1 < _available_gib() < total / 2**20
+    read_text = Path.read_text
+    monkeypatch.setattr(Path, "read_text", limited)
+    assert _available_gib() == pytest.approx(1e8 / 2**30)
 
 
 def test_compiling_for_a_cpu_is_refused_before_anything_is_written(

@@ -80,6 +80,21 @@ def test_what_does_not_fit_the_checkpoints_is_named(
         source_from_members(members, **given)  # type: ignore[arg-type]
 
 
+def test_an_out_that_is_taken_is_refused_before_any_image_is_run(
+    members: list[Path], phantoms: Path, tmp_path: Path, edgemed: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    monkeypatch.setattr("edgemed.sources.source_from_members", lambda *_, **__: pytest.fail("work was begun"))
+    assert edgemed("build-engine", *flags(members, phantoms), "--out", tmp_path) == 2
+
+
+def test_a_folder_that_is_neither_run_nor_bundle_is_not_evaluated(
+    phantoms: Path, edgemed: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert edgemed("evaluate", phantoms, phantoms) == 2
+    assert "is neither a run (`edgemed train DATA --out RUN`) nor a bundle" in " ".join(capsys.readouterr().err.split())
+
+
 def test_all_images_are_checked_whichever_splits_a_csv_names(
     members: list[Path], phantoms: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,9 +108,10 @@ def bench(
         if compare is not None:
             report["comparison"] = _comparison(bundle, settings, ensemble)
     finally:  # what was measured is not lost, whatever fails
-        _show(report, _table_and_comparison if "comparison" in report else bench_report.table, json_)
-        for path, text in texts:
-            write_atomic(path, text)
+        with ExitStack() as rest:  # each is written, whichever of them fails
+            for path, text in reversed(texts):
+                rest.callback(write_atomic, path, text)
+            _show(report, _table_and_comparison if "comparison" in report else bench_report.table, json_)
     unstable = [
         f"{one['name']}, batch {result['batch']}: {reason}"
         for one, result in bench_module.results(report)

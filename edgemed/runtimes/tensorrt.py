@@ -119,14 +119,13 @@ class _Session:
         self.from_cache: bool | None = None
         self._cuda, self._record = cuda, record
         self._graphs = cuda_graph and is_fixed(record)
-        log = process_logger(trt.ILogger, flavour.package)
-        log.problems.clear()
-        self._runtime = trt.Runtime(log)
+        self._log = process_logger(trt.ILogger, flavour.package)
+        self._log.said()  # of an earlier failure
+        self._runtime = trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            why = "; ".join(log.problems) or "it does not say why"
             raise InputError(
-                f"{self.name} {self.version} refuses plan {record.id}: {why}; "
+                f"{self.name} {self.version} refuses plan {record.id}: {self._log.said()}; "
                 f"build it again here with `edgemed build-engine BUNDLE --runtime {self.name}`"
             )
         names = [self._engine.get_tensor_name(k) for k in range(self._engine.num_io_tensors)]
@@ -162,8 +161,9 @@ class _Session:
         if lane is None:
             context = self._cache.context(self._engine)
             if context is None:
-                raise InputError(f"{self.name} cannot make a context for plan {self._record.id}: out of GPU memory?")
-            lane = self._local.lane = _Lane(self._cuda, context, self._record, self._declared, self._cache)
+                why = self._log.said()
+                raise InputError(f"{self.name} cannot make a context for plan {self._record.id}: {why}; free memory")
+            lane = self._local.lane = _Lane(self._cuda, context, self._record, self._declared, self._cache, self._log)
         return lane
 
 
@@ -171,9 +171,10 @@ class _Lane:
     """What one thread needs to run requests: a context, a stream, pinned and device buffers, a CUDA graph."""
 
     def __init__(
-        self, cuda: Any, context: Any, record: PlanRecord, declared: dict[str, Shape], cache: KernelCache
+        self, cuda: Any, context: Any, record: PlanRecord, declared: dict[str, Shape], cache: KernelCache, log: Any
     ) -> None:
         self._cuda, self._context, self._record, self._declared, self._cache = cuda, context, record, declared, cache
+        self._log = log
         self._stream = checked(cuda.cudaStreamCreateWithFlags(_NON_BLOCKING), "cudaStreamCreate")
         self._buffers: dict[str, tuple[int, int, int]] = {}  # by tensor: pinned address, device address, bytes
         self._shape: Shape = ()
@@ -210,7 +211,8 @@ class _Lane:
         for name, wanted in shapes.items():
             self._reserve(name, 4 * int(np.prod(wanted)))
         if not self._context.set_input_shape("image", shape):
-            raise InputError(f"TensorRT refuses images of shape {shape} for plan {self._record.id}; build it again")
+            why = self._log.said()
+            raise InputError(f"TensorRT refuses the shape {shape} for plan {self._record.id}: {why}; build it again")
         self._shape = shape
 
     def _reserve(self, name: str, size: int) -> None:
@@ -241,7 +243,8 @@ class _Lane:
         self._copy(device, pinned, int(np.prod(self._shape)), kinds.cudaMemcpyHostToDevice)
         mark(1)
         if not self._context.execute_async_v3(int(self._stream)):
-            raise InputError(f"TensorRT failed to run plan {self._record.id}; its log lines say why; build it again")
+            why = self._log.said()
+            raise InputError(f"TensorRT failed to run plan {self._record.id}: {why}; build it again")
         mark(2)
         for name, shape in shapes.items():
             pinned, device, _ = self._buffers[name]

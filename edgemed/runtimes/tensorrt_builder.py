@@ -68,7 +68,7 @@ def plan_from_onnx(
     trt = importlib.import_module(flavour.package)
     began = time.monotonic()
     log = process_logger(trt.ILogger, flavour.package)
-    log.problems.clear()
+    log.said()  # of an earlier failure
     builder = trt.Builder(log)
     network = builder.create_network(_strongly_typed(trt))
     parser = trt.OnnxParser(network, log)
@@ -95,7 +95,7 @@ def plan_from_onnx(
     if monitor.stopped:
         raise KeyboardInterrupt
     if built is None:
-        raise InputError(f"{runtime} {trt.__version__} cannot build the {precision} plan: {'; '.join(log.problems)}")
+        raise InputError(f"{runtime} {trt.__version__} cannot build the {precision} plan: {log.said()}")
     if timings is not None:
         timings.keep()
     plan = bytes(built)

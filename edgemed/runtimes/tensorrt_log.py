@@ -7,25 +7,34 @@ engine would be gone with it.
 from __future__ import annotations
 
 import logging
+import threading
 from functools import cache
 from typing import Any
 
+KEPT = 8  # errors that a message repeats
 _log = logging.getLogger("edgemed")
 
 
 @cache
 def process_logger(base: Any, package: str) -> Any:
-    """The logger of `package`, whose class `ILogger` is `base`. `problems`: the errors that it has heard so far."""
+    """The logger of `package`, whose class `ILogger` is `base`. `said()`: the thread's errors since the last call."""
 
     class Logger(base):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.problems: list[str] = []
+            self._errors = threading.local()  # of each engine that runs in a thread of its own
 
         def log(self, level: Any, message: str) -> None:
             line = " ".join(message.split())
-            if level in (base.Severity.ERROR, base.Severity.INTERNAL_ERROR):
-                self.problems.append(line)
-            _log.log(logging.WARNING if level == base.Severity.WARNING else logging.DEBUG, "%s: %s", package, line)
+            failed = level in (base.Severity.ERROR, base.Severity.INTERNAL_ERROR)
+            if failed:
+                self._errors.lines = [*getattr(self._errors, "lines", ()), line][:KEPT]  # the first one is the cause
+            loud = failed or level == base.Severity.WARNING
+            _log.log(logging.WARNING if loud else logging.DEBUG, "%s: %s", package, line)
+
+        def said(self) -> str:
+            lines = getattr(self._errors, "lines", ())
+            self._errors.lines = ()
+            return "; ".join(lines) or "it does not say why"
 
     return Logger()

@@ -26,15 +26,15 @@ struct Comparison {
     size_t images = 0, flips = 0;
     double worst = 0;
 
-    // K probabilities in `truth`, and in each of the answers.
-    void add(const float* truth, const std::vector<const float*>& answers, size_t labels, double tie_margin) {
+    // K probabilities in `truth`, and in each of the answers, which lie one behind the other.
+    void add(const float* truth, const std::vector<float>& answers, size_t labels, double tie_margin) {
         const size_t best = largest(truth, labels);
         double second = -std::numeric_limits<double>::infinity();
         for (size_t k = 0; k < labels; ++k)
             if (k != best) second = std::max(second, double(truth[k]));
         const bool clear = tie_margin <= 0 || double(truth[best]) - second > tie_margin;
         bool flipped = false;
-        for (const float* other : answers) {
+        for (const float* other = answers.data(); other != answers.data() + answers.size(); other += labels) {
             for (size_t k = 0; k < labels; ++k)
                 worst = std::isfinite(other[k]) ? std::max(worst, std::fabs(double(truth[k]) - double(other[k])))
                                                 : std::numeric_limits<double>::infinity();
@@ -105,7 +105,7 @@ void self_test(const Bundle& bundle, const std::string& precision, const std::st
     Comparison whole;
     std::vector<Comparison> each(members);
     const size_t batch = size_t(taken.least_batch);
-    std::vector<float> probabilities(batch * batch * labels), shares(batch * batch * members * labels);
+    std::vector<float> probabilities(batch * labels), shares(batch * members * labels);
     std::vector<uint8_t> pixels;
     Picture picture;
     const std::string name = "golden/outputs.json";
@@ -117,21 +117,29 @@ void self_test(const Bundle& bundle, const std::string& precision, const std::st
             continue;
         const Shape shape{taken.least_batch, picture.height, picture.width};
         const size_t one = shape.bytes() / batch;
-        std::vector<std::vector<const float*>> answers(members + 1);  // of the ensemble, of each member
-        // In each place of a batch whose other places hold its negative: among copies, rows mixed up would not show.
-        for (size_t place = 0; place < batch; ++place) {
+        std::vector<std::vector<float>> answers(members + 1);  // of the ensemble, of each member
+        // Among copies, rows that are mixed up would not show. So a request holds the image in the places whose number
+        // has a certain bit (or has it not), and its negative in the others: any two places differ in one.
+        for (size_t request = 0; request < 2 || (batch - 1) >> request / 2; ++request) {
+            const auto holds = [&](size_t place) { return (place >> request / 2 & 1) == request % 2; };
+            if (batch == 1 && !holds(0)) continue;
             pixels.resize(shape.bytes());
-            for (size_t k = 0; k < batch; ++k)
-                std::transform(picture.pixels, picture.pixels + one, pixels.data() + k * one,
-                               [&](uint8_t value) { return k == place ? value : uint8_t(255 - value); });
-            float* of_all = probabilities.data() + place * batch * labels;
-            float* of_each = shares.data() + place * batch * members * labels;
-            const float* entropy = predict(pixels.data(), shape, of_all, of_each);
-            answers[0].push_back(of_all + place * labels);
-            for (size_t m = 0; m < members; ++m) answers[m + 1].push_back(of_each + (place * members + m) * labels);
-            for (size_t k = 0, values = golden.entropy.size(); k < values; ++k)
-                entropy_error = std::max(entropy_error,
-                                         std::fabs(double(entropy[place * values + k]) - double(golden.entropy[k])));
+            for (size_t place = 0; place < batch; ++place)
+                std::transform(picture.pixels, picture.pixels + one, pixels.data() + place * one,
+                               [&](uint8_t value) { return holds(place) ? value : uint8_t(255 - value); });
+            const float* entropy = predict(pixels.data(), shape, probabilities.data(), shares.data());
+            for (size_t place = 0; place < batch; ++place) {
+                if (!holds(place)) continue;
+                const float* row = probabilities.data() + place * labels;
+                answers[0].insert(answers[0].end(), row, row + labels);
+                for (size_t m = 0; m < members; ++m) {
+                    const float* share = shares.data() + (place * members + m) * labels;
+                    answers[m + 1].insert(answers[m + 1].end(), share, share + labels);
+                }
+                for (size_t k = 0, values = golden.entropy.size(); k < values; ++k)
+                    entropy_error = std::max(
+                        entropy_error, std::fabs(double(entropy[place * values + k]) - double(golden.entropy[k])));
+            }
         }
         whole.add(golden.probabilities.data(), answers[0], labels, tie_margin);
         for (size_t m = 0; m < members; ++m)

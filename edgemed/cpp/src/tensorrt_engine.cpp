@@ -44,6 +44,7 @@ std::string wider(const char* flag, const int64_t (&profile)[3], int64_t low, in
 }
 
 thread_local const Warn* opening = nullptr;  // where TensorRT's warnings go
+thread_local char first_error[600] = "";
 
 int current_device() {
     int device = 0;
@@ -69,16 +70,13 @@ void Log::log(Severity severity, const nvinfer1::AsciiChar* text) noexcept {
         if (opening) (*opening)(text);
         return;
     }
-    const std::lock_guard<std::mutex> hold(mutex_);
-    if (!*error_) {  // the first one is the cause
-        std::snprintf(error_, sizeof error_, "%.*s", int(std::strcspn(text, "\n")), text);
-    }
+    if (!*first_error)  // it is the cause
+        std::snprintf(first_error, sizeof first_error, "%.*s", int(std::strcspn(text, "\n")), text);
 }
 
 std::string Log::take() {
-    const std::lock_guard<std::mutex> hold(mutex_);
-    const std::string found = error_;
-    *error_ = 0;
+    const std::string found = first_error;
+    *first_error = 0;
     return found;
 }
 

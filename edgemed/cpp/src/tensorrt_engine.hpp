@@ -27,17 +27,13 @@ struct Library {
 // Loaded once and kept. Throws Error(EDGEMED_ERROR_RUNTIME) where it is not to be had, or is of another major version.
 const Library& library();
 
-// What TensorRT says: the first error since it was asked last, and the warnings of an opening. One for the process, and
-// never destroyed: TensorRT keeps the first logger that it is given, whichever engines are closed.
+// What TensorRT says on each thread: the first error since it was asked last, and the warnings of an opening. One for the
+// process, and never destroyed: TensorRT keeps the first logger that it is given, whichever engines are closed.
 class Log final : public nvinfer1::ILogger {
 public:
     static Log& of_process();
     void log(Severity severity, const nvinfer1::AsciiChar* text) noexcept override;
     std::string take();  // "" where there was none
-
-private:
-    std::mutex mutex_;
-    char error_[600] = "";
 };
 
 // As long as it lives, TensorRT's warnings on this thread are passed on.
