@@ -115,7 +115,9 @@ def _open_plan(
 
     Raises InputError: no plan of this runtime and precision, none that can run here, or only uncertified ones.
     """
-    here, fitting = module.here(), fitting_plans(bundle, module, precision, plan)
+    here, (fitting, reasons) = module.here(), _fitting_plans(bundle, module, precision, plan)
+    for reason in reasons:
+        _log.warning("%s", reason)
     for record, content in fitting:
         if record.state == "certified" and record.certificate is not None:
             session = module.open_plan(content, record, cuda_graph=cuda_graph)
@@ -131,12 +133,22 @@ def _open_plan(
     return module.open_plan(content, record, cuda_graph=cuda_graph), record
 
 
-def fitting_plans(
-    bundle: Bundle, module: PlanModule, precision: str, plan: str | None = None
-) -> list[tuple[PlanRecord, bytes]]:
-    """The plans that this machine may open, the best first, with their bytes; of the id alone, if one is given.
+def no_plan(bundle: Bundle, module: PlanModule, precision: str) -> str | None:
+    """Why the bundle has no plan of this precision that this machine may open; None where it has one."""
+    try:
+        _fitting_plans(bundle, module, precision, None)
+    except InputError as error:
+        return str(error)
+    return None
 
-    Raises InputError: no plan of this runtime and precision, or none for this machine.
+
+def _fitting_plans(
+    bundle: Bundle, module: PlanModule, precision: str, plan: str | None
+) -> tuple[list[tuple[PlanRecord, bytes]], list[str]]:
+    """The plans that this machine may open, the best first, with their bytes, and why it may not open the others.
+
+    plan: the id of the only one that is asked for. Raises InputError: no plan of this runtime and precision, or none
+    for this machine.
     """
     here = module.here()
     build = f"build one with `edgemed build-engine {bundle.path} --runtime {here.runtime}`"
@@ -152,9 +164,7 @@ def fitting_plans(
             reasons.append(str(error))
     if not fitting:
         raise InputError("; ".join(reasons))
-    for reason in reasons:
-        _log.warning("%s", reason)
-    return fitting
+    return fitting, reasons
 
 
 def _checked(bundle: Bundle, record: PlanRecord, here: Here) -> bytes:

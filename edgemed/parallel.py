@@ -51,10 +51,10 @@ def folds_at_once(
     at_once = min(config.folds, max(1, cores // (config.threads or 1)))
     threads = config.threads or cores // at_once
     by_memory = max(1, int(_available_gib() / _gib_of_fold(config, files)))
-    if by_memory < at_once:
+    if by_memory < at_once and (more := cores // by_memory) > threads:
         logging.getLogger("edgemed").warning(
-            "the memory is enough for %d of %d folds at once, of %d threads; --threads %d would use all cores",
-            by_memory, at_once, threads, cores // by_memory,
+            "the memory is enough for %d of %d folds at once, which use %d of %d cores; --threads %d would use %d",
+            by_memory, at_once, by_memory * threads, cores, more, by_memory * more,
         )  # fmt: skip
     return min(at_once, by_memory), threads
 

@@ -28,9 +28,13 @@ def test_the_self_test_asks_a_plan_for_what_it_takes(build: Path, tmp_path: Path
     assert opened(build, other)["status"] == OK
 
 
-@pytest.mark.parametrize(("marker", "status"), [(4, OK), (3, GATE), (5, GATE)])
-def test_the_self_test_looks_at_every_row_of_a_batch(build: Path, tmp_path: Path, marker: int, status: int) -> None:
-    """By 3 the stub errs in later rows of a batch, by 5 it gives them the answer of the first."""
+@pytest.mark.parametrize(
+    ("least", "marker", "status"), [(2, 4, OK), (4, 4, OK), (2, 3, GATE), (2, 5, GATE), (4, 6, GATE)]
+)
+def test_the_self_test_looks_at_every_row_of_a_batch(
+    build: Path, tmp_path: Path, least: int, marker: int, status: int
+) -> None:
+    """By 3 the stub errs in later rows of a batch, by 5 they get the answer of the first, by 6 of the last but one."""
     image = tiny.image(100)
     image[0, 0] = (255, 0, marker)
     shares = 1 + image.reshape(-1, 3).mean(0)
@@ -38,7 +42,7 @@ def test_the_self_test_looks_at_every_row_of_a_batch(build: Path, tmp_path: Path
     files = tiny.fields()["files"]
     files = {name: content for name, content in files.items() if not name.startswith("golden/")}
     bundle = tiny.bundle(tmp_path / "bundle", files=files | golden_files([image], members.mean(1), members)).path
-    damaged.with_plan(damaged.RTX, batch=(2, 2, 4))(bundle)
+    damaged.with_plan(damaged.RTX, batch=(least, least, 4))(bundle)
     assert opened(build, bundle, self_test=1)["status"] == status
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 
 from edgemed.errors import GateError, InputError
-from edgemed.gates import TIE_MARGINS, Gates, check, compare, default_gates
+from edgemed.gates import TIE_MARGINS, Gates, check, compare, default_gates, in_each_place
 
 REFERENCE = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
 
@@ -29,6 +31,23 @@ def test_errors_are_the_largest_and_the_mean_over_all_probabilities() -> None:
     assert found.max_prob_error == pytest.approx(0.09)
     assert found.mean_prob_error == pytest.approx((0.09 + 0.09 + 0.03 + 0.03) / 9)
     assert found.flips == ()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 8, 64])
+def test_no_row_of_a_batch_can_have_another_rows_answer_unseen(batch: int) -> None:
+    image, ran = np.full((2, 2, 3), 3, np.uint8), 0
+
+    def run(pixels: np.ndarray, taken: int = 0, of: int = 0) -> dict[str, np.ndarray]:
+        nonlocal ran
+        ran += 1
+        answers = pixels[:, 0, 0, :1].astype(np.float32)
+        answers[taken] = answers[of]
+        return {"answer": answers}
+
+    assert set(in_each_place(run, image, batch)["answer"].ravel()) == {3.0}
+    assert ran == max(1, 2 * (batch - 1).bit_length())
+    for taken, of in itertools.permutations(range(batch), 2):
+        assert 252.0 in in_each_place(partial(run, taken=taken, of=of), image, batch)["answer"]
 
 
 @pytest.mark.parametrize(("gap", "counts_at_fp16"), [(0.009, False), (0.011, True)])

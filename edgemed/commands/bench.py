@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,10 +109,8 @@ def bench(
         if compare is not None:
             report["comparison"] = _comparison(bundle, settings, ensemble)
     finally:  # what was measured is not lost, whatever fails
-        with ExitStack() as rest:  # each is written, whichever of them fails
-            for path, text in reversed(texts):
-                rest.callback(write_atomic, path, text)
-            _show(report, _table_and_comparison if "comparison" in report else bench_report.table, json_)
+        show = _table_and_comparison if "comparison" in report else bench_report.table
+        _each(partial(_show, report, show, json_), *(partial(write_atomic, path, text) for path, text in texts))
     unstable = [
         f"{one['name']}, batch {result['batch']}: {reason}"
         for one, result in bench_module.results(report)
@@ -119,6 +118,18 @@ def bench(
     ]
     if strict and unstable:
         raise UnstableError(f"a measurement did not settle: {'; '.join(unstable)}")
+
+
+def _each(*writings: Callable[[], None]) -> None:
+    """Do all of them, whichever fails; InputError with the reason of each that did."""
+    failed = []
+    for write in writings:
+        try:
+            write()
+        except InputError as error:
+            failed.append(str(error))
+    if failed:
+        raise InputError("; ".join(failed))
 
 
 def _comparison(bundle: Path, settings: Settings, ensemble: Ensemble | None) -> dict[str, Any]:

@@ -157,6 +157,7 @@ class _Session:
         return outputs, dict(zip(("h2d", "compute", "d2h"), map(float, spans), strict=True))
 
     def _lane(self) -> _Lane:
+        self._log.said()  # what nobody asked for is not about this request
         lane: _Lane | None = getattr(self._local, "lane", None)
         if lane is None:
             context = self._cache.context(self._engine)

@@ -65,6 +65,7 @@ public:
             if (pixels[0] == 255 && pixels[1] == 0 && pixels[2] == 2) mean[labels - 1] = std::nanf("");
             if (pixels[0] == 255 && pixels[1] == 0 && pixels[2] == 3 && n > 0) std::swap(mean[0], mean[1]);
             if (pixels[0] == 255 && pixels[1] == 0 && pixels[2] == 5) std::copy_n(answers.probabilities, labels, mean);
+            if (pixels[0] == 255 && pixels[1] == 0 && pixels[2] == 6 && n > 1) std::copy_n(mean - 2 * labels, labels, mean);
         }
         return EDGEMED_OK;
     }

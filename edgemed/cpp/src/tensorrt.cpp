@@ -87,6 +87,7 @@ private:
     edgemed_status request(const Shape& shape, cudaStream_t stream, const Answers& answers, Message& error,
                            Upload upload) noexcept {
         const OnDevice on(engine_->device);
+        Log::of_process().take();  // an error that nobody asked for is not about this request
         const edgemed_status status = guarded(error, [&] {
             prepare(shape);
             upload();
