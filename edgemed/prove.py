@@ -55,14 +55,15 @@ class Judge:
         golden: Sequence[Golden],
         progress: Progress,
     ) -> None:
-        """limit: at most so many of the source's validation images, evenly spaced, then the classes in turn, so that
-        the first few are of all classes. golden: what will be the self-test.
+        """limit: at most so many of the source's validation images, evenly spaced, in the order of `_telling_first`.
+
+        golden: what will be the self-test.
 
         Raises InputError where an image is outside of `sides`, or PyTorch answers otherwise than the source noted.
         """
         of_split = [k for k, proof in enumerate(source.proofs) if proof.split == "validation"]
         spaced = np.linspace(0, len(of_split) - 1, min(limit, len(of_split))).round().astype(int)
-        chosen = _classes_in_turn([of_split[k] for k in spaced], source.proofs)
+        chosen = _telling_first([of_split[k] for k in spaced], source)
         self.proofs = [source.proofs[k] for k in chosen]
         self.checks: list[Check] = []
         self.entropy_error: float | None = None  # the largest of all graphs in all runtimes, in bits
@@ -198,13 +199,18 @@ def _hint(precision: str, help_: str) -> Iterator[None]:
         raise GateError(f"{error}; {help_}") from error
 
 
-def _classes_in_turn(chosen: Sequence[int], proofs: Sequence[Proof]) -> list[int]:
-    """`chosen`, indices into `proofs`, by their rank within their class: the first few are of as many classes."""
+def _telling_first(chosen: Sequence[int], source: Source) -> list[int]:
+    """`chosen`, indices into the source's proofs: the classes in turn, and of each the least certain images first.
+
+    So the first few are of all classes, and such that an error of the logits changes a probability most.
+    """
     seen: Counter[int] = Counter()
+    certain = source.noted.mean(axis=1).max(axis=1)
     ranks = []
-    for k in chosen:
-        ranks.append((seen[proofs[k].label], proofs[k].label, k))
-        seen[proofs[k].label] += 1
+    for k in sorted(chosen, key=lambda k: certain[k]):
+        label = source.proofs[k].label
+        ranks.append((seen[label], label, k))
+        seen[label] += 1
     return [k for _, _, k in sorted(ranks)]
 
 

@@ -55,7 +55,7 @@ def test_a_graph_that_gives_every_image_of_a_batch_the_first_ones_answer_is_not_
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3])
-def test_the_images_that_half_precision_is_tried_on_are_of_all_classes(
+def test_the_images_that_half_precision_is_tried_on_are_the_least_certain_of_all_classes(
     made: Made, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int
 ) -> None:
     tried: list[np.ndarray] = []
@@ -68,8 +68,14 @@ def test_the_images_that_half_precision_is_tried_on_are_of_all_classes(
     source = source_from_run(made.run.path)
     build.build_bundle(source, tmp_path / "b", image_size=SIDES, rounded_images=classes)
     validation = [proof for proof in source.proofs if proof.split == "validation"]
-    label_of = {pixels_sha256(image_from_file(proof.file)): proof.label for proof in validation}
-    assert [label_of[pixels_sha256(image)] for image in tried[:classes]] == list(range(classes))
+    certain = source.noted.mean(axis=1).max(axis=1)
+    of_image = {pixels_sha256(image_from_file(proof.file)): proof for proof in validation}
+    found = [of_image[pixels_sha256(image)] for image in tried[:classes]]
+    assert [proof.label for proof in found] == list(range(classes))
+    for proof in found:  # the least certain of its class
+        kind = (proof.label, "validation")
+        others = [k for k, other in enumerate(source.proofs) if (other.label, other.split) == kind]
+        assert certain[source.proofs.index(proof)] == min(certain[others])
 
 
 @pytest.mark.parametrize("golden_image", [0, 5])
