@@ -12,6 +12,7 @@ these images err by half of the first bar at most. Exits with 1 where a bar is m
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def rounding(path: Path) -> dict[str, Any]:
     truth, of_members = predict_files(predict_callable(run.ensemble), files)
     bar = default_gates("fp16").max_prob_error
 
-    def has_room(rounded: Rounded) -> bool:
+    def has_room(rounded: Rounded, _: Sequence[str]) -> bool:
         return bool(np.abs(rounded.probabilities - truth).max() <= bar / 2)
 
     found = safe_half(run.ensemble, lambda: (image_from_file(file) for file in files), has_room)

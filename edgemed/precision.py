@@ -64,10 +64,11 @@ class _HalfMember(nn.Module):
         return logits
 
 
-def half_ensemble(ensemble: Ensemble, keep: Sequence[str] = ()) -> Ensemble:
+def half_ensemble(ensemble: Ensemble, keep: Sequence[str] = (), wide: bool = False) -> Ensemble:
     """A copy with float16 members. Float32 stay: the front end, `FLOAT32_LAYERS` with their weights, softmax, mean.
 
-    keep: further layers that stay float32 in every member, by timm's names, like "stages.3.blocks.1".
+    keep: further layers that stay float32 in every member, by timm's names, like "stages.3.blocks.1". wide: compute in
+    float32 with the rounded weights, as a CPU executes the graph: fast, and most of what rounding does.
 
     Batch norm is folded into the convolutions first, in float32, so that its products are rounded once.
 
@@ -75,12 +76,12 @@ def half_ensemble(ensemble: Ensemble, keep: Sequence[str] = ()) -> Ensemble:
         GateError: a weight does not fit into float16.
     """
     folded = [_without_batch_norm(member, ensemble.front.size) for member in ensemble.members]
-    members = [_HalfMember(_half(network, keep)) for network in folded]
+    members = [_HalfMember(_half(network, keep, wide)) for network in folded]
     half = Ensemble(copy.deepcopy(ensemble.front), members, ensemble.temperatures.tolist())
     return half.eval()
 
 
-def _half(network: nn.Module, keep: Sequence[str]) -> nn.Module:
+def _half(network: nn.Module, keep: Sequence[str], wide: bool) -> nn.Module:
     """`network` with its weights rounded to float16 in place, but for the layers that stay float32.
 
     Between two of its stages that stay float32, nothing is rounded.
@@ -93,12 +94,14 @@ def _half(network: nn.Module, keep: Sequence[str]) -> nn.Module:
             continue  # inside of a layer that stays float32 as a whole
         if isinstance(layer, FLOAT32_LAYERS) or name in float32:
             kept |= {id(value) for value in chain(layer.parameters(), layer.buffers())}
-            network.set_submodule(name, Float32(layer, narrow=name not in before_float32))
+            if not wide:
+                network.set_submodule(name, Float32(layer, narrow=name not in before_float32))
     for name, value in chain(network.named_parameters(), network.named_buffers()):
         if value.is_floating_point() and id(value) not in kept:
             value.data = value.data.half()
             if not bool(value.isfinite().all()):
                 raise GateError(f"the weight {name} does not fit into float16; build with the fp32 graph only")
+            value.data = value.data.float() if wide else value.data
     return network
 
 
@@ -198,15 +201,16 @@ class SafeHalf:
 def safe_half(
     ensemble: Ensemble,
     images: Callable[[], Iterable[NDArray[np.uint8]]],
-    close: Callable[[Rounded], bool] = lambda rounded: True,
+    close: Callable[[Rounded, Sequence[str]], bool] = lambda rounded, kept: True,
 ) -> SafeHalf:
     """Find the layers that must stay float32 so that no float16 value is above `LARGEST_SAFE`, on these images.
 
     images: called for each try, gives uint8 (H, W, 3) RGB. A layer with a value that is too large stays float32; where
     its output still is (it leaves the layer as float16), the layer around it does.
 
-    close: whether the outputs are as near to float32's as they have to be. While they are not, one stage more from
-    the network's start stays float32, since the later ones multiply its error; all but the last one at most.
+    close: whether the outputs, with these layers kept, are as near to float32's as they have to be. While they are not,
+    one stage more from the network's start stays float32, since the later ones multiply its error; all but the last
+    one at most.
 
     Raises:
         GateError: a whole network would have to stay float32, or a weight does not fit into float16.
@@ -216,7 +220,7 @@ def safe_half(
         rounded = rounded_outputs(half_ensemble(ensemble, sorted(kept)), images())
         if not rounded.unsafe:
             left = [name for name in stages_of(ensemble.members[0])[:-1] if not _is_in(name, {*FLOAT32_NAMES, *kept})]
-            if close(rounded) or not left:
+            if close(rounded, sorted(kept)) or not left:
                 return SafeHalf(rounded, tuple(sorted(kept)))
             kept = {left[0], *(name for name in kept if not _is_in(name, {left[0]}))}
             continue

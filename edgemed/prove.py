@@ -33,7 +33,7 @@ from edgemed.gates import (
     judged_golden,
 )
 from edgemed.manifest import sha256_of
-from edgemed.precision import Rounded
+from edgemed.precision import Rounded, half_ensemble
 from edgemed.runtimes import ENTROPY, OUTPUTS, PlanModule, Session, runtime_module
 from edgemed.sources import Proof, Source
 
@@ -68,7 +68,7 @@ class Judge:
         self.checks: list[Check] = []
         self.entropy_error: float | None = None  # the largest of all graphs in all runtimes, in bits
         self._gates, self._golden, self._member_names, self._progress = gates, golden, source.member_names, progress
-        self._front = source.ensemble.front
+        self._ensemble = source.ensemble
         for proof, image in zip(self.proofs, self.images(), strict=True):
             if not (sides[0] <= min(image.shape[:2]) and max(image.shape[:2]) <= sides[2]):
                 height, width, _ = image.shape
@@ -83,7 +83,7 @@ class Judge:
 
     @cached_property
     def _maps(self) -> list[NDArray[np.float32]]:
-        return [entropy_map(self._front, image) for image in self.images()]
+        return [entropy_map(self._ensemble.front, image) for image in self.images()]
 
     @property
     def files(self) -> list[Path]:
@@ -145,25 +145,36 @@ class Judge:
         golden = [item._replace(entropy=None) for item in self._golden]  # it is the front end's, and that stays fp32
         self._judge_golden(golden, outputs, "fp16", f"{what} on the golden images")
 
-    def has_room(self, rounded: Rounded) -> bool:
+    def has_room(self, rounded: Rounded, kept: Sequence[str]) -> bool:
         """Whether each probability that `rounded` judges errs by half of what is allowed at most.
 
-        Other images may err more. No error that has room changes a label that counts.
+        So do all chosen images with the weights alone rounded, but for the layers `kept`: that is fast, and finds those
+        that err most. Images that are not here may err more still, and a device's certificate asks them. No error that
+        has room changes a label that counts.
         """
         count = len(rounded.probabilities) - len(self._golden)
         of_golden = np.stack([item.probabilities for item in self._golden])
         members = np.stack([item.members for item in self._golden])
         on_golden = default_gates("fp16").max_prob_error  # with more, a label that counts could change
         on_images = min(self._gates["fp16"].max_prob_error, on_golden)
-        return all(
-            np.abs(found - truth).max() <= bound / 2  # False where one is not a number
-            for found, truth, bound in (
-                (rounded.probabilities[:count], self._truth[:count], on_images),
-                (rounded.members[:count], self._members[:count], on_images * rounded.members.shape[1]),
-                (rounded.probabilities[count:], of_golden, on_golden),
-                (rounded.members[count:], members, on_golden),
-            )
+        number = rounded.members.shape[1]
+
+        def within(*compared: tuple[NDArray[np.float32], NDArray[np.float32], float]) -> bool:
+            # False where one is not a number
+            return all(np.abs(found - truth).max() <= bound / 2 for found, truth, bound in compared)
+
+        if not within(
+            (rounded.probabilities[:count], self._truth[:count], on_images),
+            (rounded.members[:count], self._members[:count], on_images * number),
+            (rounded.probabilities[count:], of_golden, on_golden),
+            (rounded.members[count:], members, on_golden),
+        ):
+            return False
+        predict = predict_callable(half_ensemble(self._ensemble, kept, wide=True))
+        found, of_each = predict_files(
+            predict, self.files, lambda done, total: self._progress("fp16 weights", done, total, "")
         )
+        return within((found, self._truth, on_images), (of_each, self._members, on_images * number))
 
     def _judge(
         self, what: str, precision: str, probabilities: NDArray[np.float32], members: NDArray[np.float32]

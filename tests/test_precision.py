@@ -144,7 +144,7 @@ def test_stages_stay_float32_from_the_start_until_the_outputs_are_close_enough()
     for enough in range(1, 6):
         seen: list[Rounded] = []
 
-        def close(rounded: Rounded, seen: list[Rounded] = seen, enough: int = enough) -> bool:
+        def close(rounded: Rounded, _: Any, seen: list[Rounded] = seen, enough: int = enough) -> bool:
             seen.append(rounded)
             return len(seen) == enough
 

@@ -11,7 +11,8 @@ import pytest
 import test_build
 from test_build import SIDES, Made
 
-from edgemed import build, precision
+import edgemed
+from edgemed import build, precision, prove
 from edgemed.ensemble import Ensemble, predict_callable
 from edgemed.errors import GateError
 from edgemed.gates import default_gates
@@ -124,8 +125,54 @@ def test_a_stage_more_stays_float32_where_half_precision_leaves_no_room_below_th
 
     monkeypatch.setattr(precision, "rounded_outputs", lossy)
     monkeypatch.setattr(precision, "half_ensemble", noted)
+    monkeypatch.setattr(prove, "half_ensemble", lambda ensemble, kept, wide: ensemble)  # loses nothing by its weights
     gates = {precision: default_gates(precision, max_prob_error=bound) for precision in ("fp32", "fp16")}
     bundle = build.build_bundle(source_from_run(made.run.path), tmp_path / "b", image_size=SIDES, gates=gates)
     assert tried == ([[], ["layer1"]] if kept else [[]])
     said = "too imprecise in fp16, and stay fp32: layer1." in (bundle.path / "model_card.md").read_text()
     assert said == kept
+
+
+@pytest.mark.parametrize(("lost", "more"), [(2e-3, []), (4e-3, ["layer1"])])
+def test_a_stage_more_stays_float32_where_the_weights_alone_leave_no_room_on_an_image_that_was_not_rounded(
+    made: Made, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: float, more: list[str]
+) -> None:
+    tried: list[list[str]] = []
+    predict_files, of_run = prove.predict_files, made.run.ensemble
+
+    def of_weights(ensemble: Ensemble, kept: list[str], wide: bool) -> Any:
+        assert ensemble is of_run and wide
+        tried.append(list(kept))
+        return kept  # stands for the network
+
+    def answers(predict: Any, files: Any, progress: Any) -> Any:
+        if not isinstance(predict, list):
+            return predict_files(predict, files, progress)
+        mean, members = predict_files(predict_callable(of_run), files)
+        mean[-1, :2] += np.float32([lost, -lost]) * (predict == [])
+        return mean, members
+
+    exact = lambda half, images: precision.Rounded(  # noqa: E731
+        *[np.stack(part) for part in zip(*map(predict_callable(of_run), images), strict=True)], {}
+    )
+    monkeypatch.setattr(precision, "rounded_outputs", exact)
+    monkeypatch.setattr(prove, "half_ensemble", of_weights)
+    monkeypatch.setattr(prove, "predict_files", answers)
+    monkeypatch.setattr(prove, "predict_callable", lambda ensemble: ensemble if isinstance(ensemble, list) else
+                        predict_callable(ensemble))  # fmt: skip
+    source = source_from_run(made.run.path)
+    build.build_bundle(source, tmp_path / "b", image_size=SIDES, rounded_images=1)
+    assert tried == [[], *([more] if more else [])]
+
+
+def test_the_weights_alone_rounded_are_what_a_cpu_makes_of_the_fp16_graph(made: Made) -> None:
+    files = made.run.dataset.subset("validation").files
+    graph = edgemed.load(made.bundle.path, runtime="openvino", precision="fp16")
+    images = [image_from_file(file) for file in files]
+    of_graph = np.concatenate([graph.predict_pixels(image[None])[0] for image in images])
+    alone, exact = (
+        np.stack([predict_callable(ensemble)(image)[0] for image in images])
+        for ensemble in (precision.half_ensemble(made.run.ensemble, wide=True), made.run.ensemble)
+    )
+    lost = np.abs(of_graph - exact).max()
+    assert np.abs(of_graph - alone).max() < lost / 4, lost
