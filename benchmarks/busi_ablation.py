@@ -1,6 +1,6 @@
 """Does the masked pretraining add to a second seed? Members and ensembles of two on real ultrasound images (BUSI).
 
-    python benchmarks/busi_ablation.py DATA [CELLS [NAME]]     # DATA: the folder with benign/, malignant/, normal/
+    python benchmarks/busi_ablation.py DATA [CELLS [NAME]]     # DATA: a folder per class, or a CSV
 
 Five group-safe folds of `edgemed ablate`: masks by entropy, random, none, another seed; all with the recipe that
 busi_folds.py had before, at 128 px for 20 epochs; 2 hours on two cores. CELLS: of these, those wanted. Resumable: it

@@ -1,6 +1,6 @@
 """What image size and pretraining of busi_folds.py were chosen by: members trained and validated without a test image.
 
-    python benchmarks/busi_inner.py DATA          # DATA: the folder with benign/, malignant/, normal/; an hour
+    python benchmarks/busi_inner.py DATA          # DATA: a folder per class, or a CSV; an hour
 
 The images on fold 0's training side are split anew into five group-safe folds, of which the first two validate every
 variant. They are test images of folds 1 to 4: only fold 0 is untouched by the choice. Resumable, in build/busi-inner;

@@ -1,6 +1,6 @@
 """What near-duplicates across a split do to accuracy: one ImageNet member, three ways to group real images (BUSI).
 
-    python benchmarks/busi_leak.py DATA           # DATA: the folder with benign/, malignant/, normal/; an hour
+    python benchmarks/busi_leak.py DATA           # DATA: a folder per class, or a CSV; an hour
 
 The recipe, seed and five folds of busi_ablation.py, whose own ImageNet members are the last way; its cell
 entropy-imagenet runs first.
