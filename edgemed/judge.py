@@ -26,19 +26,27 @@ log = logging.getLogger("edgemed")
 
 
 def judge(
-    model: Path, data: Path, *, runtime: str, precision: str, progress: Callable[[str, int, int, str], None]
+    model: Path,
+    data: Path,
+    *,
+    runtime: str,
+    precision: str,
+    public_key: Path | None = None,
+    plan_key: Path | None = None,
+    progress: Callable[[str, int, int, str], None],
 ) -> dict[str, Any]:
     """Metrics of each member and of the ensemble on `data`, by the names of the model's own classes.
 
     Of data that name their splits, the test images are judged. Near-duplicates count as one group, as in training.
     Where `model` is a run that has learnt from some of these files, whatever they are called here, a warning says so.
-    A bundle knows the images that it was validated on, by their pixels, and warns where these are among them.
+    A bundle knows the images that it was validated on, by their pixels, and warns where these are among them. Its
+    runtime, precision and keys are those of `infer.load`.
 
     Raises:
         InputError: `model` is neither a run nor a bundle, or the data have a class that it does not know.
     """
     met: Counter[str] = Counter()
-    predict, classes, member_names, learnt = _predictor(model, runtime, precision, met)
+    predict, classes, member_names, learnt = _predictor(model, runtime, precision, (public_key, plan_key), met)
     dataset = scan(data, min_classes=1, progress=lambda done, total: progress("scan images", done, total, ""))
     dataset = _test_rows(dataset)
     for row in dataset.rows:
@@ -93,15 +101,17 @@ def _seen(files: Sequence[Path], learnt: Sequence[Path]) -> int:
 
 
 def _predictor(
-    model: Path, runtime: str, precision: str, met: Counter[str]
+    model: Path, runtime: str, precision: str, keys: tuple[Path | None, Path | None], met: Counter[str]
 ) -> tuple[Predict, Sequence[str], Sequence[str], Sequence[Path]]:
     """A predict callable, the classes, the members' names, and the files that it is known to have learnt from.
 
     Of a run (PyTorch) or a bundle (a runtime). The latter counts in `met` the images that it knows, by split.
     """
     if (model / "run.json").exists():
-        if (runtime, precision) != ("auto", "fp32"):
-            raise InputError(f"{model} is a run, which PyTorch evaluates; --runtime and --precision are for a bundle")
+        if (runtime, precision, *keys) != ("auto", "fp32", None, None):
+            raise InputError(
+                f"{model} is a run, which PyTorch evaluates; --runtime, --precision and --verify are for a bundle"
+            )
         from edgemed.ensemble import predict_callable
         from edgemed.run import load_run
 
@@ -117,7 +127,7 @@ def _predictor(
         raise InputError(
             f"{model} is neither a run (`edgemed train DATA --out RUN`) nor a bundle (`edgemed build-engine RUN`)"
         )
-    loaded = load(model, runtime=runtime, precision=precision)
+    loaded = load(model, runtime=runtime, precision=precision, public_key=keys[0], plan_key=keys[1])
     manifest = loaded.bundle.manifest
     known = loaded.bundle.reference() if REFERENCE_NAME in manifest.files else None
     split_of = dict(zip(known.sha256.tolist(), known.split.tolist(), strict=True)) if known else {}

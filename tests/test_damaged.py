@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import tiny_bundles as tiny
+from PIL import Image
 
 import edgemed
 from edgemed import engines
@@ -234,6 +235,29 @@ def test_a_bad_or_missing_signature_is_refused(
     assert open_bundle(signed, public_key=mine).manifest.labels == tiny.LABELS
     flipped("manifest.sig")(signed)
     assert "is not by the given key" in refusal(signed, monkeypatch, public_key=mine)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["predict BUNDLE IMAGE", "evaluate BUNDLE DATA", "parity BUNDLE DATA", "inspect BUNDLE", "build-engine BUNDLE",
+     "bench BUNDLE --warmup 0 --duration 0.1", "certify BUNDLE DATA --sign KEY"],
+)  # fmt: skip
+def test_every_command_that_reads_a_bundle_refuses_an_unsigned_one_where_a_key_is_given(
+    command: str, tmp_path: Path, keys: tuple[bytes, bytes], edgemed: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from edgemed.signature import public_of
+
+    named = {"BUNDLE": tiny.bundle(tmp_path / "unsigned").path, "KEY": tmp_path / "key.pem", "DATA": tmp_path / "data"}
+    for k, label in enumerate(tiny.LABELS):
+        named["IMAGE"] = named["DATA"] / label / "one.png"
+        named["IMAGE"].parent.mkdir(parents=True)
+        Image.fromarray(tiny.image(k)).save(named["IMAGE"])
+    named["KEY"].write_bytes(keys[0])
+    (tmp_path / "public.pem").write_bytes(public_of(keys[0]))
+    words = [str(named.get(word, word)) for word in command.split()]
+    assert edgemed(*words, "--verify", tmp_path / "public.pem") == 2
+    assert "is not signed (manifest.sig is missing)" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_signed_bundle_refuses_a_plan_that_nobody_signed(

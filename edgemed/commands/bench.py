@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgemed import display
-from edgemed.commands import Plan, Precision, Threads
+from edgemed.commands import Plan, Precision, Threads, Verify, VerifyPlans
 from edgemed.errors import InputError, UnstableError
 
 if TYPE_CHECKING:
     from edgemed.bench import Settings
+    from edgemed.bundle import Bundle
     from edgemed.ensemble import Ensemble
 
 STDOUT = "-"
@@ -60,6 +61,8 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    verify: Verify = None,
+    verify_plans: VerifyPlans = None,
     diff: Annotated[
         tuple[Path, Path] | None,
         typer.Option(metavar="OLD NEW", help="Compare two JSON documents.", show_default=False),
@@ -68,12 +71,14 @@ def bench(
     """Measure the latency of a bundle on this machine, after checking that its answers are right."""
     from edgemed import bench as bench_module
     from edgemed import bench_diff, bench_report, contenders
+    from edgemed.bundle import open_bundle
     from edgemed.files import write_atomic
+    from edgemed.signature import read_key
 
     if (bundle is None) == (diff is None):
         raise InputError("give a bundle to measure, or --diff OLD.json NEW.json to compare two measurements")
     if diff is not None:
-        if markdown or plot or compare or strict or export_times:
+        if markdown or plot or compare or strict or export_times or verify or verify_plans:
             raise InputError("--diff compares two documents and measures nothing; of the outputs it takes --json only")
         difference = bench_diff.diff(*(bench_diff.read_report(path) for path in diff))
         _show(difference, bench_diff.table, json_)
@@ -99,7 +104,9 @@ def bench(
         cuda_graph=cuda_graph,
     )
     ensemble = None if compare in (None, WITHOUT_RUN) else contenders.ensemble_of_run(Path(compare))
-    report = bench_module.bench(bundle, settings)
+    keys = [None if path is None else read_key(path) for path in (verify, verify_plans)]
+    opened = open_bundle(bundle, public_key=keys[0], plan_key=keys[1])
+    report = bench_module.bench(opened, settings)
     files = [(markdown, bench_report.markdown), (plot, bench_report.svg)]
     texts = [(path, text(report)) for path, text in files if path is not None]
     if not export_times:
@@ -107,7 +114,7 @@ def bench(
             del result["times_ms"]
     try:
         if compare is not None:
-            report["comparison"] = _comparison(bundle, settings, ensemble)
+            report["comparison"] = _comparison(opened, settings, ensemble)
     finally:  # what was measured is not lost, whatever fails
         show = _table_and_comparison if "comparison" in report else bench_report.table
         _each(partial(_show, report, show, json_), *(partial(write_atomic, path, text) for path, text in texts))
@@ -132,7 +139,7 @@ def _each(*writings: Callable[[], None]) -> None:
         raise InputError("; ".join(failed))
 
 
-def _comparison(bundle: Path, settings: Settings, ensemble: Ensemble | None) -> dict[str, Any]:
+def _comparison(bundle: Bundle, settings: Settings, ensemble: Ensemble | None) -> dict[str, Any]:
     """The first batch size, on the runtime that was asked for (the first that works, where it was all of them)."""
     from edgemed import contenders
     from edgemed.bench import LOADED_WITH

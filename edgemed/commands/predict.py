@@ -55,11 +55,21 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="Labelled images: a folder per class or a CSV.", show_default=False)],
     runtime: Runtime = "auto",
     precision: Precision = "fp32",
+    verify: Verify = None,
+    verify_plans: VerifyPlans = None,
     json_: Json = False,
 ) -> None:
     """Measure a run or a bundle on labelled images; where these name their splits, on the test images."""
     from edgemed.judge import judge
 
     with display.progress() as progress:
-        metrics = judge(model, data, runtime=runtime, precision=precision, progress=progress)
+        metrics = judge(
+            model,
+            data,
+            runtime=runtime,
+            precision=precision,
+            public_key=verify,
+            plan_key=verify_plans,
+            progress=progress,
+        )
     display.metrics(metrics, json_, f"{model} on {data}")
