@@ -43,6 +43,7 @@ from edgemed.infer import Model, load
 from edgemed.limits import cpu_limits, share_of_limit
 from edgemed.phantoms import MIN_SIDE, phantom
 from edgemed.power import power_of
+from edgemed.records import least_batch
 from edgemed.runtimes import ORDER, PlanModule, runtime_module
 from edgemed.startup import start_up
 from edgemed.stats import Interval
@@ -217,8 +218,8 @@ def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any
 
     idle, part = settings.idle_ms / 1e3, settings.duration / 5  # seconds; part: of each pass besides
     call()  # compiles this batch size
-    least = 1 if model.record is None else model.record.batch[0]  # what the golden images were run with
     if batch > 1:  # of one, the golden images have shown it
+        least = least_batch(model.record)
         check_rows(model.outputs, pixels, least, settings.precision, f"{model.runtime}, a batch of {batch},")
     gc.collect()
     fresh = forget_peak_memory()

@@ -175,6 +175,16 @@ def open_bundle(
     return Bundle(folder, manifest, public_key if plan_key is None else plan_key)
 
 
+def opened_by_keys(
+    path: str | os.PathLike[str],
+    public_key: str | os.PathLike[str] | None,
+    plan_key: str | os.PathLike[str] | None,
+) -> Bundle:
+    """`open_bundle` with the keys that lie in these files."""
+    keys = [None if file is None else signature.read_key(Path(file)) for file in (public_key, plan_key)]
+    return open_bundle(path, public_key=keys[0], plan_key=keys[1])
+
+
 def _check_signature(path: Path, data: bytes, public_key: bytes) -> None:
     where = path.with_suffix(".sig")
     if not os.path.lexists(where):

@@ -55,9 +55,7 @@ def model_card(
             for name in source.labels
         ),
         rounding=" A CPU executes the fp16 graph in fp32; the last row rounds every operator." if rounded else "",
-        checks=_table(
-            (what.rstrip(","), found.n, f"{found.max_prob_error:.1e}", len(found.flips)) for what, found in checks
-        ),
+        checks=_table((what, found.n, f"{found.max_prob_error:.1e}", len(found.flips)) for what, found in checks),
         entropy=""
         if entropy_error is None
         else "\nThe output `entropy`, bits per 32-pixel patch of the resized image, lies within "

@@ -16,8 +16,6 @@ from typing import Any
 
 from edgemed.errors import InputError
 
-RETRAIN = "delete it and run its `edgemed train` command again: the members are kept"
-
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write `data` beside `path`, flush it to the disk, and rename it over `path`.

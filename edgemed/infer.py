@@ -18,13 +18,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.bundle import Bundle, open_bundle
+from edgemed.bundle import Bundle, opened_by_keys
 from edgemed.engines import open_engine, place_of
 from edgemed.errors import GateError, InputError
 from edgemed.evidence import Golden
@@ -34,7 +33,6 @@ from edgemed.manifest import MODEL_FILES
 from edgemed.operating import decide
 from edgemed.records import PlanRecord, least_batch
 from edgemed.runtimes import ENTROPY, Session
-from edgemed.signature import read_key
 
 Image: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[np.uint8]"
 """A path, an encoded file's bytes, or pixels (H, W, 3) uint8 ((H, W, 4) RGBA, (H, W) GRAY8: say so with `format`)."""
@@ -272,8 +270,7 @@ def load(
             raise InputError("a key is for a bundle that is not opened yet: pass it to `open_bundle`, or pass a path")
         opened = bundle
     else:
-        keys = [None if path is None else read_key(Path(path)) for path in (public_key, plan_key)]
-        opened = open_bundle(bundle, public_key=keys[0], plan_key=keys[1])
+        opened = opened_by_keys(bundle, public_key, plan_key)
     wanted: dict[str, Any] = {"uncertified": uncertified, "plan": plan, "cuda_graph": cuda_graph}
     engine = open_engine(opened, runtime=runtime, precision=precision, threads=threads, **wanted)
     model = Model(opened, engine.session, precision, engine.reason, engine.record)

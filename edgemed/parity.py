@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemed import dicom
-from edgemed.bundle import open_bundle
+from edgemed.bundle import opened_by_keys
 from edgemed.certify import image_files
 from edgemed.decoders import PLAIN, kind_of, plain_decoders
 from edgemed.errors import GateError, InputError
@@ -29,7 +29,6 @@ from edgemed.gates import TIE_MARGINS, compare
 from edgemed.images import Rgb, image_from_file
 from edgemed.infer import Model, load
 from edgemed.runtimes import ORDER, runtime_module
-from edgemed.signature import read_key
 
 Progress = Callable[[str, int, int, str], None]
 OURS = "edgemed"
@@ -198,8 +197,7 @@ def _models(
     bundle: Path, precision: str, threads: int | None, keys: tuple[Path | None, Path | None]
 ) -> tuple[dict[str, Model], dict[str, dict[str, Any]]]:
     """A model on each runtime that works here; and of every runtime its version and state, or why it is not run."""
-    public, of_plans = (None if path is None else read_key(path) for path in keys)
-    opened = open_bundle(bundle, public_key=public, plan_key=of_plans)
+    opened = opened_by_keys(bundle, *keys)
     opened.read_model(precision)  # a precision that is not there, a changed graph: not a runtime's fault
     models, told = {}, {}
     for name in ORDER:

@@ -136,7 +136,7 @@ class Judge:
 
         As a GPU does it, on which a bundle has to pass its own self-test. GateError likewise.
         """
-        what, count = "the fp16 network, each operator rounded,", len(rounded.probabilities) - len(self._golden)
+        what, count = "the fp16 network with every operator rounded", len(rounded.probabilities) - len(self._golden)
         self._judge(what, "fp16", rounded.probabilities[:count], rounded.members[:count])
         outputs = [
             {"probabilities": rounded.probabilities[k][None], "member_probabilities": rounded.members[k][None]}

@@ -30,12 +30,14 @@ from edgemed.dataset import Dataset, Row, read_split_csv, write_split_csv
 from edgemed.ensemble import Ensemble
 from edgemed.errors import InputError
 from edgemed.evaluate import Table
-from edgemed.files import RETRAIN, read_json, write_json
+from edgemed.files import read_json, write_json
 from edgemed.models import create_backbone, normalisation, weights_digest
 from edgemed.place import device_here, versions
 from edgemed.preprocess import FrontEnd
 
 MEMBERS = ("imagenet", "mae")
+RETRAIN = "delete it and run its `edgemed train` command again: the members are kept"
+"""What to do about a `metrics.json` that is damaged."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from edgemed.distributed import cpu_threads, on_all_ranks
 from edgemed.ensemble import Ensemble, predict_callable
 from edgemed.errors import InputError
 from edgemed.evaluate import evaluation, predict_files
-from edgemed.files import RETRAIN, read_json, write_atomic, write_json
+from edgemed.files import read_json, write_atomic, write_json
 from edgemed.finetune import finetune, logits_of_files
 from edgemed.loop import Progress, log
 from edgemed.models import create_backbone, imagenet_state, load_backbone, normalisation
@@ -33,6 +33,7 @@ from edgemed.pretrain import pretrain
 from edgemed.reporting import report_of_run
 from edgemed.run import (
     MEMBERS,
+    RETRAIN,
     predictions_csv,
     read_table,
     require_same_weights,

@@ -31,7 +31,7 @@ from edgemed.dataset import (
 from edgemed.distributed import batch_of_rank
 from edgemed.errors import InputError
 from edgemed.evaluate import evaluation
-from edgemed.files import RETRAIN, held_alone, read_json, write_atomic, write_json
+from edgemed.files import held_alone, read_json, write_atomic, write_json
 from edgemed.loader import check_backend
 from edgemed.loop import Progress, log
 from edgemed.metrics import INTERVAL_METRICS
@@ -41,6 +41,7 @@ from edgemed.point_quality import selective_metrics
 from edgemed.reporting import report_of_run
 from edgemed.run import (
     MEMBERS,
+    RETRAIN,
     begin_run,
     note_root,
     previous_run,

@@ -193,7 +193,7 @@ def test_the_model_card_states_the_runs_own_facts(made: Made) -> None:
     assert f"| ensemble | {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]" in card
     assert all(f"| {name} | 2 | 2 | 2 |" in card for name in CLASSES)
     assert all(f"the {p} graph in {runtime}" in card for p in ("fp32", "fp16") for runtime in prove.RUNTIMES)
-    assert "| the fp16 network, each operator rounded | 6 |" in card and "rounds every operator" in card
+    assert "| the fp16 network with every operator rounded | 6 |" in card and "rounds every operator" in card
 
 
 def test_the_model_card_of_an_fp32_engine_claims_no_rounding(made: Made, quick: None, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_golden_images_that_lose_too_much_in_half_precision_are_not_shipped(
         return found
 
     monkeypatch.setattr(build, "safe_half", lossy)
-    with pytest.raises(GateError, match="rounded, on the golden images, member imagenet, differs .* --golden"):
+    with pytest.raises(GateError, match="rounded on the golden images, member imagenet, differs .* --golden"):
         build.build_bundle(source_from_run(made.run.path), tmp_path / "b", image_size=SIDES)
     assert not (tmp_path / "b").exists()
 
@@ -152,9 +152,9 @@ def test_a_stage_more_stays_float32_where_the_weights_alone_leave_no_room_on_an_
         mean[-1, :2] += np.float32([lost, -lost]) * (predict == [])
         return mean, members
 
-    exact = lambda half, images: precision.Rounded(  # noqa: E731
-        *[np.stack(part) for part in zip(*map(predict_callable(of_run), images), strict=True)], {}
-    )
+    def exact(half: Ensemble, images: Any) -> precision.Rounded:
+        return precision.Rounded(*map(np.stack, zip(*map(predict_callable(of_run), images), strict=True)), {})
+
     monkeypatch.setattr(precision, "rounded_outputs", exact)
     monkeypatch.setattr(prove, "half_ensemble", of_weights)
     monkeypatch.setattr(prove, "predict_files", answers)

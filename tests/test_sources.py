@@ -58,7 +58,8 @@ def test_checkpoints_become_an_engine_that_equals_them(
     assert set(bundle.manifest.files) & {"model.fp32.onnx", "model.fp16.onnx"} == {"model.fp32.onnx"}
     assert bundle.manifest.temperatures == (1.0, 1.0)
     card = bundle.read("model_card.md").decode()
-    assert "whose training edgemed has not seen, built with" in card and "training saw them is not known" in card
+    assert "whose training edgemed has not seen, built with" in card
+    assert "whether training saw them is not known" in card
     assert len(bundle.reference().label) == len(list(phantoms.rglob("*.png")))
 
 

@@ -71,9 +71,8 @@ def bench(
     """Measure the latency of a bundle on this machine, after checking that its answers are right."""
     from edgemed import bench as bench_module
     from edgemed import bench_diff, bench_report, contenders
-    from edgemed.bundle import open_bundle
+    from edgemed.bundle import opened_by_keys
     from edgemed.files import write_atomic
-    from edgemed.signature import read_key
 
     if (bundle is None) == (diff is None):
         raise InputError("give a bundle to measure, or --diff OLD.json NEW.json to compare two measurements")
@@ -104,8 +103,7 @@ def bench(
         cuda_graph=cuda_graph,
     )
     ensemble = None if compare in (None, WITHOUT_RUN) else contenders.ensemble_of_run(Path(compare))
-    keys = [None if path is None else read_key(path) for path in (verify, verify_plans)]
-    opened = open_bundle(bundle, public_key=keys[0], plan_key=keys[1])
+    opened = opened_by_keys(bundle, verify, verify_plans)
     report = bench_module.bench(opened, settings)
     files = [(markdown, bench_report.markdown), (plot, bench_report.svg)]
     texts = [(path, text(report)) for path, text in files if path is not None]

@@ -77,11 +77,9 @@ def inspect(
     json_: Json = False,
 ) -> None:
     """Show what is in a bundle, after verifying every hash (and every signature, with --verify)."""
-    from edgemed.bundle import open_bundle
-    from edgemed.signature import read_key
+    from edgemed.bundle import opened_by_keys
 
-    keys = [None if path is None else read_key(path) for path in (verify, verify_plans)]
-    opened = open_bundle(bundle, public_key=keys[0], plan_key=keys[1])
+    opened = opened_by_keys(bundle, verify, verify_plans)
     opened.verify()
     tests = _self_tests(opened) if self_test else None
     display.inspection(opened, tests, json_)
