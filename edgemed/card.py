@@ -6,6 +6,7 @@ Markdown, without names of patients or files. `edgemed build-engine RUN --out BU
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from edgemed import __version__
 from edgemed.dataset import SPLITS
@@ -54,6 +55,7 @@ def model_card(
             (name, _number(ensemble["sensitivity"][name]), _number(ensemble["specificity"][name]))
             for name in source.labels
         ),
+        operating=_attained(metrics.get("operating")),
         rounding=" A CPU executes the fp16 graph in fp32; the last row rounds every operator." if rounded else "",
         checks=_table((what, found.n, f"{found.max_prob_error:.1e}", len(found.flips)) for what, found in checks),
         entropy=""
@@ -98,16 +100,17 @@ antialiased, aspect squashed. {cost}; a multiply-add counts as two operations.
 |---|---|---|---|---|---|
 {quality}
 
-| class (ensemble) | sensitivity | specificity |
+| class (the most probable one, of the ensemble) | sensitivity | specificity |
 |---|---|---|
 {classes}
+{operating}
 
 ## The engine against PyTorch
 
 On the source's images at their own sizes.{rounding}
 {kept}
 
-| engine | images | largest probability error | changed labels |
+| engine | images | largest probability error | changed labels or decisions |
 |---|---|---|---|
 {checks}
 {entropy}
@@ -138,6 +141,28 @@ def _decision(point: OperatingPoint | None) -> str:
             f"coverage of {point.coverage:g})."
         )
     return " ".join([*found, f"Fitted on {point.images} calibration images."])
+
+
+def _attained(found: Mapping[str, Any] | None) -> str:
+    """A table of what the decisions by the operating point are worth; nothing without one."""
+    if not found:
+        return ""
+    rows: list[tuple[str, Mapping[str, float | None]]] = []
+    if threshold := found.get("threshold"):
+        name = threshold["positive"]
+        rows += [(f"{key} for {name}", threshold[key]) for key in ("sensitivity", "specificity")]
+        rows += [(f"{key} for {name}, among the answered", of) for key, of in threshold.get("of_answers", {}).items()]
+    if referral := found.get("referral"):
+        rows += [
+            ("images that are answered", referral["answered"]),
+            ("right among the answered", referral["accuracy_of_answers"]),
+            ("wrong answers among all images", referral["wrong_answers"]),
+        ]
+    if sets := found.get("sets"):
+        rows.append((f"prediction sets that hold the true label (stated: {sets['stated']:g})", sets["coverage"]))
+    return "\n| by the operating point | on these images |\n|---|---|\n" + _table(
+        (name, _interval(values)) for name, values in rows
+    )
 
 
 def _table(rows: Iterable[Sequence[object]]) -> str:

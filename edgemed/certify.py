@@ -4,8 +4,10 @@
 
 Why: a plan is compiled on the device by a builder that chooses kernels by timing them; no proof made elsewhere holds
 for it. `reference.npz` names validation and test images by the sha256 of their pixels, with PyTorch's probabilities;
-the user's files are matched to it, run through the engine and compared. The gates decide; the record says what ran
-where. Golden images alone make an engine self-tested, never certified. No torch; the extra `eval` for the AUROC.
+the user's files are matched to it, run through the engine and compared: probabilities, labels and, by the operating
+point, decisions and sets (not referral: the members' probabilities are not in the table). The gates decide; the record
+says what ran where. Golden images alone make an engine self-tested, never certified. No torch; the extra `eval` for the
+AUROC.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ from numpy.typing import NDArray
 from edgemed.engines import place_of
 from edgemed.errors import InputError
 from edgemed.files import visible
-from edgemed.gates import TIE_MARGINS, Comparison, Gates, check, compare_batches, in_each_place
+from edgemed.gates import TIE_MARGINS, Comparison, Gates, check, compare_batches, in_each_place, with_decisions
 from edgemed.images import SUFFIXES, image_from_file, pixels_sha256
 from edgemed.infer import Model
 from edgemed.manifest import MODEL_FILES
+from edgemed.operating import changed_decisions
 from edgemed.pack import put_record
 from edgemed.records import Bounds, Certificate, Change, PlanRecord, least_batch, now
 
@@ -34,9 +37,10 @@ Progress = Callable[[str, int, int, str], None]
 
 @dataclass(frozen=True)
 class Finding:
-    """What a certification found. `flips`: the files whose label changed. `unmatched`: files without a reference.
+    """What a certification found. `flips`: the files whose label or decision changed.
 
-    unfit: known images whose size the engine does not take: nothing is known of its answers there, since it gives none.
+    unmatched: files without a reference. unfit: known images whose size the engine does not take: nothing is known of
+    its answers there, since it gives none.
     """
 
     record: PlanRecord
@@ -98,12 +102,17 @@ def certify(
     order = sorted(found)
     labels, groups = table.label[order], table.group[order]
     truth, answered = table.probabilities[order], np.stack([answers[row] for row in order])  # (R, K), (R, B, K)
-    comparison = compare_batches(truth, answered, tie_margin=TIE_MARGINS[model.precision], labels=labels)
+    margin, point = TIE_MARGINS[model.precision], model.bundle.manifest.operating_point
+    comparison = compare_batches(truth, answered, tie_margin=margin, labels=labels)
+    of_rows = np.arange(len(order)).repeat(answered.shape[1])
+    flat = answered.reshape(-1, truth.shape[1])
+    if point is not None:
+        changed = changed_decisions(point, model.labels, truth[of_rows], flat, margin=margin)
+        comparison = with_decisions(comparison, of_rows[list(changed)].tolist())
     flips = tuple(found[order[index]] for index in comparison.flips)
     what = f"{model.runtime} with {model.bundle.path}"
     check(comparison, gates, what, names=[str(found[row]) for row in order])
-    of_rows = np.arange(len(order)).repeat(answered.shape[1])
-    interval = auroc_change(labels[of_rows], truth[of_rows], answered.reshape(-1, truth.shape[1]), groups[of_rows])
+    interval = auroc_change(labels[of_rows], truth[of_rows], flat, groups[of_rows])
     change = None if interval is None else Change(**interval._asdict())
     certificate = Certificate(
         created=now(),

@@ -180,7 +180,7 @@ def certificate(found: Finding) -> None:
     unfit = f", {found.unfit} of a size that the engine does not take" if found.unfit else ""
     table.add_row("images", f"{known}; {found.unmatched} of {found.files} files are unknown to it or copies{unfit}")
     table.add_row("probability error", f"largest {statement.max_prob_error:.1e}, mean {statement.mean_prob_error:.1e}")
-    table.add_row("changed labels", escape(", ".join(map(str, found.flips)) or "none"))
+    table.add_row("changed answers", escape(", ".join(map(str, found.flips)) or "none"))
     undefined = "undefined: images of one class"
     text = f"{change.value:+.5f} [{change.low:+.5f}, {change.high:+.5f}]" if change else undefined
     table.add_row("change of AUROC", text)
@@ -235,7 +235,8 @@ def operating_point(metrics: dict[str, Any]) -> None:
     def share(interval: dict[str, float | None]) -> str:
         return _interval(interval).replace("\n", " (") + (")" if interval["value"] is not None else "")
 
-    say(f"operating point, judged on {metrics['n']} images (split: {metrics['split']}); 95 % intervals:")
+    of_split = f" (split: {metrics['split']})" if "split" in metrics else ""
+    say(f"operating point, judged on {metrics['n']} images{of_split}; 95 % intervals:")
     if sets := found.get("sets"):
         say(
             f"  prediction sets: {share(sets['coverage'])} hold the true label, stated {sets['stated']:g}; "
@@ -246,6 +247,11 @@ def operating_point(metrics: dict[str, Any]) -> None:
             f"  {threshold['positive']}, chosen for {threshold['target']} {threshold['target_value']:g}: "
             f"sensitivity {share(threshold['sensitivity'])}, specificity {share(threshold['specificity'])}"
         )
+        if answers := threshold.get("of_answers"):
+            say(
+                f"    among the answered: sensitivity {share(answers['sensitivity'])}, "
+                f"specificity {share(answers['specificity'])}"
+            )
     if referral := found.get("referral"):
         say(
             f"  answered: {share(referral['answered'])}, of these right {share(referral['accuracy_of_answers'])}; "

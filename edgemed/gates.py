@@ -1,14 +1,15 @@
 """How far a candidate's probabilities are from the reference's, and the gates that decide whether that is close enough.
 
 Why: "the engine works" has to mean the same everywhere: `build-engine` against PyTorch, `bench` on the golden images.
-A flip is a changed label. At fp16 it counts only where the reference's two highest probabilities differ by more than
-1e-2: below that, the reference itself had no clear answer. `edgemed build-engine RUN --out BUNDLE` applies the gates.
+A flip is a changed label; with an operating point, `with_decisions` adds changed decisions and prediction sets. At fp16
+it counts only where the reference's two highest probabilities differ by more than 1e-2 (or one from its limit): below
+that, the reference itself had no clear answer. `edgemed build-engine RUN --out BUNDLE` applies the gates.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,7 +37,7 @@ class Comparison:
     n: int
     max_prob_error: float  # largest absolute difference of a probability; infinite where one is not a number
     mean_prob_error: float
-    flips: tuple[int, ...]  # indices of the images whose label changed
+    flips: tuple[int, ...]  # indices of the images whose label (or decision) changed
     auroc_drop: float | None  # reference minus candidate, macro one-vs-rest; None = not computed, or undefined
 
 
@@ -113,6 +114,11 @@ def compare_batches(
     of_rows = None if labels is None else np.repeat(np.asarray(labels), copies)
     found = compare(truth, rows.reshape(-1, rows.shape[-1]), tie_margin=tie_margin, labels=of_rows)
     return replace(found, n=len(rows), flips=tuple(dict.fromkeys(index // copies for index in found.flips)))
+
+
+def with_decisions(found: Comparison, changed: Iterable[int]) -> Comparison:
+    """The comparison with these images among its flips: see `operating.changed_decisions`."""
+    return replace(found, flips=tuple(sorted({*found.flips, *changed})))
 
 
 def check(comparison: Comparison, gates: Gates, what: str = "the engine", names: Sequence[str] | None = None) -> None:

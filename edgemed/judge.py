@@ -13,14 +13,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgemed.dataset import Dataset, join_near_duplicates, scan
 from edgemed.dicom import frame_of
 from edgemed.errors import InputError, did_you_mean
-from edgemed.evaluate import Predict, evaluation, predict_files
+from edgemed.evaluate import Predict, Table, evaluation, predict_files
 from edgemed.evidence import REFERENCE_NAME
 from edgemed.images import pixels_sha256
 from edgemed.infer import load
-from edgemed.manifest import MANIFEST_NAME
+from edgemed.manifest import MANIFEST_NAME, OperatingPoint
+from edgemed.operating import read_operating_point
+from edgemed.point_quality import Part, judged
 
 log = logging.getLogger("edgemed")
 
@@ -37,6 +41,8 @@ def judge(
 ) -> dict[str, Any]:
     """Metrics of each member and of the ensemble on `data`, by the names of the model's own classes.
 
+    With an operating point also `operating`: what its decisions are worth there, see `point_quality.judged`.
+
     Of data that name their splits, the test images are judged. Near-duplicates count as one group, as in training.
     Where `model` is a run that has learnt from some of these files, whatever they are called here, a warning says so.
     A bundle knows the images that it was validated on, by their pixels, and warns where these are among them. Its
@@ -46,7 +52,7 @@ def judge(
         InputError: `model` is neither a run nor a bundle, or the data have a class that it does not know.
     """
     met: Counter[str] = Counter()
-    predict, classes, member_names, learnt = _predictor(model, runtime, precision, (public_key, plan_key), met)
+    predict, classes, member_names, learnt, point = _predictor(model, runtime, precision, (public_key, plan_key), met)
     dataset = scan(data, min_classes=1, progress=lambda done, total: progress("scan images", done, total, ""))
     dataset = _test_rows(dataset)
     for row in dataset.rows:
@@ -69,9 +75,12 @@ def judge(
             "looks better than it is"
         )
     labels = [classes.index(row.label) for row in dataset.rows]
-    return {"model": str(model), "data": str(data)} | evaluation(
-        labels, probabilities, members, member_names, groups, classes
-    )
+    result: dict[str, Any] = {"model": str(model), "data": str(data)}
+    result |= evaluation(labels, probabilities, members, member_names, groups, classes)
+    if point is not None:
+        table = Table(tuple(row.path for row in dataset.rows), np.array(labels), tuple(groups), members)
+        result["operating"] = judged([Part(point, None, table)], classes)
+    return result
 
 
 def _test_rows(dataset: Dataset) -> Dataset:
@@ -102,8 +111,8 @@ def _seen(files: Sequence[Path], learnt: Sequence[Path]) -> int:
 
 def _predictor(
     model: Path, runtime: str, precision: str, keys: tuple[Path | None, Path | None], met: Counter[str]
-) -> tuple[Predict, Sequence[str], Sequence[str], Sequence[Path]]:
-    """A predict callable, the classes, the members' names, and the files that it is known to have learnt from.
+) -> tuple[Predict, Sequence[str], Sequence[str], Sequence[Path], OperatingPoint | None]:
+    """A predict callable, classes, the members' names, the files that it is known to have learnt from, its point.
 
     Of a run (PyTorch) or a bundle (a runtime). The latter counts in `met` the images that it knows, by split.
     """
@@ -122,7 +131,7 @@ def _predictor(
                 f"{missing} of the images that {model} has learnt from are no longer below {run.dataset.root}: whether "
                 "they are among these cannot be told"
             )
-        return predict_callable(run.ensemble), run.classes, run.member_names, learnt
+        return predict_callable(run.ensemble), run.classes, run.member_names, learnt, read_operating_point(model)
     if not (model / MANIFEST_NAME).exists():
         raise InputError(
             f"{model} is neither a run (`edgemed train DATA --out RUN`) nor a bundle (`edgemed build-engine RUN`)"
@@ -137,4 +146,4 @@ def _predictor(
         probabilities, members = loaded.predict_pixels(image[None])
         return probabilities[0], members[0]
 
-    return predict, manifest.labels, manifest.member_names, []
+    return predict, manifest.labels, manifest.member_names, [], manifest.operating_point

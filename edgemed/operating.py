@@ -27,6 +27,9 @@ REFER = "refer"
 
 POINT_NAME = "operating_point.json"
 
+UNCLEAR = 1e-4
+"""Nearer than this to a limit, the reference itself decides nothing: engines repeat a probability to about 1e-6."""
+
 
 class Decision(NamedTuple):
     """What to do with one image. prediction_set: labels that hold the stated coverage, or None without one."""
@@ -64,6 +67,44 @@ def decide(
         return Decision(label, apart, None)
     kept = tuple(name for name, share in zip(labels, shares, strict=True) if share >= point.min_probability)
     return Decision(label, apart, kept)
+
+
+def changed_decisions(
+    point: OperatingPoint,
+    labels: Sequence[str],
+    reference: ArrayLike,
+    candidate: ArrayLike,
+    members: tuple[ArrayLike, ArrayLike] | None = None,
+    *,
+    margin: float = 0.0,
+) -> tuple[int, ...]:
+    """The images, of N, for which the candidate crosses a limit of the operating point: threshold, set or referral; or
+    where, below the threshold, another one of the other classes is the most probable.
+
+    Probabilities (N, K) of the same images. members: (N, M, K) of the reference and of the candidate; without them
+    referral, which comes from their disagreement, is not looked at. What the reference has within `margin` (at least
+    `UNCLEAR`) of a limit, or of each other, does not count. See `gates.compare` for the most probable label of all.
+    """
+    before, after = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
+    unclear, changed = max(margin, UNCLEAR), np.zeros(len(before), np.bool_)
+    limits: list[tuple[NDArray[np.float64], NDArray[np.float64], float | None]] = [
+        (before, after, point.min_probability)
+    ]
+    if point.positive is not None and point.threshold is not None:
+        index = list(labels).index(point.positive)
+        limits.append((before[:, [index]], after[:, [index]], point.threshold))
+        others, now = np.delete(before, index, axis=1), np.delete(after, index, axis=1)
+        ordered = np.sort(np.pad(others, ((0, 0), (1, 0)), constant_values=-1.0), axis=1)
+        below = (before[:, index] < point.threshold) & (ordered[:, -1] - ordered[:, -2] > unclear)
+        changed |= below & (others.argmax(axis=1) != now.argmax(axis=1))
+    if members is not None:
+        apart, now = (disagreement(*each)[:, None] for each in zip((before, after), members, strict=True))
+        limits.append((apart, now, point.max_disagreement))
+    for old, new, limit in limits:
+        if limit is not None:
+            crossed = (old >= limit) != (new >= limit)
+            changed |= (crossed & (np.abs(old - limit) > unclear)).any(axis=1)
+    return tuple(np.flatnonzero(changed).tolist())
 
 
 def read_operating_point(run: Path) -> OperatingPoint | None:

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from edgemed.errors import InputError, did_you_mean
 from edgemed.evaluate import Table
 from edgemed.manifest import OperatingPoint
-from edgemed.operating import REFER, decide, disagreement
+from edgemed.operating import REFER, UNCLEAR, decide, disagreement
 
-MARGIN = 1e-4
-"""By how much at most a threshold keeps clear of the image that sets it: engines repeat a probability to about 1e-6."""
+MARGIN = UNCLEAR
+"""By how much at most a threshold keeps clear of the image that sets it."""
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

@@ -19,15 +19,15 @@ from edgemed.evaluate import Table
 from edgemed.manifest import OperatingPoint
 from edgemed.operating import read_operating_point
 from edgemed.point import Flags, Outcomes, allowed_failures, outcomes
-from edgemed.run import read_table
+from edgemed.predictions import read_table
 from edgemed.stats import group_bootstrap
 
 
 class Part(NamedTuple):
-    """An operating point, the rows that it was fitted on, and those that judge it."""
+    """An operating point, the rows that it was fitted on (None where they are not at hand), and those that judge it."""
 
     point: OperatingPoint
-    calibration: Table
+    calibration: Table | None
     test: Table
 
 
@@ -61,7 +61,8 @@ def judged(parts: Sequence[Part], classes: Sequence[str], seed: int = 0) -> dict
     """What operating points are worth on their own test rows, all parts (the folds) pooled; ready for JSON.
 
     Intervals are 95 % group bootstraps over test images. `coverage` draws the calibration images anew as well and fits
-    the sets again, since coverage is promised over both draws; `coverage_of_these_sets` does not.
+    the sets again, since coverage is promised over both draws; `coverage_of_these_sets` does not. Sensitivity and
+    specificity are of the decisions before any referral; `of_answers` are those of the images that are answered.
     """
     found = [outcomes(part.point, classes, part.test) for part in parts]
     every = Outcomes(*(np.concatenate(column) for column in zip(*found, strict=True)))
@@ -103,9 +104,15 @@ def judged(parts: Sequence[Part], classes: Sequence[str], seed: int = 0) -> dict
             "specificity": share(~every.called, ~every.of_positive),
             "accuracy": share(every.right, everyone),
         }
+        if point.max_disagreement is not None:
+            answered = ~every.referred
+            result["threshold"]["of_answers"] = {
+                "sensitivity": share(every.called, every.of_positive & answered),
+                "specificity": share(~every.called, ~every.of_positive & answered),
+            }
     if point.positive is not None or point.max_disagreement is not None:
-        answered = np.where(every.referred, len(classes), every.decided)
-        cells = np.bincount(labels * (len(classes) + 1) + answered, minlength=len(classes) * (len(classes) + 1))
+        decided = np.where(every.referred, len(classes), every.decided)
+        cells = np.bincount(labels * (len(classes) + 1) + decided, minlength=len(classes) * (len(classes) + 1))
         result["decisions"] = cells.reshape(len(classes), -1).tolist()  # like a confusion matrix; last column: referred
     if point.max_disagreement is not None:
         result["referral"] = {
@@ -117,16 +124,20 @@ def judged(parts: Sequence[Part], classes: Sequence[str], seed: int = 0) -> dict
 
 
 def _coverage_bounds(parts: Sequence[Part], seed: int) -> dict[str, float | None]:
-    """The bounds of the coverage over draws of groups, each with its calibration rows and its test rows."""
-    tables = [table for part in parts for table in (part.calibration, part.test)]
+    """The bounds of the coverage over draws of groups, each with its calibration rows and its test rows.
+
+    None are given where a part's calibration rows are not at hand.
+    """
+    fitted = [part.calibration for part in parts if part.calibration is not None]
+    if len(fitted) < len(parts):
+        return {}
+    tables = [table for each, part in zip(fitted, parts, strict=True) for table in (each, part.test)]
     of_true = np.concatenate([each.probabilities[np.arange(len(each.labels)), each.labels] for each in tables])
     where = np.repeat(np.arange(len(tables)), [len(each.labels) for each in tables])
     coverage = parts[0].point.coverage
     assert coverage is not None
     failing = [
-        allowed_failures(1 - coverage, len(part.calibration.labels), len(set(part.calibration.groups)))
-        / len(part.calibration.labels)
-        for part in parts
+        allowed_failures(1 - coverage, len(each.labels), len(set(each.groups))) / len(each.labels) for each in fitted
     ]
 
     def statistic(rows: NDArray[np.int64]) -> float:

@@ -31,8 +31,10 @@ from edgemed.gates import (
     default_gates,
     in_each_place,
     judged_golden,
+    with_decisions,
 )
 from edgemed.manifest import sha256_of
+from edgemed.operating import changed_decisions
 from edgemed.precision import Rounded, half_ensemble
 from edgemed.runtimes import ENTROPY, OUTPUTS, PlanModule, Session, runtime_module
 from edgemed.sources import Proof, Source
@@ -68,7 +70,7 @@ class Judge:
         self.checks: list[Check] = []
         self.entropy_error: float | None = None  # the largest of all graphs in all runtimes, in bits
         self._gates, self._golden, self._member_names, self._progress = gates, golden, source.member_names, progress
-        self._ensemble = source.ensemble
+        self._ensemble, self._point, self._labels = source.ensemble, source.operating_point, source.labels
         for proof, image in zip(self.proofs, self.images(), strict=True):
             if not (sides[0] <= min(image.shape[:2]) and max(image.shape[:2]) <= sides[2]):
                 height, width, _ = image.shape
@@ -188,7 +190,12 @@ class Judge:
         loose = Gates(max_flips=each.n, max_prob_error=number * gates.max_prob_error)
         _check(each, loose, f"a member in {what}", [name for name in names for _ in range(number)], precision)
         labels = _all_classes(self.proofs[:count], classes)
-        found = compare(truth, probabilities, tie_margin=TIE_MARGINS[precision], labels=labels)
+        margin, point = TIE_MARGINS[precision], self._point
+        found = compare(truth, probabilities, tie_margin=margin, labels=labels)
+        if point is not None:
+            both = (of_members, members)
+            changed = changed_decisions(point, self._labels, truth, probabilities, both, margin=margin)
+            found = with_decisions(found, changed)
         _check(found, gates, what, names, precision)
         self.checks.append((what, found))
         _log.info("%s against PyTorch: largest error %.1e on %d images", what, found.max_prob_error, found.n)

@@ -17,8 +17,9 @@ from edgemed.files import write_atomic, write_json
 from edgemed.operating import write_operating_point
 from edgemed.point import Wanted, fitted_point
 from edgemed.point_quality import Part, judged
+from edgemed.predictions import read_table
 from edgemed.reporting import report_of_run
-from edgemed.run import finished_run, read_table
+from edgemed.run import finished_run
 
 
 def recalibrate(run: Path, wanted: Wanted) -> dict[str, Any]:

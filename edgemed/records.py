@@ -54,7 +54,8 @@ class Bounds(Strict):
 class Certificate(Strict):
     """An engine was as right as its reference on `images` of the user's images, in one place.
 
-    flips: sha256 of the pixels of each image whose label changed (at fp16: where the reference had a clear answer).
+    flips: sha256 of the pixels of each image whose label, or decision or set by the operating point, changed (where the
+    reference had a clear answer).
     auroc_change: None where it is undefined (a class without images).
     """
 

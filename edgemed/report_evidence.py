@@ -104,6 +104,8 @@ def operating_section(metrics: Mapping[str, Any]) -> str:
         for target in ("sensitivity", "specificity"):
             asked = f"at least {threshold['target_value']:g}" if threshold["target"] == target else "-"
             add(f"{target.capitalize()} for {threshold['positive']}", asked, threshold[target])
+        for target, attained in threshold.get("of_answers", {}).items():
+            add(f"{target.capitalize()} among the answered", "-", attained)
     if referral := found.get("referral"):
         wanted = found.get("wanted", {})
         add("Images that are answered", _at("at least", wanted.get("answer")), referral["answered"])
@@ -124,7 +126,8 @@ def operating_section(metrics: Mapping[str, Any]) -> str:
         f'<p class="note">Fitted on {images} calibration images{" (fold by fold)" if len(points) > 1 else ""}, which '
         "served for the temperatures too and for nothing else; judged on the test images. What is asked holds on "
         "average over calibration sets of that size, less surely where a few groups are much larger than others. The "
-        "bracket of the sets' coverage draws the calibration images anew as well.</p>"
+        "bracket of the sets' coverage draws the calibration images anew as well. Sensitivity and specificity count "
+        "each decision before any referral, but where they say otherwise.</p>"
     )
     return section(title, f'{table(["", "asked", "on test images"], rows)}<ul class="limits">{listed}</ul>{note}')
 

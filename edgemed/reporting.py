@@ -19,8 +19,8 @@ from edgemed.examples import mask_examples
 from edgemed.files import read_json
 from edgemed.images import image_from_file
 from edgemed.loop import read_history
+from edgemed.predictions import MEMBERS, read_table
 from edgemed.report import Duplicate, Hard, MaskExample, report_html
-from edgemed.run import MEMBERS, read_table
 
 HARDEST, CONFLICTS, EXAMPLES = 12, 12, 6
 """So many pictures are shown of each at most; the tables are longer."""

@@ -10,32 +10,27 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from edgemed import __version__
 from edgemed.config import TrainConfig, flag
-from edgemed.dataset import Dataset, Row, read_split_csv, write_split_csv
+from edgemed.dataset import Dataset, read_split_csv, write_split_csv
 from edgemed.ensemble import Ensemble
 from edgemed.errors import InputError
-from edgemed.evaluate import Table
 from edgemed.files import read_json, write_json
 from edgemed.models import create_backbone, normalisation, weights_digest
 from edgemed.place import device_here, versions
+from edgemed.predictions import MEMBERS
 from edgemed.preprocess import FrontEnd
 
-MEMBERS = ("imagenet", "mae")
 RETRAIN = "delete it and run its `edgemed train` command again: the members are kept"
 """What to do about a `metrics.json` that is damaged."""
 
@@ -93,9 +88,7 @@ def finished_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         InputError: no run, or an unfinished one.
     """
     if not (path / "run.json").exists():
-        raise InputError(
-            f"{path} is no edgemed run (it has no run.json); make one with `edgemed train DATA --out RUN`"
-        )
+        raise InputError(f"{path} is no edgemed run (it has no run.json); make one with `edgemed train DATA --out RUN`")
     if not (path / "metrics.json").exists():
         raise InputError(f"{path} is not finished; run its `edgemed train` command again: it goes on where it stopped")
     return read_json(path / "run.json"), read_json(path / "metrics.json", RETRAIN)
@@ -220,45 +213,3 @@ def timed(out: Path, stage: str, work: Callable[[], None]) -> None:
     info = read_json(out / "run.json")
     info["durations"][stage] = round(time.monotonic() - began, 1)
     write_json(out / "run.json", info)
-
-
-def predictions_csv(parts: Sequence[tuple[Dataset, NDArray[np.float32]]]) -> str:
-    """path,label,group,split and each member's probability of each class; the ensemble's is their mean.
-
-    Each part: a dataset of N rows, member probabilities float32 (N, M, K). The numbers read back exactly.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "group", "split", *_columns(parts[0][0].classes)])
-    for part, members in parts:
-        for row, values in zip(part.rows, members, strict=True):
-            writer.writerow([row.path, row.label, row.group, row.split, *(repr(float(v)) for v in values.ravel())])
-    return text.getvalue()
-
-
-def read_predictions(path: Path, classes: Sequence[str], split: str) -> tuple[list[Row], NDArray[np.float32]]:
-    """The rows of one split in `predictions.csv` and their member probabilities, float32 (N, M, K).
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as handle:
-            lines = [line for line in csv.DictReader(handle) if line["split"] == split]
-        rows = [Row(line["path"], line["label"], line["group"], line["split"]) for line in lines]
-        values = np.array([[float(line[name]) for name in _columns(classes)] for line in lines], np.float32)
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        step = f"delete {path.parent / 'metrics.json'} and run the same command again: it evaluates anew"
-        raise InputError(f"{path} is missing or damaged; {step}") from error
-    return rows, values.reshape(len(rows), len(MEMBERS), len(classes))
-
-
-def read_table(run: Path, classes: Sequence[str], split: str) -> Table:
-    """One split of a run's predictions; rows of other splits are passed over unread."""
-    rows, members = read_predictions(run / "predictions.csv", classes, split)
-    labels = np.array([classes.index(row.label) for row in rows], np.int64)
-    return Table(tuple(row.path for row in rows), labels, tuple(row.group for row in rows), members)
-
-
-def _columns(classes: Sequence[str]) -> list[str]:
-    return [f"{member}:{name}" for member in MEMBERS for name in classes]

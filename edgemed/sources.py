@@ -26,8 +26,9 @@ from edgemed.evaluate import evaluation, predict_files
 from edgemed.manifest import OperatingPoint, sha256_of
 from edgemed.models import check_backbone, normalisation
 from edgemed.operating import POINT_NAME, read_operating_point
+from edgemed.predictions import read_predictions
 from edgemed.preprocess import FrontEnd
-from edgemed.run import load_run, network_from_file, read_predictions
+from edgemed.run import load_run, network_from_file
 
 Progress = Callable[[str, int, int, str], None]
 

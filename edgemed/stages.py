@@ -28,18 +28,11 @@ from edgemed.operating import POINT_NAME, write_operating_point
 from edgemed.place import note_another_place
 from edgemed.point import Wanted, fitted_point
 from edgemed.point_quality import selective_metrics
+from edgemed.predictions import MEMBERS, predictions_csv, read_table
 from edgemed.preprocess import FrontEnd
 from edgemed.pretrain import pretrain
 from edgemed.reporting import report_of_run
-from edgemed.run import (
-    MEMBERS,
-    RETRAIN,
-    predictions_csv,
-    read_table,
-    require_same_weights,
-    timed,
-    trained_member,
-)
+from edgemed.run import RETRAIN, require_same_weights, timed, trained_member
 
 
 def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, progress: Progress) -> dict[str, Any]:

@@ -19,7 +19,7 @@ duplicates rows splits dataset recipes
 manifest operating records signature evidence bundle pack preflight
 loader_torch loader_dali loader
 models preprocess masking mae norms distributed
-evaluate curves ensemble place run point point_quality calibrate loop parallel pretrain finetune
+evaluate curves ensemble place predictions run point point_quality calibrate loop parallel pretrain finetune
 report_page report_plots report_training report_evidence report examples reporting
 stages train recalibrate ablation ablate
 precision export

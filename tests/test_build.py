@@ -25,8 +25,9 @@ from edgemed.evaluate import evaluation, predict_files
 from edgemed.images import image_from_file, pixels_sha256
 from edgemed.phantoms import CLASSES, write_dataset
 from edgemed.plans import PlanOptions
+from edgemed.predictions import MEMBERS, predictions_csv
 from edgemed.preprocess import FrontEnd
-from edgemed.run import MEMBERS, Run, predictions_csv
+from edgemed.run import Run
 from edgemed.sources import source_from_run
 
 SIZE, SIDES = 32, (32, 96, 512)

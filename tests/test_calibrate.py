@@ -155,10 +155,25 @@ def test_a_real_training_leaves_a_point_that_another_can_replace(
     point = open_bundle(bundle).manifest.operating_point
     assert point is not None and point == read_operating_point(run)
     assert f"from a probability of {point.threshold:.4f} on" in (bundle / "model_card.md").read_text()
+    card, judged = (bundle / "model_card.md").read_text(), json.loads((run / "metrics.json").read_text())["operating"]
+    attained = judged["threshold"]["sensitivity"]
+    assert f"| sensitivity for oval | {attained['value']:.3f} [{attained['low']:.3f}, {attained['high']:.3f}] |" in card
     answer = load(bundle, runtime="openvino")(next(phantoms.glob("none/*.png")))
     assert answer.prediction_set == tuple(
         name for name, share in answer.probabilities.items() if share >= point.min_probability
     )
+    labelled = tmp_path / "labelled.csv"
+    files = [file for name in ("oval", "none") for file in sorted(phantoms.glob(f"{name}/*.png"))[:4]]
+    labelled.write_text("\n".join(["path,label", *(f"{file},{file.parent.name}" for file in files)]))
+    capsys.readouterr()
+    decided = np.array([load(bundle, runtime="openvino")(file).decision for file in files])
+    for model in (run, bundle):
+        assert edgemed("evaluate", model, labelled, "--json") == 0
+        threshold = json.loads(capsys.readouterr().out)["operating"]["threshold"]
+        assert threshold["sensitivity"]["value"] == pytest.approx(np.mean(decided[:4] == "oval"))
+        assert threshold["specificity"]["value"] == pytest.approx(np.mean(decided[4:] != "oval"))
+    assert edgemed("evaluate", bundle, labelled) == 0
+    assert "operating point, judged on 8 images; 95 % intervals" in capsys.readouterr().out
     write_operating_point(run, point.model_copy(update={"min_probability": 0.0}))
     capsys.readouterr()
     assert edgemed("build-engine", run, "--out", tmp_path / "other") == 2

@@ -22,6 +22,7 @@ from edgemed.evidence import reference_file
 from edgemed.gates import Gates
 from edgemed.images import pixels_sha256
 from edgemed.infer import Model
+from edgemed.manifest import OperatingPoint
 from edgemed.preflight import Here
 from edgemed.runtimes.tensorrt import Flavour
 from edgemed.signature import public_of
@@ -46,7 +47,7 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def bundle(folder: Path, error: float = 0.0, drop: int = 0) -> Path:
+def bundle(folder: Path, error: float = 0.0, **fields: Any) -> Path:
     """A bundle whose reference knows ten images; of image 3 PyTorch is said to have answered `error` more."""
     pixels = [tiny.image(k) for k in range(10)]
     truth = np.concatenate([tiny.expected(one[None])[0] for one in pixels])
@@ -60,7 +61,7 @@ def bundle(folder: Path, error: float = 0.0, drop: int = 0) -> Path:
         truth,
     )
     files = {**tiny.fields()["files"], "reference.npz": table}
-    return tiny.bundle(folder, files=files).path
+    return tiny.bundle(folder, files=files, **fields).path
 
 
 def test_the_certificate_states_the_comparison_and_its_place(
@@ -131,6 +132,17 @@ def test_a_flip_is_named_by_its_file_and_can_be_allowed(tmp_path: Path, images: 
     assert [name.name for name in found.flips] == ["03.png"]
     assert found.record.certificate is not None
     assert found.record.certificate.flips == (pixels_sha256(tiny.image(3)),)
+
+
+def test_a_decision_that_changes_by_the_operating_point_alone_is_a_flip(tmp_path: Path, images: Path) -> None:
+    share = float(tiny.expected(tiny.image(3)[None])[0][0, 0])  # of label 0, which is not the most probable
+    for folder, error, flips in (("changed", 9e-4, ["03.png"]), ("nearer", -9e-4, [])):
+        point = OperatingPoint(images=9, coverage=0.9, min_probability=share + 5e-4)
+        model = edgemed.load(bundle(tmp_path / folder, error=error, operating_point=point))
+        assert [path.name for path in certify(model, images, Gates(max_flips=1)).flips] == flips
+        if flips:
+            with pytest.raises(GateError, match=r"1 decision flips \(images \S*03\.png\)"):
+                certify(model, images, Gates())
 
 
 def test_a_fall_of_the_auroc_is_a_gate_of_its_own(tmp_path: Path, images: Path) -> None:

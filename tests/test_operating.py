@@ -9,7 +9,14 @@ import pytest
 
 from edgemed.errors import InputError
 from edgemed.manifest import OperatingPoint
-from edgemed.operating import REFER, decide, disagreement, read_operating_point, write_operating_point
+from edgemed.operating import (
+    REFER,
+    changed_decisions,
+    decide,
+    disagreement,
+    read_operating_point,
+    write_operating_point,
+)
 
 LABELS = ("benign", "malignant", "normal")
 
@@ -63,6 +70,48 @@ def test_a_threshold_is_compared_in_float64() -> None:
     assert decide(point, LABELS, shares, shares[None]).decision == "malignant"
     point = point.model_copy(update={"threshold": 0.10000001})
     assert decide(point, LABELS, shares, shares[None]).decision == "benign"
+
+
+THRESHOLD = OperatingPoint(images=50, positive="malignant", threshold=0.3, target="sensitivity", target_value=0.95)
+SETS = OperatingPoint(images=50, coverage=0.9, min_probability=0.25)
+
+
+@pytest.mark.parametrize(
+    ("point", "before", "after", "margin", "changed"),
+    [
+        (THRESHOLD, [0.697, 0.303, 0.0], [0.703, 0.297, 0.0], 0.0, True),  # still the most probable: no flip of it
+        (THRESHOLD, [0.697, 0.303, 0.0], [0.703, 0.297, 0.0], 0.01, False),  # the reference was that near itself
+        (THRESHOLD, [0.70004, 0.29996, 0.0], [0.69996, 0.30004, 0.0], 0.0, False),
+        (THRESHOLD, [0.55, 0.45, 0.0], [0.4, 0.6, 0.0], 0.0, False),  # decided malignant either way
+        (SETS, [0.7, 0.26, 0.04], [0.7, 0.24, 0.06], 0.0, True),
+        (SETS, [0.7, 0.26, 0.04], [0.7, 0.24, 0.06], 0.02, False),
+        (SETS, [0.7, 0.26, 0.04], [0.7, 0.255, 0.045], 0.0, False),
+    ],
+)
+def test_a_changed_decision_or_set_is_one_that_the_reference_was_clear_about(
+    point: OperatingPoint, before: list[float], after: list[float], margin: float, changed: bool
+) -> None:
+    found = changed_decisions(point, LABELS, [before, before], [before, after], margin=margin)
+    assert found == ((1,) if changed else ())
+
+
+def test_below_the_threshold_the_best_of_the_others_may_change_though_the_most_probable_does_not() -> None:
+    point = OperatingPoint(images=50, positive="malignant", threshold=0.9, target="specificity", target_value=0.9)
+    before, after = [0.11, 0.8, 0.09], [0.09, 0.8, 0.11]
+    assert decide(point, LABELS, before, [before]).decision != decide(point, LABELS, after, [after]).decision
+    assert changed_decisions(point, LABELS, [before], [after]) == (0,)
+    assert changed_decisions(point, LABELS, [before], [after], margin=0.03) == ()
+
+
+def test_a_referral_changes_by_the_members_alone() -> None:
+    point = OperatingPoint(images=9, max_disagreement=0.2)
+    mean = np.array([[0.7, 0.3]])
+    apart = np.array([[[0.95, 0.05], [0.45, 0.55]]])  # 0.25 from their mean
+    together = np.array([[[0.8, 0.2], [0.6, 0.4]]])  # 0.1
+    assert changed_decisions(point, LABELS[:2], mean, mean, (together, apart)) == (0,)
+    assert changed_decisions(point, LABELS[:2], mean, mean, (together, together)) == ()
+    assert changed_decisions(point, LABELS[:2], mean, mean, (together, apart), margin=0.11) == ()
+    assert changed_decisions(point, LABELS[:2], mean, mean) == ()
 
 
 def test_a_run_keeps_its_operating_point_to_the_last_digit(tmp_path: Path) -> None:

@@ -163,6 +163,10 @@ def test_the_judgement_counts_what_the_decisions_do() -> None:
     assert found["sets"]["coverage"]["value"] == pytest.approx(covered(point, test))
     assert found["referral"]["answered"]["value"] == pytest.approx(np.mean(made != REFER))
     assert found["referral"]["wrong_answers"]["value"] == pytest.approx(np.mean((made != truth) & (made != REFER)))
+    positive, answered, named = truth == WANTED.positive, made != REFER, made == WANTED.positive
+    threshold = found["threshold"]["of_answers"]
+    assert threshold["sensitivity"]["value"] == pytest.approx(named[positive & answered].mean())
+    assert threshold["specificity"]["value"] == pytest.approx(1 - named[~positive & answered].mean())
     columns = (*CLASSES, REFER)
     counts = [[int(((truth == a) & (made == b)).sum()) for b in columns] for a in CLASSES]
     assert found["decisions"] == counts

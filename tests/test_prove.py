@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import edgemed
 from edgemed import build, precision, prove
 from edgemed.ensemble import Ensemble, predict_callable
 from edgemed.errors import GateError
+from edgemed.evaluate import predict_files
 from edgemed.gates import default_gates
 from edgemed.images import image_from_file, pixels_sha256
-from edgemed.sources import source_from_run
+from edgemed.manifest import OperatingPoint
+from edgemed.sources import Proof, source_from_run
 
 made, quick = test_build.made, test_build.quick
 
@@ -176,3 +179,26 @@ def test_the_weights_alone_rounded_are_what_a_cpu_makes_of_the_fp16_graph(made: 
     )
     lost = np.abs(of_graph - exact).max()
     assert np.abs(of_graph - alone).max() < lost / 4, lost
+
+
+def test_a_graph_that_changes_a_decision_of_the_operating_point_is_not_shipped(
+    made: Made, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = predict_files(predict_callable(made.run.ensemble), [proof.file for proof in _validation(made)])[1]
+    limit = float(members.mean(axis=1)[0].min())
+    point = OperatingPoint(images=9, coverage=0.9, min_probability=limit + 5e-4)
+    source = replace(source_from_run(made.run.path), operating_point=point)
+    real = prove.Judge._judge
+
+    def off(self: prove.Judge, what: str, precision: str, mean: Any, members: Any) -> None:
+        wrong = mean.copy()
+        wrong[np.abs(mean - limit) < 1e-5] += 8e-4  # within the gate of a probability, and across the limit
+        real(self, what, precision, wrong, members)
+
+    monkeypatch.setattr(prove.Judge, "_judge", off)
+    with pytest.raises(GateError, match="1 decision flips"):
+        build.build_bundle(source, tmp_path / "b", image_size=SIDES, precisions=("fp32",))
+
+
+def _validation(made: Made) -> list[Proof]:
+    return [proof for proof in source_from_run(made.run.path).proofs if proof.split == "validation"]

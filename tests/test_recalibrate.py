@@ -16,8 +16,8 @@ from answers import CLASSES, drawn
 from edgemed.errors import InputError
 from edgemed.operating import read_operating_point
 from edgemed.point import Wanted, fitted_point
+from edgemed.predictions import read_table
 from edgemed.recalibrate import recalibrate
-from edgemed.run import read_table
 
 
 def write_run(run: Path, seed: int) -> None:

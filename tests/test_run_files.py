@@ -13,7 +13,7 @@ pytest.importorskip("torch", reason="extra train is not installed")
 from conftest import tiny_flags
 
 from edgemed.errors import InputError
-from edgemed.run import read_predictions
+from edgemed.predictions import read_predictions
 
 Edgemed = Callable[..., int]
 

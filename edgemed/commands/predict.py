@@ -73,3 +73,5 @@ def evaluate(
             progress=progress,
         )
     display.metrics(metrics, json_, f"{model} on {data}")
+    if not json_ and metrics.get("operating"):
+        display.operating_point(metrics)

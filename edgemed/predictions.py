@@ -1,0 +1,62 @@
+"""A run's `predictions.csv`: what each member said of each image of the splits that training did not learn from.
+
+`edgemed train DATA --out RUN` writes it; report, ablation, operating point and engine are made from it. No torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemed.dataset import Dataset, Row
+from edgemed.errors import InputError
+from edgemed.evaluate import Table
+
+MEMBERS = ("imagenet", "mae")
+
+
+def predictions_csv(parts: Sequence[tuple[Dataset, NDArray[np.float32]]]) -> str:
+    """path,label,group,split and each member's probability of each class; the ensemble's is their mean.
+
+    Each part: a dataset of N rows, member probabilities float32 (N, M, K). The numbers read back exactly.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label", "group", "split", *_columns(parts[0][0].classes)])
+    for part, members in parts:
+        for row, values in zip(part.rows, members, strict=True):
+            writer.writerow([row.path, row.label, row.group, row.split, *(repr(float(v)) for v in values.ravel())])
+    return text.getvalue()
+
+
+def read_predictions(path: Path, classes: Sequence[str], split: str) -> tuple[list[Row], NDArray[np.float32]]:
+    """The rows of one split in `predictions.csv` and their member probabilities, float32 (N, M, K).
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as handle:
+            lines = [line for line in csv.DictReader(handle) if line["split"] == split]
+        rows = [Row(line["path"], line["label"], line["group"], line["split"]) for line in lines]
+        values = np.array([[float(line[name]) for name in _columns(classes)] for line in lines], np.float32)
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        step = f"delete {path.parent / 'metrics.json'} and run the same command again: it evaluates anew"
+        raise InputError(f"{path} is missing or damaged; {step}") from error
+    return rows, values.reshape(len(rows), len(MEMBERS), len(classes))
+
+
+def read_table(run: Path, classes: Sequence[str], split: str) -> Table:
+    """One split of a run's predictions; rows of other splits are passed over unread."""
+    rows, members = read_predictions(run / "predictions.csv", classes, split)
+    labels = np.array([classes.index(row.label) for row in rows], np.int64)
+    return Table(tuple(row.path for row in rows), labels, tuple(row.group for row in rows), members)
+
+
+def _columns(classes: Sequence[str]) -> list[str]:
+    return [f"{member}:{name}" for member in MEMBERS for name in classes]
