@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import test_damaged as damaged
 import tiny_bundles as tiny
-from cpp_build import BUNDLE, INPUT, OK, ROOT, RUNTIME, built, certificate_record, ctest, opened
+from cpp_build import BUNDLE, OK, ROOT, RUNTIME, built, ctest, opened
 
 import edgemed
-from edgemed.pack import add_plan, put_record
+from edgemed.pack import add_plan
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -82,76 +82,6 @@ def test_signatures_are_checked(build: Path, tmp_path: Path) -> None:
     assert "is not by the given key" in opened(build, bundle.path, public_key=maker_key)["message"]
     (bundle.path / "manifest.sig").unlink()
     assert "is not signed" in opened(build, bundle.path, public_key=maker_key)["message"]
-
-
-def test_a_certificate_counts_in_its_own_place_only(build: Path, tmp_path: Path) -> None:
-    bundle = tiny.bundle(tmp_path / "bundle")
-    assert opened(build, bundle.path, "openvino")["state"] == "built"
-    put_record(bundle, certificate_record(bundle.path))
-    found = opened(build, bundle.path, "openvino")
-    model = edgemed.load(bundle.path, runtime="openvino", threads=1)
-    assert (found["state"], found["version"]) == ("certified", model.session.version) == (model.state, found["version"])
-    put_record(bundle, certificate_record(bundle.path, device="another CPU"))
-    assert opened(build, bundle.path, "openvino")["state"] == "built"
-
-
-def test_with_a_key_an_unsigned_certificate_does_not_count(build: Path, tmp_path: Path) -> None:
-    from edgemed.signature import public_of
-
-    serialization = damaged.serialization
-    private = damaged.ed25519.Ed25519PrivateKey.generate().private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (tmp_path / "key.pem").write_bytes(public_of(private))
-    bundle = tiny.bundle(tmp_path / "bundle", signing_key=private)
-    put_record(bundle, certificate_record(bundle.path))
-    found = opened(build, bundle.path, "openvino", public_key=tmp_path / "key.pem")
-    assert (found["state"], "is not signed" in found["warnings"][0]) == ("built", True), found
-    put_record(bundle, certificate_record(bundle.path), private)
-    found = opened(build, bundle.path, "openvino", public_key=tmp_path / "key.pem")
-    assert (found["state"], found["warnings"]) == ("certified", [])
-
-
-def test_auto_passes_over_a_plan_that_is_not_certified_here(build: Path, tmp_path: Path) -> None:
-    bundle = tiny.bundle(tmp_path / "bundle")
-    damaged.with_plan(damaged.RTX)(bundle.path)
-    found = opened(build, bundle.path, "auto")
-    assert found["runtime"] == "openvino"
-    assert "tensorrt-rtx: plan made-by-hand is not certified on this machine" in found["reason"]
-    assert any("tensorrt-rtx is passed over" in warning for warning in found["warnings"])
-    trusting = opened(build, bundle.path, "auto", uncertified=1)
-    assert (trusting["runtime"], trusting["state"]) == ("tensorrt-rtx", "built")
-    assert any("runs because it was asked for" in warning for warning in trusting["warnings"])
-
-
-def test_a_certified_plan_is_preferred_to_a_newer_one(build: Path, tmp_path: Path) -> None:
-    bundle = tiny.bundle(tmp_path / "bundle")
-    add_plan(bundle, damaged.record(bundle, damaged.RTX, id="tested", state="self-tested"), damaged.RTX)
-    assert opened(build, bundle.path, "tensorrt-rtx")["state"] == "self-tested"
-    place = {"runtime": "tensorrt-rtx", "version": "1.7.1.116", "device": "stub", "capability": "sm86"}
-    certificate = certificate_record(bundle.path, **place).certificate
-    add_plan(bundle, damaged.record(bundle, damaged.RTX, id="newer", created="2026-02-02T00:00:00Z"), damaged.RTX)
-    add_plan(bundle, damaged.record(bundle, damaged.RTX, state="certified", certificate=certificate), damaged.RTX)
-    found = opened(build, bundle.path, "auto")
-    assert (found["runtime"], found["state"], found["warnings"]) == ("tensorrt-rtx", "certified", [])
-
-
-def test_a_plan_is_taken_by_its_id(build: Path, tmp_path: Path) -> None:
-    bundle = tiny.bundle(tmp_path / "bundle")
-    for name, batch in (("one", (1, 1, 1)), ("several", (2, 2, 4))):
-        add_plan(bundle, damaged.record(bundle, damaged.RTX, id=name, batch=batch), damaged.RTX)
-    for name in ("one", "several"):
-        found = opened(build, bundle.path, "auto", plan=name)
-        assert (found["plan"], found["reason"]) == (name, f"tensorrt-rtx: plan {name} was asked for")
-    assert opened(build, bundle.path, "openvino")["plan"] is None
-    for options, message in (
-        ({"runtime": "auto", "plan": "sevral"}, "holds no plan 'sevral'. Known: one, several."),
-        ({"runtime": "openvino", "plan": "one"}, "plan one is for tensorrt-rtx, not openvino"),
-        ({"runtime": "auto", "plan": "one", "precision": "fp16"}, "plan one is fp32; ask for that precision"),
-        ({"runtime": "auto", "plan": ""}, "options.plan is a plan's id, or NULL"),
-    ):
-        found = opened(build, bundle.path, **options)
-        assert (found["status"], message in found["message"]) == (INPUT, True), found
 
 
 def test_a_graph_that_openvino_refuses_is_one_line(build: Path, tmp_path: Path) -> None:
