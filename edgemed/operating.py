@@ -42,7 +42,9 @@ class Decision(NamedTuple):
 def disagreement(probabilities: ArrayLike, members: ArrayLike) -> NDArray[np.float64]:
     """Total variation distance of the members (N, M, K) to their mean (N, K), averaged over members: (N,) in [0, 1]."""
     mean, each = np.asarray(probabilities, np.float64), np.asarray(members, np.float64)
-    return np.asarray(np.abs(each - mean[:, None]).sum(axis=2).mean(axis=1) / 2)
+    # In order, as in C: NumPy's own sum takes eight and more in pairs, and at a limit the last digit decides.
+    distances = np.abs(each - mean[:, None]).cumsum(axis=2)[:, :, -1]
+    return np.asarray(distances.cumsum(axis=1)[:, -1] / each.shape[1] / 2)
 
 
 def decide(

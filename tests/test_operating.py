@@ -50,6 +50,23 @@ def test_disagreement_is_the_mean_total_variation_distance_to_the_mean() -> None
     assert np.allclose(disagreement(members.mean(axis=1), members), [0.5, 0.0, 0.2])
 
 
+@pytest.mark.parametrize(("count", "labels"), [(2, 3), (2, 10), (2, 200), (20, 3), (20, 23)])
+def test_disagreement_is_added_up_in_order_as_in_c(count: int, labels: int) -> None:
+    """NumPy's own sum of 8 and more takes them in pairs, and the last digit decides at a limit."""
+    logits = np.exp(np.random.default_rng(0).normal(size=(50, count, labels)) * 8)
+    members = (logits / logits.sum(axis=2, keepdims=True)).astype(np.float32)
+    shares = members.mean(axis=1, dtype=np.float32)
+    for row, found in enumerate(disagreement(shares, members).tolist()):
+        total = 0.0
+        for each in members[row].tolist():
+            distance = 0.0
+            for share, mean in zip(each, shares[row].tolist(), strict=True):
+                distance += abs(share - mean)
+            total += distance
+        assert found == total / count / 2
+        assert found == disagreement(shares[row][None], members[row][None])[0]
+
+
 def test_members_that_disagree_refer_the_image() -> None:
     members = [[0.9, 0.1, 0.0], [0.5, 0.5, 0.0]]  # 0.2 from their mean
     shares = [0.7, 0.3, 0.0]

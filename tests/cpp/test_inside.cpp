@@ -61,6 +61,9 @@ void decisions_stand_at_their_thresholds() {
     unsigned char set[3];
     CHECK(decide(manifest, p, members, set).disagreement == 0.25);
     CHECK(decide(manifest, p, members, set).set_size == -1 && set[0] == 0);
+    float many[10] = {1}, mean[10] = {0.5f};
+    for (size_t k = 1; k < 10; ++k) many[k] = 1e-17f;  // is lost where it is added to 0.5; nine of them would not be
+    CHECK(disagreement(mean, many, 10, 1) == 0.25);
     OperatingPoint& point = manifest.operating_point.emplace();
     point.positive = 1, point.threshold = 0.25;
     CHECK(decide(manifest, p, members, set).decision == 1 && decide(manifest, p, members, set).label == 0);

@@ -1,5 +1,5 @@
 // From probabilities to a decision: operating.py in C++, in the same arithmetic. float32 probabilities against float64
-// thresholds, compared in float64.
+// thresholds, compared in float64; sums are taken in order.
 #pragma once
 
 #include <cmath>
