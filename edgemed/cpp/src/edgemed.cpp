@@ -61,9 +61,11 @@ edgemed_options known_options(const edgemed_options* given) {
     return options;
 }
 
+const char inside_this_library = 0;  // a function's address may be one of the program's own, which calls it from there
+
 std::string folder_of_this_library() {
     Dl_info info{};
-    if (!::dladdr(reinterpret_cast<void*>(&edgemed_open), &info) || !info.dli_fname) return ".";
+    if (!::dladdr(&inside_this_library, &info) || !info.dli_fname) return ".";
     std::error_code failed;
     const std::filesystem::path file = std::filesystem::canonical(info.dli_fname, failed);
     return failed ? "." : file.parent_path().string();

@@ -1,0 +1,50 @@
+"""The C library in the hands of others: how it is configured and linked, and where it looks for what it needs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import tiny_bundles as tiny
+from cpp_build import ROOT
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+LIBRARY = ROOT / "edgemed" / "cpp"
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+NO_PIE = """
+#include <stdio.h>
+#include "edgemed.h"
+typedef edgemed_status (*opener)(const char*, const edgemed_options*, edgemed_model**);
+static int run(opener open_it, const char* bundle) {
+    edgemed_options options = edgemed_options_default();
+    edgemed_model* model = NULL;
+    options.runtime = "tensorrt-rtx";
+    if (open_it(bundle, &options, &model) != EDGEMED_OK) puts(edgemed_last_error());
+    edgemed_close(model);
+    return 0;
+}
+int main(int count, char** arguments) {
+    int (*volatile run_it)(opener, const char*) = run; /* not inlined, so that the address of edgemed_open is taken */
+    return count > 1 ? run_it(edgemed_open, arguments[1]) : 2;
+}
+"""
+
+
+def test_modules_are_looked_for_beside_the_library_whatever_the_program_is(build: Path, tmp_path: Path) -> None:
+    """In a program at a fixed address, a function's address is one of the program's own."""
+    (tmp_path / "program.c").write_text(NO_PIE)
+    folder = build / "edgemed"
+    flags = ["-fno-pie", "-no-pie", f"-I{LIBRARY / 'include'}", f"-L{folder}", f"-Wl,-rpath,{folder}"]
+    run("cc", tmp_path / "program.c", "-o", tmp_path / "program", *flags, "-ledgemed")
+    said = run(tmp_path / "program", tiny.bundle(tmp_path / "bundle").path)
+    assert f" {folder.resolve()}/edgemed_tensorrt_rtx.so is not there" in said
