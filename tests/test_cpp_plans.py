@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import test_damaged as damaged
 import tiny_bundles as tiny
-from cpp_build import INPUT, certificate_record, opened
+from cpp_build import INPUT, OK, certificate_record, opened
 
 import edgemed
 from edgemed.pack import add_plan, put_record
@@ -53,6 +53,13 @@ def test_auto_passes_over_a_plan_that_is_not_certified_here(build: Path, tmp_pat
     trusting = opened(build, bundle.path, "auto", uncertified=1)
     assert (trusting["runtime"], trusting["state"]) == ("tensorrt-rtx", "built")
     assert any("runs because it was asked for" in warning for warning in trusting["warnings"])
+
+
+def test_a_folder_of_modules_that_cannot_be_looked_into_is_a_reason(build: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    found = opened(build, tiny.bundle(tmp_path / "bundle").path, "auto", modules=tmp_path / "loop")
+    assert (found["status"], found.get("runtime")) == (OK, "openvino"), found
+    assert "edgemed_tensorrt_rtx.so: Too many levels of symbolic links" in found["reason"]
 
 
 def test_a_certified_plan_is_preferred_to_a_newer_one(build: Path, tmp_path: Path) -> None:

@@ -90,6 +90,16 @@ def test_kernels_that_were_compiled_here_are_kept_and_a_damaged_cache_is_not_use
     assert kernels.with_suffix(".sha256").read_bytes() != b"0" * 64
 
 
+def test_a_cache_that_cannot_be_looked_into_stops_nothing(tmp_path: Path) -> None:
+    folder = module_tests("cpp-tensorrt")
+    assert run(folder, tmp_path).returncode == 0
+    (kernels,) = tmp_path.rglob("kernels.bin")
+    kernels.unlink()
+    kernels.symlink_to(kernels.name)
+    done = run(folder, tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 def test_a_machine_without_tensorrt_says_what_is_missing(tmp_path: Path) -> None:
     folder = module_tests("cpp-tensorrt")
     alone = Path(shutil.copy(folder / "edgemed" / "edgemed_tensorrt_rtx.so", tmp_path))

@@ -15,8 +15,9 @@ const char* const order[] = {"tensorrt", "tensorrt-rtx", "openvino"};
 
 // The runtime in a module, or null with the reason. A module stays loaded: its code may be in use until the end.
 Runtime* runtime_in(const std::string& file, std::string& why_not) {
-    if (!std::filesystem::exists(file)) {
-        why_not = file + " is not there";
+    std::error_code failed;
+    if (!std::filesystem::exists(file, failed)) {
+        why_not = file + (failed ? ": " + failed.message() : " is not there");
         return nullptr;
     }
     void* module = ::dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);

@@ -172,7 +172,8 @@ Kernels::Kernels(nvinfer1::ICudaEngine& engine, const Source& source, const char
         const std::filesystem::path folder = cache_folder("tensorrt-rtx", {source.sha256, library().version, device});
         file_ = (folder / "kernels.bin").string();
         unsaved_ = true;
-        if (std::filesystem::exists(file_) && std::filesystem::exists(folder / "kernels.sha256")) {
+        std::error_code unseen;  // what cannot be looked at is written anew
+        if (std::filesystem::exists(file_, unseen) && std::filesystem::exists(folder / "kernels.sha256", unseen)) {
             const Bytes data = plain_content(file_, SIZE_MAX), note = plain_content((folder / "kernels.sha256").string(), 65);
             // Kernels are code: what was damaged or cut short is compiled anew.
             unsaved_ = std::string(note.begin(), note.end()) != sha256_of(data.data(), data.size()) ||
