@@ -161,7 +161,9 @@ def test_the_module_compiles_against_nvidias_headers(headers: Path, tmp_path: Pa
     assert f"libnvinfer.so.{major}".encode() in module.read_bytes()
 
 
-@pytest.mark.parametrize(("version", "status"), [("1.7.1", 0), ("1.7.1.116", 0), ("1.7.1.11", 4), ("1.7.2", 4)])
+@pytest.mark.parametrize(
+    ("version", "status"), [("1.7.1", 0), ("1.7.1.116", 0), ("1.7.1.11", 4), ("1.7.2", 4), ("1.7", 4), ("1", 4)]
+)
 def test_a_version_may_leave_the_build_number_out(version: str, status: int, tmp_path: Path) -> None:
     """Python's module on a Jetson says 10.3.0 where the library says 10.3.0.30."""
     bundle = tiny.bundle(tmp_path / "bundle").path

@@ -78,7 +78,8 @@ Session* opened(Runtime& runtime, const Source& source) {
 
 // Python's module of TensorRT may leave the build number out: its "10.3.0" is this "10.3.0.30".
 void complete(std::string& version, const std::string& here) {
-    if (here.compare(0, version.size() + 1, version + ".") == 0) version = here;
+    const bool three_numbers = std::count(version.begin(), version.end(), '.') == 2;
+    if (three_numbers && here.compare(0, version.size() + 1, version + ".") == 0) version = here;
 }
 
 // The best plan for this GPU. `allowed`: one that is not certified here may run, with a warning.
