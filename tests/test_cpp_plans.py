@@ -26,6 +26,17 @@ def test_a_certificate_counts_in_its_own_place_only(build: Path, tmp_path: Path)
     assert opened(build, bundle.path, "openvino")["state"] == "built"
 
 
+@pytest.mark.parametrize(("sha256", "size"), [(None, None), ("0" * 64, None), (None, 5), ("0" * 64, 5)])
+def test_a_record_with_a_plans_hash_does_not_certify_the_onnx_file(
+    sha256: str | None, size: int | None, build: Path, tmp_path: Path
+) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle")
+    put_record(bundle, certificate_record(bundle.path).model_copy(update={"sha256": sha256, "bytes": size}))
+    state = edgemed.load(bundle.path, runtime="openvino", threads=1).state
+    assert state == ("built" if sha256 else "certified")
+    assert opened(build, bundle.path, "openvino")["state"] == state
+
+
 def test_with_a_key_an_unsigned_certificate_does_not_count(build: Path, tmp_path: Path) -> None:
     from edgemed.signature import public_of
 

@@ -143,17 +143,17 @@ PlanRecord Bundle::trusted_record(const PlanRecord& record) const {
 
 Bytes Bundle::read_plan(const PlanRecord& record) const {
     const std::string base = joined(path, "plans/" + record.id);
-    if (!record.plan)
+    if (!record.sha256 || !record.bytes)
         throw bundle_error(base + ".plan does not exist: this record certifies an ONNX file that runs without a plan");
     const PlanRecord trusted = trusted_record(record);
-    if (!trusted.plan || trusted.plan->sha256 != record.plan->sha256)
+    if (trusted.sha256 != record.sha256)
         throw bundle_error(base + ".json was changed while it was read; " + again);
     const auto source = manifest.files.find("model." + record.precision + ".onnx");
     if (source == manifest.files.end() || source->second.sha256 != record.onnx_sha256)  // it would answer too, wrongly
         throw bundle_error("plan " + record.id + " was built from another " + record.precision +
                            " graph than this bundle's; remove it from plans/, and build one with `edgemed build-engine " +
                            path + "`");
-    return verified_content(base + ".plan", *record.plan);
+    return verified_content(base + ".plan", {*record.sha256, *record.bytes});
 }
 
 }  // namespace edgemed::impl

@@ -92,7 +92,7 @@ Session* open_plan(const Bundle& bundle, const Choice& choice, Runtime& runtime,
     std::vector<PlanRecord> records = bundle.plans();
     records.erase(std::remove_if(records.begin(), records.end(),
                                  [&](const PlanRecord& one) {
-                                     return one.runtime != name || !one.plan || one.precision != choice.precision ||
+                                     return one.runtime != name || !one.sha256 || one.precision != choice.precision ||
                                             (!choice.plan.empty() && one.id != choice.plan);
                                  }),
                   records.end());
@@ -131,7 +131,7 @@ Session* open_plan(const Bundle& bundle, const Choice& choice, Runtime& runtime,
                                                choice.precision + "`, or ask for this runtime by name");
     if (!certified)
         choice.warn(("plan " + best->id + " is not certified on this machine, and runs because it was asked for").c_str());
-    Source source = source_of(bundle, choice, plan, best->id, best->plan->sha256);
+    Source source = source_of(bundle, choice, plan, best->id, *best->sha256);
     std::copy(best->batch, best->batch + 3, source.batch);
     std::copy(best->image_side, best->image_side + 3, source.image_side);
     engine.plan = best->id;
@@ -147,7 +147,7 @@ bool onnx_certified(const Bundle& bundle, const Choice& choice, const std::strin
     try {
         const std::vector<PlanRecord> records = bundle.plans();
         return std::any_of(records.begin(), records.end(), [&](const PlanRecord& one) {
-            if (one.plan || one.onnx_sha256 != sha256 || !one.certified_at(place)) return false;
+            if (one.sha256 || one.onnx_sha256 != sha256 || !one.certified_at(place)) return false;
             try {
                 return bundle.trusted_record(one).certified_at(place);
             } catch (const Error& error) {
@@ -165,7 +165,7 @@ bool onnx_certified(const Bundle& bundle, const Choice& choice, const std::strin
 std::string runtime_of_plan(const Bundle& bundle, const Choice& choice) {
     std::string known;
     for (const PlanRecord& one : bundle.plans()) {
-        if (!one.plan) continue;
+        if (!one.sha256) continue;
         known += (known.empty() ? "" : ", ") + one.id;
         if (one.id != choice.plan) continue;
         if (choice.runtime != "auto" && choice.runtime != one.runtime)

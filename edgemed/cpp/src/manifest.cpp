@@ -206,11 +206,8 @@ PlanRecord record_from(const Bytes& data, const std::string& where) {
         fields.range("batch", record.batch);
         fields.range("image_side", record.image_side);
         record.state = fields.choice("state", {"built", "self-tested", "certified"});
-        const bool hashed = !fields.null("sha256"), measured = !fields.null("bytes");
-        FileEntry plan{};
-        if (hashed) plan.sha256 = fields.matching("sha256", "a sha256 in hex", is_sha256);
-        if (measured) plan.bytes = size_t(fields.integer("bytes", 0, max_count));
-        if (hashed && measured) record.plan = plan;
+        if (!fields.null("sha256")) record.sha256 = fields.matching("sha256", "a sha256 in hex", is_sha256);
+        if (!fields.null("bytes")) record.bytes = size_t(fields.integer("bytes", 0, max_count));
         if (!fields.null("certificate")) record.certified_place = certificate_from(fields.object("certificate"));
         fields.done();
         return record;

@@ -40,7 +40,8 @@ struct PlanRecord {
     std::string id, created, onnx_sha256, precision, runtime, version, os, architecture, state;
     std::vector<std::string> targets;
     int64_t batch[3], image_side[3];
-    std::optional<FileEntry> plan;           // none where an ONNX file runs as it is
+    std::optional<std::string> sha256;       // of the plan; none where an ONNX file runs as it is
+    std::optional<size_t> bytes;
     std::optional<Place> certified_place;    // where its certificate was made
 
     bool certified_at(const Place& place) const { return state == "certified" && certified_place == place; }
