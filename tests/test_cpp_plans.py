@@ -85,6 +85,17 @@ def test_a_certified_plan_is_preferred_to_a_newer_one(build: Path, tmp_path: Pat
     assert (found["runtime"], found["state"], found["warnings"]) == ("tensorrt-rtx", "certified", [])
 
 
+def test_a_damaged_plan_is_told_of_though_another_one_runs(build: Path, tmp_path: Path) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle")
+    other = damaged.RTX[:-1] + b"x"
+    add_plan(bundle, damaged.record(bundle, damaged.RTX, id="good"), damaged.RTX)
+    add_plan(bundle, damaged.record(bundle, other, id="newer", created="2026-02-02T00:00:00Z"), other)
+    damaged.flipped("plans/newer.plan")(bundle.path)
+    found = opened(build, bundle.path)
+    assert (found["plan"], len(found["warnings"])) == ("good", 2), found
+    assert "newer.plan was changed after the build" in found["warnings"][0]
+
+
 def test_a_plan_is_taken_by_its_id(build: Path, tmp_path: Path) -> None:
     bundle = tiny.bundle(tmp_path / "bundle")
     for name, batch in (("one", (1, 1, 1)), ("several", (2, 2, 4))):

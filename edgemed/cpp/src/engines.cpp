@@ -110,7 +110,7 @@ Session* open_plan(const Bundle& bundle, const Choice& choice, Runtime& runtime,
     });
     const PlanRecord* best = nullptr;
     Bytes plan;
-    std::string reasons;
+    std::vector<std::string> reasons;  // why the others, as far as they were looked at, may not run
     for (const PlanRecord& record : records) {
         try {
             Bytes content = bundle.read_plan(record);
@@ -119,10 +119,15 @@ Session* open_plan(const Bundle& bundle, const Choice& choice, Runtime& runtime,
             best = &record, plan = std::move(content);
             if (record.certified_at(place)) break;
         } catch (const Error& error) {
-            reasons += (reasons.empty() ? "" : "; ") + std::string(error.what());
+            reasons.push_back(error.what());
         }
     }
-    if (!best) throw Error(EDGEMED_ERROR_BUNDLE, reasons);
+    if (!best) {
+        std::string all;
+        for (const std::string& reason : reasons) all += (all.empty() ? "" : "; ") + reason;
+        throw Error(EDGEMED_ERROR_BUNDLE, all);
+    }
+    for (const std::string& reason : reasons) choice.warn(reason.c_str());
     const bool certified = best->certified_at(place);
     engine.state = certified ? "certified" : best->state == "self-tested" ? "self-tested" : "built";
     if (!certified && !allowed)
