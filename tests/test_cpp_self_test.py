@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import test_damaged as damaged
 import tiny_bundles as tiny
-from cpp_build import BUNDLE, GATE, OK, opened
+from cpp_build import BUNDLE, GATE, INPUT, OK, opened
 
 from edgemed.evidence import golden_files
 from edgemed.manifest import canonical_bytes
@@ -26,6 +26,13 @@ def test_the_self_test_asks_a_plan_for_what_it_takes(build: Path, tmp_path: Path
     damaged.with_plan(damaged.RTX, image_side=(16, 20, 24))(other)
     assert "no golden image of" in opened(build, other, self_test=1)["message"]
     assert opened(build, other)["status"] == OK
+
+
+def test_a_plan_of_endless_batches_is_not_tried(build: Path, tmp_path: Path) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle").path
+    damaged.with_plan(damaged.RTX, batch=(2**62,) * 3)(bundle)
+    found = opened(build, bundle, self_test=1)
+    assert (found["status"], "1048576" in found["message"]) == (INPUT, True), found
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,8 @@ std::string folder_of_this_library() {
     return failed ? "." : file.parent_path().string();
 }
 
-constexpr size_t max_batch = size_t(1) << 20;
-
 Shape checked_shape(const edgemed_model& model, size_t n, int height, int width) {
-    require(n <= max_batch, "a batch holds at most 1048576 images");
+    require(n <= size_t(max_batch), "a batch holds at most 1048576 images");
     check_sides(height, width, model.shared->limits);
     return {int64_t(n), height, width};
 }

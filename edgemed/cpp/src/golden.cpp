@@ -96,6 +96,10 @@ std::vector<Golden> golden_from(const Bytes& outputs, const Manifest& manifest, 
 
 void self_test(const Bundle& bundle, const std::string& precision, const std::string& what, const Taken& taken,
                const std::function<const float*(const uint8_t*, const Shape&, float*, float*)>& predict) {
+    if (taken.least_batch > max_batch)
+        throw Error(EDGEMED_ERROR_INPUT, "the plan of " + bundle.path + " takes no batch of fewer than " +
+                                             std::to_string(taken.least_batch) + " images, a request holds at most " +
+                                             std::to_string(max_batch) + "; build one with a smaller --batch");
     const Manifest& manifest = bundle.manifest;
     const size_t labels = manifest.labels.size(), members = manifest.member_names.size();
     const bool half = precision == "fp16";

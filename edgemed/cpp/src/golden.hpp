@@ -27,8 +27,9 @@ struct Taken {
 std::vector<Golden> golden_from(const Bytes& outputs, const Manifest& manifest, const std::string& where);
 
 // Runs the golden images that are taken through `predict` (pixels and their shape (N, H, W), probabilities (N, K),
-// members (N, M, K), which gives the entropy (N, E, E), or null). Throws Error(EDGEMED_ERROR_GATE), with the first figure that is beyond its gate, or
-// Error(EDGEMED_ERROR_INPUT) where no golden image is taken; `what` names the engine.
+// members (N, M, K), which gives the entropy (N, E, E), or null). Throws Error(EDGEMED_ERROR_GATE), with the first
+// figure that is beyond its gate, or Error(EDGEMED_ERROR_INPUT) where no golden image is taken, or only in a batch that
+// no request may have; `what` names the engine.
 void self_test(const Bundle& bundle, const std::string& precision, const std::string& what, const Taken& taken,
                const std::function<const float*(const uint8_t*, const Shape&, float*, float*)>& predict);
 

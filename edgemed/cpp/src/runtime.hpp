@@ -67,6 +67,8 @@ struct Source {
     Warn warn;
 };
 
+constexpr int64_t max_batch = int64_t(1) << 20;  // images of a request
+
 // Packed RGB pixels (n, height, width, 3), uint8.
 struct Shape {
     int64_t n = 0, height = 0, width = 0;
