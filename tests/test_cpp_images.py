@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import struct
 from pathlib import Path
 
 import image_cases as cases
@@ -89,6 +90,26 @@ def test_what_it_decodes_has_pythons_pixels(build: Path, tmp_path: Path) -> None
         message = found[name]
         assert isinstance(message, str)
         assert "8-bit grey and RGB are decoded here" in message or "is no PNG or JPEG" in message, message
+
+
+def test_an_orientation_of_an_unusual_kind_is_refused(build: Path, tmp_path: Path) -> None:
+    """Pillow turns most of these; taken for upright they would be classified otherwise than in Python."""
+    tags = {
+        "two shorts": (3, "2H", 6, 6),
+        "signed": (8, "hh", 6, 0),
+        "float": (11, "f", 6.0),
+        "text": (2, "2sH", b"6", 0),
+    }
+    counts = {"two shorts": 2, "text": 2}
+    files = {}
+    for name, (kind, form, *values) in tags.items():
+        entry = struct.pack("<HHI", 274, kind, counts.get(name, 1)) + struct.pack(f"<{form}", *values)
+        exif = b"II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+        files[f"jpeg {name}"] = cases.encoded(Image.fromarray(cases.COLOUR), "JPEG", exif=b"Exif\0\0" + exif)
+        files[f"png {name}"] = cases.png(31, 23, 8, 0, ROWS, cases.chunk(b"eXIf", exif))
+    assert {image_from_bytes(data, "x").shape[:2] for data in files.values()} == {cases.COLOUR.shape[1::-1]}
+    for name, message in decoded(build, files, tmp_path).items():
+        assert isinstance(message, str) and "EXIF" in message and "or use Python" in message, name
 
 
 def interlaced(pixels: np.ndarray) -> bytes:

@@ -45,7 +45,16 @@ void orientation_is_read_from_exif() {
     for (const char* order : {"II", "MM"}) {
         for (int k = 1; k <= 8; ++k) CHECK(read(block(order, 3, 1, k), 26) == k, "%s %d", order, k);
         CHECK(read(block(order, 4, 1, 6), 26) == 6);
-        CHECK(read(block(order, 3, 2, 6), 26) == 1);
+        using Kind = std::pair<int, int>;  // a TIFF type, how many
+        for (const auto& [type, count] : {Kind(3, 2), Kind(3, 0), Kind(1, 1), Kind(2, 2), Kind(13, 1)}) {
+            bool refused = false;
+            try {
+                read(block(order, type, count, 6), 26);
+            } catch (const Error& error) {
+                refused = error.status == EDGEMED_ERROR_INPUT;
+            }
+            CHECK(refused, "%s type %d count %d", order, type, count);
+        }
         CHECK(read(block(order, 3, 1, 9), 26) == 1);
         for (size_t cut = 0; cut < 22; ++cut) CHECK(read(block(order, 3, 1, 6), cut) == 1, "%zu", cut);
     }

@@ -114,7 +114,7 @@ void pack_rgb(const edgemed_image& image, uint8_t* rgb) noexcept {
     }
 }
 
-int exif_orientation(const uint8_t* data, size_t size, bool& found) noexcept {
+int exif_orientation(const uint8_t* data, size_t size, bool& found) {
     found = false;
     for (int k = 0; k < 2 && size >= 6 && std::memcmp(data, "Exif\0\0", 6) == 0; ++k) data += 6, size -= 6;
     if (size < 8) return 1;
@@ -134,8 +134,11 @@ int exif_orientation(const uint8_t* data, size_t size, bool& found) noexcept {
         if (number(entry, 2) != 274) continue;
         found = true;  // the last one counts, as in Pillow
         const uint32_t type = number(entry + 2, 2), count = number(entry + 4, 4);
-        const uint32_t value = type == 3 ? number(entry + 8, 2) : type == 4 ? number(entry + 8, 4) : 1;
-        orientation = count == 1 && value <= 8 ? int(value) : 1;
+        // Of other types, or of several values, Pillow takes the first for the orientation if it is a number to Python.
+        if ((type != 3 && type != 4) || count != 1)
+            throw refused("states its orientation in EXIF data of an unusual kind", "convert it first, or use Python");
+        const uint32_t value = number(entry + 8, type == 3 ? 2 : 4);
+        orientation = value <= 8 ? int(value) : 1;
     }
     return orientation;
 }

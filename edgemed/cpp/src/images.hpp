@@ -1,7 +1,7 @@
 // Pixels: from what a caller has in memory, and from PNG and JPEG, to packed RGB, by the rules of images.py.
 //
 // Decoded here: 8-bit grey and RGB, PNG and JPEG, turned upright by EXIF or XMP. Refused: 1, 2, 4 and 16 bit, palettes,
-// transparency, CMYK, animations, and whatever is damaged or cut short.
+// transparency, CMYK, animations, an EXIF orientation that is not one whole number, and what is damaged or cut short.
 #pragma once
 
 #include <string>
@@ -38,8 +38,8 @@ void pack_rgb(const edgemed_image& image, uint8_t* rgb) noexcept;
 int channels(int format) noexcept;
 
 // 1 to 8, from EXIF (a TIFF block, with or without its "Exif" header); 1 where there is none or it is damaged. `found`:
-// whether an orientation is stated at all.
-int exif_orientation(const uint8_t* data, size_t size, bool& found) noexcept;
+// whether an orientation is stated at all. Throws Error(EDGEMED_ERROR_INPUT) for one of an unusual type or count.
+int exif_orientation(const uint8_t* data, size_t size, bool& found);
 
 // 1 to 8, or 0 where the XMP text states none.
 int xmp_orientation(const uint8_t* data, size_t size) noexcept;
