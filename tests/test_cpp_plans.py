@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import test_damaged as damaged
 import tiny_bundles as tiny
-from cpp_build import INPUT, OK, certificate_record, opened
+from cpp_build import BUNDLE, INPUT, OK, certificate_record, opened, probe
 
 import edgemed
+from edgemed.manifest import document_bytes
 from edgemed.pack import add_plan, put_record
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -52,6 +53,31 @@ def test_with_a_key_an_unsigned_certificate_does_not_count(build: Path, tmp_path
     put_record(bundle, certificate_record(bundle.path), private)
     found = opened(build, bundle.path, "openvino", public_key=tmp_path / "key.pem")
     assert (found["state"], found["warnings"]) == ("certified", [])
+
+
+@pytest.mark.parametrize("read", ["forged", "signed"])
+def test_a_record_counts_by_the_bytes_that_were_read(read: str, build: Path, tmp_path: Path) -> None:
+    """Beside the signed record lies one with a certificate that nobody gave, and takes its place between two looks."""
+    from edgemed.signature import public_of
+
+    serialization = damaged.serialization
+    private = damaged.ed25519.Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (tmp_path / "key.pem").write_bytes(public_of(private))
+    bundle = tiny.bundle(tmp_path / "bundle", signing_key=private)
+    add_plan(bundle, damaged.record(bundle, damaged.RTX), damaged.RTX, private)
+    certificate = certificate_record(bundle.path, runtime="tensorrt-rtx").certificate
+    forged = document_bytes(damaged.record(bundle, damaged.RTX, state="certified", certificate=certificate))
+    record = bundle.path / "plans" / "made-by-hand.json"
+    (tmp_path / "other.json").write_bytes(forged if read == "signed" else record.read_bytes())
+    if read == "forged":
+        record.write_bytes(forged)
+    found = probe(build, "swap", bundle.path, tmp_path / "key.pem", tmp_path / "other.json")
+    if read == "signed":
+        assert found == {"status": OK, "state": "built"}
+    else:
+        assert (found["status"], "is not by the given key" in found["message"]) == (BUNDLE, True), found
 
 
 def test_auto_passes_over_a_plan_that_is_not_certified_here(build: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 // What tests/test_cpp.py asks for, as JSON on one line.
 //   probe open BUNDLE [runtime=NAME] [precision=P] [public_key=FILE] [plan_key=FILE] [uncertified=1] [self_test=1] [modules=DIR] [plan=ID]
 //   probe entropy BUNDLE IMAGE    the map that OpenVINO gives of a PNG or JPEG: [E * E] bits, [] where the bundle has none
+//   probe swap BUNDLE KEY RECORD  reads the records, puts another file in the first one's place, and reads its plan
 //   probe decode FILE...          writes the pixels of each into FILE.rgb, after a line "HEIGHT WIDTH"
 //   probe manifest|record FILE... null for each that is read, else status and message
 //   probe place                   what a certificate says of this machine's CPU
@@ -60,6 +61,19 @@ std::vector<float> entropy(const char* bundle, const char* image) {
     return model.predict_encoded(data.data(), data.size()).entropy;
 }
 
+Json swapped(char** arguments) {
+    const Bytes key = key_content(arguments[3]), other = content(arguments[4]);
+    const Bundle bundle(arguments[2], key, key);
+    const PlanRecord record = bundle.plans().at(0);
+    write_atomic(bundle.path + "/plans/" + record.id + ".json", other.data(), other.size());
+    try {
+        bundle.read_plan(record);
+        return {{"status", 0}, {"state", record.state}};
+    } catch (const Error& error) {
+        return {{"status", error.status}, {"message", error.what()}};
+    }
+}
+
 // Runs `work` for each file; null where it went well, else status and message.
 template <typename Work>
 Json each(int count, char** arguments, Work work) {
@@ -90,6 +104,7 @@ int main(int count, char** arguments) {
     Json found;
     if (what == "open") found = opened(count, arguments);
     if (what == "entropy") found = entropy(arguments[2], arguments[3]);
+    if (what == "swap") found = swapped(arguments);
     if (what == "decode") found = each(count, arguments, write_pixels);
     if (what == "manifest")
         found = each(count, arguments, [](const std::string& file, const Bytes& data) { manifest_from(data, file); });

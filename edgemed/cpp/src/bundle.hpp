@@ -28,8 +28,8 @@ public:
     // The records in plans/, sorted by id.
     std::vector<PlanRecord> plans() const;
 
-    // The record, or where there is a plan key, what is signed by it under this name. Throws where nothing is.
-    PlanRecord trusted_record(const PlanRecord& record) const;
+    // Throws unless the record, as it was read, is signed by the plan key, where there is one.
+    void check_trusted(const PlanRecord& record) const;
 
     // The bytes of a plan of this bundle's own graph, verified against its record, which must be signed where there is
     // a plan key.

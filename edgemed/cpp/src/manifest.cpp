@@ -193,6 +193,7 @@ PlanRecord record_from(const Bytes& data, const std::string& where) {
     return document_from(data, where, [&](Json& document) {
         Fields fields(document, "");
         PlanRecord record;
+        record.document = data;
         fields.integer("schema_version", 1, 1);
         record.id = fields.matching("id", "a plan's id", is_plan_id);
         record.created = fields.matching("created", "a time", is_time);

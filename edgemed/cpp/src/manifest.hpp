@@ -43,6 +43,7 @@ struct PlanRecord {
     std::optional<std::string> sha256;       // of the plan; none where an ONNX file runs as it is
     std::optional<size_t> bytes;
     std::optional<Place> certified_place;    // where its certificate was made
+    Bytes document;                          // what all of this was read from: a signature is of these very bytes
 
     bool certified_at(const Place& place) const { return state == "certified" && certified_place == place; }
 };
