@@ -21,7 +21,7 @@ from edgemed.engines import place_of
 from edgemed.records import Certificate, PlanRecord
 
 ROOT = Path(__file__).parents[1]
-OK, INPUT, GATE, BUNDLE, RUNTIME = 0, 2, 3, 4, 5  # edgemed_status
+OK, INTERNAL, INPUT, GATE, BUNDLE, RUNTIME = 0, 1, 2, 3, 4, 5  # edgemed_status
 HEADERS = {
     "nlohmann/json.hpp": "nlohmann-json3-dev",
     "png.h": "libpng-dev",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import test_damaged as damaged
 import tiny_bundles as tiny
-from cpp_build import BUNDLE, INPUT, OK, certificate_record, opened, probe
+from cpp_build import BUNDLE, INPUT, INTERNAL, OK, RUNTIME, certificate_record, opened, probe
 
 import edgemed
 from edgemed.manifest import document_bytes
@@ -138,3 +138,17 @@ def test_a_plan_is_taken_by_its_id(build: Path, tmp_path: Path) -> None:
     ):
         found = opened(build, bundle.path, **options)
         assert (found["status"], message in found["message"]) == (INPUT, True), found
+
+
+@pytest.mark.parametrize(("told", "status"), [("wrong", BUNDLE), ("full", INTERNAL), ("fails", RUNTIME)])
+def test_the_status_of_an_opening_is_the_one_that_the_runtime_gave(
+    told: str, status: int, build: Path, tmp_path: Path
+) -> None:
+    files = tiny.fields()["files"] | {"model.fp32.onnx": b"no graph"}
+    bundle = tiny.bundle(tmp_path / "bundle", files=files).path
+    damaged.with_plan(damaged.RTX[:64] + told.encode())(bundle)
+    found = opened(build, bundle)
+    assert (found["status"], found["message"]) == (status, f"the stub was told: {told}")
+    found = opened(build, bundle, "auto", uncertified=1)  # where none works, memory is told from what will never work
+    assert found["status"] == (INTERNAL if status == INTERNAL else RUNTIME), found
+    assert "no runtime for" in found["message"] and f"the stub was told: {told}" in found["message"]

@@ -157,7 +157,7 @@ def test_the_module_compiles_against_nvidias_headers(headers: Path, tmp_path: Pa
     )
     module = tmp_path / f"edgemed_tensorrt{major}.so"
     exported = subprocess.run(["nm", "-D", "--defined-only", module], capture_output=True, text=True).stdout
-    assert [line.split()[-1] for line in exported.splitlines()] == ["edgemed_runtime_v3"]
+    assert [line.split()[-1] for line in exported.splitlines()] == ["edgemed_runtime_v4"]
     assert f"libnvinfer.so.{major}".encode() in module.read_bytes()
 
 

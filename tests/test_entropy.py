@@ -14,7 +14,7 @@ import pytest
 import test_build
 import tiny_bundles as tiny
 import torch
-from cpp_build import BUNDLE, GATE, OK, RUNTIME, opened, probe
+from cpp_build import BUNDLE, GATE, OK, opened, probe
 from PIL import Image
 from test_build import SIDES, Made
 from test_export import ensemble_of
@@ -181,7 +181,7 @@ def test_an_engine_with_other_outputs_than_the_manifest_states_does_not_run(
     with pytest.raises(InputError, match="state other outputs"):
         edgemed.load(bundle, runtime="openvino").predict_pixels(tiny.image(1)[None])
     found = opened(build, bundle.path, "openvino")
-    assert (found["status"], "other outputs than the manifest" in found["message"]) == (RUNTIME, True), found
+    assert (found["status"], "other outputs than the manifest" in found["message"]) == (BUNDLE, True), found
 
 
 def test_the_c_library_gives_the_map_that_python_gives(build: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 // A module that stands for TensorRT-RTX 1.7.1.116 on an sm86: it shows what the library does around a runtime, without
 // one. Member m's share of label k is proportional to 1 + the mean of channel (k + m) % 3; an entropy map counts from
 // the mean of red on; device memory is host memory.
-// The first pixel makes it misbehave: (255, 0, 1) fails the request, (255, 0, 2) answers with a NaN.
+// The first pixel makes it misbehave: (255, 0, 1) fails the request, (255, 0, 2) answers with a NaN. A plan whose text
+// after its header of 64 bytes is "wrong", "full" or "fails" is not opened, for a reason of that kind; pixels of 511
+// rows find no memory, and no clone does after them.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -16,6 +18,8 @@ namespace {
 
 using namespace edgemed::impl;
 
+constexpr size_t header = 64;  // of a plan
+
 struct Plan {
     std::unique_ptr<uint8_t[]> bytes;
     int labels, members, entropy_side;
@@ -27,15 +31,20 @@ public:
     explicit StubSession(std::shared_ptr<Plan> plan) : plan_(std::move(plan)) {}
     ~StubSession() override { std::free(staging_); }
 
-    Session* clone(Message&) noexcept override { return new (std::nothrow) StubSession(plan_); }
+    Session* clone(Message& error) noexcept override {
+        if (!full_) return new (std::nothrow) StubSession(plan_);
+        error.set(EDGEMED_ERROR_INTERNAL, "the stub has no memory for a clone");
+        return nullptr;
+    }
 
     uint8_t* staging(const Shape& shape, Message& error) noexcept override {
-        if (shape.bytes() > size_) {
+        full_ = shape.height == 511;
+        if (full_ || shape.bytes() > size_) {
             std::free(staging_);
-            staging_ = static_cast<uint8_t*>(std::malloc(shape.bytes()));
+            staging_ = full_ ? nullptr : static_cast<uint8_t*>(std::malloc(shape.bytes()));
             size_ = staging_ ? shape.bytes() : 0;
         }
-        if (!staging_) error.set(EDGEMED_ERROR_RUNTIME, "the stub is out of memory");
+        if (!staging_) error.set(EDGEMED_ERROR_INTERNAL, "the stub is out of memory");
         return staging_;
     }
 
@@ -80,6 +89,7 @@ private:
     std::shared_ptr<Plan> plan_;
     uint8_t* staging_ = nullptr;
     size_t size_ = 0;
+    bool full_ = false;
 };
 
 class Stub : public Runtime {
@@ -94,7 +104,16 @@ public:
         return EDGEMED_OK;
     }
 
-    Session* open(const Source& source, Message&) noexcept override {
+    Session* open(const Source& source, Message& error) noexcept override {
+        const char* const plan_text = static_cast<const char*>(source.data) + std::min(source.size, header);
+        const std::string text(plan_text, source.size - std::min(source.size, header));
+        using Told = std::pair<const char*, edgemed_status>;
+        for (const auto& [told, status] : {Told("wrong", EDGEMED_ERROR_BUNDLE), Told("full", EDGEMED_ERROR_INTERNAL),
+                                           Told("fails", EDGEMED_ERROR_RUNTIME)}) {
+            if (text != told) continue;
+            error.set(status, "the stub was told: %s", told);
+            return nullptr;
+        }
         auto plan = std::make_shared<Plan>();
         plan->bytes.reset(new uint8_t[source.size]);
         std::memcpy(plan->bytes.get(), source.data, source.size);
@@ -106,7 +125,7 @@ public:
 
 }  // namespace
 
-extern "C" EDGEMED_MODULE edgemed::impl::Runtime* edgemed_runtime_v3() {
+extern "C" EDGEMED_MODULE edgemed::impl::Runtime* edgemed_runtime_v4() {
     static Stub stub;
     return &stub;
 }

@@ -118,6 +118,18 @@ void a_failing_runtime_is_reported(edgemed_model* model) {
     CHECK(edgemed_predict(model, &good.image, 1, &good.outputs) == EDGEMED_OK);  // the handle goes on
 }
 
+void short_memory_is_not_called_a_runtimes_failure(edgemed_model* model) {
+    std::vector<unsigned char> rows(511 * width * 3);
+    const edgemed_image image{rows.data(), 511, width, 0, EDGEMED_BGR};
+    Request request;
+    edgemed_model* clone = nullptr;
+    CHECK(edgemed_predict(model, &image, 1, &request.outputs) == EDGEMED_ERROR_INTERNAL);
+    CHECK(last_error_has("out of memory"));
+    CHECK(edgemed_clone(model, &clone) == EDGEMED_ERROR_INTERNAL && !clone && last_error_has("no memory for a clone"));
+    request.image.format = EDGEMED_BGR;
+    CHECK(edgemed_predict(model, &request.image, 1, &request.outputs) == EDGEMED_OK);
+}
+
 void device_memory_goes_to_the_runtime(edgemed_model* model) {
     Request request, same;
     int stream = 0;
@@ -240,6 +252,7 @@ int main(int, char** arguments) {
     a_batch_gets_an_answer_each(clone);
     wrong_arguments_are_refused(clone);
     a_failing_runtime_is_reported(clone);
+    short_memory_is_not_called_a_runtimes_failure(clone);
     device_memory_goes_to_the_runtime(clone);
     errors_belong_to_their_thread(nullptr);
     edgemed_close(clone);

@@ -33,7 +33,7 @@ edgemed_status guarded(Work&& work) noexcept {
     } catch (const Error& error) {
         return failed(error.status, error.what());
     } catch (const std::bad_alloc&) {
-        return failed(EDGEMED_ERROR_INTERNAL, "out of memory; use smaller images or batches");
+        return failed(EDGEMED_ERROR_INTERNAL, out_of_memory);
     } catch (const std::exception& error) {
         return failed(EDGEMED_ERROR_INTERNAL, error.what());
     } catch (...) {
@@ -168,7 +168,7 @@ edgemed_status edgemed_clone(edgemed_model* model, edgemed_model** clone) {
         Message message;
         made->shared = model->shared;
         made->session.reset(model->session->clone(message));
-        if (!made->session) throw Error(EDGEMED_ERROR_RUNTIME, message.text);
+        if (!made->session) throw Error(message.status, message.text);
         *clone = made.release();
     });
 }

@@ -72,7 +72,7 @@ Source source_of(const Bundle& bundle, const Choice& choice, const Bytes& data, 
 Session* opened(Runtime& runtime, const Source& source) {
     Message message;
     Session* session = runtime.open(source, message);
-    if (!session) throw Error(EDGEMED_ERROR_RUNTIME, message.text);
+    if (!session) throw Error(message.status, message.text);
     return session;
 }
 
@@ -198,6 +198,7 @@ Engine open_engine(const Bundle& bundle, const Choice& wanted) {
     const std::string model = bundle.model_name(choice.precision), sha256 = bundle.manifest.files.at(model).sha256;
     const Bytes onnx = bundle.read(model);
     std::string passed_over;
+    edgemed_status status = EDGEMED_ERROR_RUNTIME;  // if none works: where one had no memory, it may another time
     for (const char* name : order) {
         if (named && choice.runtime != name) continue;
         std::string why_not;
@@ -221,13 +222,14 @@ Engine open_engine(const Bundle& bundle, const Choice& wanted) {
                 return engine;
             } catch (const Error& error) {
                 if (named) throw;
+                if (error.status == EDGEMED_ERROR_INTERNAL) status = error.status;
                 why_not = error.what();
                 choice.warn((std::string(name) + " is passed over: " + why_not).c_str());
             }
         }
         passed_over += (passed_over.empty() ? "" : "; ") + std::string(name) + ": " + why_not;
     }
-    throw Error(EDGEMED_ERROR_RUNTIME, "no runtime for " + bundle.path + ": " + passed_over);
+    throw Error(status, "no runtime for " + bundle.path + ": " + passed_over);
 }
 
 }  // namespace edgemed::impl

@@ -22,6 +22,8 @@ using Bytes = std::vector<uint8_t>;
 
 inline const char* const again = "copy the bundle again, or build it again with `edgemed build-engine`";
 
+inline const char* const out_of_memory = "out of memory; use smaller images or batches";
+
 // Up to `limit` bytes of a file that is not a symbolic link. Throws Error(EDGEMED_ERROR_BUNDLE).
 Bytes plain_content(const std::string& path, size_t limit);
 

@@ -84,7 +84,7 @@ struct Model {
     uint8_t* staging(const Shape& shape) {
         Message message;
         uint8_t* memory = session->staging(shape, message);
-        if (!memory) throw Error(EDGEMED_ERROR_RUNTIME, message.text);
+        if (!memory) throw Error(message.status, message.text);
         return memory;
     }
 };

@@ -34,6 +34,26 @@ struct Reason {
     }
 };
 
+// Runs `work`; what it throws becomes a status and a message. what, step: for what OpenVINO throws.
+template <typename Work>
+edgemed_status guarded(Message& error, const char* what, const char* step, Work work) noexcept {
+    try {
+        work();
+        return EDGEMED_OK;
+    } catch (const Error& failure) {
+        return error.set(failure.status, "%s", failure.what());
+    } catch (const std::bad_alloc&) {
+        return error.set(EDGEMED_ERROR_INTERNAL, "%s", out_of_memory);
+    } catch (const std::exception& failure) {
+        return error.set(EDGEMED_ERROR_RUNTIME, "OpenVINO %s %s (%s)%s", ov::get_openvino_version().buildNumber, what,
+                         Reason(failure).text, step);
+    }
+}
+
+Error other_outputs() {
+    return Error(EDGEMED_ERROR_BUNDLE, "the graph has other outputs than the manifest says; build the bundle again");
+}
+
 // One process at a time: the others wait for what the first one compiles, in place of doing it again.
 class Lock {
 public:
@@ -145,7 +165,7 @@ private:
             if (result.model.output(k).get_names().count("entropy")) result.entropy = k;
         }
         if (result.probabilities == SIZE_MAX || result.members == SIZE_MAX || (result.entropy == SIZE_MAX) != (entropy == 0))
-            throw std::runtime_error("the graph has other outputs than the manifest says");
+            throw other_outputs();
         return result;
     }
 
@@ -169,12 +189,12 @@ public:
 
     Session* clone(Message& error) noexcept override {
         Session* made = nullptr;
-        guarded(error, [&] { made = new OpenVinoSession(engine_); });
+        asked(error, [&] { made = new OpenVinoSession(engine_); });
         return made;
     }
 
     uint8_t* staging(const Shape& shape, Message& error) noexcept override {
-        guarded(error, [&] {
+        asked(error, [&] {
             if (staging_.size() < shape.bytes()) staging_.resize(shape.bytes());
         });
         return staging_.size() < shape.bytes() ? nullptr : staging_.data();
@@ -182,7 +202,7 @@ public:
 
     edgemed_status run(const uint8_t* pixels, const Shape& shape, const Answers& answers,
                        Message& error) noexcept override {
-        return guarded(error, [&] {
+        return asked(error, [&] {
             Request& mine = request(shape.n);
             if (mine.pixels != pixels || !(mine.shape == shape)) {
                 const ov::Shape sides{size_t(shape.n), size_t(shape.height), size_t(shape.width), 3};
@@ -217,19 +237,13 @@ private:
     }
 
     static void copy(const ov::Tensor& tensor, float* to, size_t count) {
-        if (tensor.get_size() != count) throw std::runtime_error("the graph has other outputs than the manifest says");
+        if (tensor.get_size() != count) throw other_outputs();
         std::memcpy(to, tensor.data<const float>(), count * sizeof(float));
     }
 
     template <typename Work>
-    static edgemed_status guarded(Message& error, Work work) noexcept {
-        try {
-            work();
-            return EDGEMED_OK;
-        } catch (const std::exception& failure) {
-            return error.set(EDGEMED_ERROR_RUNTIME, "OpenVINO %s refuses the graph or the request (%s); build the bundle again",
-                             ov::get_openvino_version().buildNumber, Reason(failure).text);
-        }
+    static edgemed_status asked(Message& error, Work work) noexcept {
+        return guarded(error, "refuses the graph or the request", "; build the bundle again", work);
     }
 
     std::shared_ptr<Engine> engine_;
@@ -243,26 +257,20 @@ public:
     bool takes_plans() const noexcept override { return false; }
 
     edgemed_status available(Here& here, Message& why_not) noexcept override {
-        try {
+        return guarded(why_not, "has no CPU plugin", "", [&] {
             ov::Core().get_property("CPU", ov::device::full_name);
             const auto [device, capability] = cpu();
             Here::put(here.version, ov::get_openvino_version().buildNumber);
             Here::put(here.device, device);
             Here::put(here.capability, capability);
-            return EDGEMED_OK;
-        } catch (const std::exception& error) {
-            return why_not.set(EDGEMED_ERROR_RUNTIME, "this OpenVINO has no CPU plugin (%s)", Reason(error).text);
-        }
+        });
     }
 
     Session* open(const Source& source, Message& error) noexcept override {
-        try {
-            return new OpenVinoSession(std::make_shared<Engine>(source));
-        } catch (const std::exception& failure) {
-            error.set(EDGEMED_ERROR_RUNTIME, "OpenVINO %s refuses the graph (%s); build the bundle again",
-                      ov::get_openvino_version().buildNumber, Reason(failure).text);
-            return nullptr;
-        }
+        Session* made = nullptr;
+        guarded(error, "refuses the graph", "; build the bundle again",
+                [&] { made = new OpenVinoSession(std::make_shared<Engine>(source)); });
+        return made;
     }
 };
 

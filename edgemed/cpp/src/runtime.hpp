@@ -2,7 +2,7 @@
 //
 // OpenVINO is linked in. TensorRT comes as modules, one shared object per flavour (edgemed_tensorrt10.so,
 // edgemed_tensorrt11.so, edgemed_tensorrt_rtx.so), loaded with dlopen, so that one library runs on machines with and
-// without it. A module exports one function, `edgemed_runtime_v3`. What crosses the boundary is plain memory and these
+// without it. A module exports one function, `edgemed_runtime_v4`. What crosses the boundary is plain memory and these
 // two classes; a function that can fail returns a status and writes a message, and nothing throws.
 #pragma once
 
@@ -18,17 +18,19 @@
 
 namespace edgemed::impl {
 
-// One line for the user: what failed, and the step that mends it.
+// Why something failed: its kind, and one line for the user: what failed, and the step that mends it.
 struct Message {
+    edgemed_status status = EDGEMED_ERROR_INTERNAL;
     char text[1024] = "";
 
-    // Writes the text (printf's format; cut off where it is too long) and gives `status` back.
-    __attribute__((format(printf, 3, 4))) edgemed_status set(edgemed_status status, const char* format, ...) noexcept {
+    // Writes the text (printf's format; cut off where it is too long) and gives the status back.
+    __attribute__((format(printf, 3, 4))) edgemed_status set(edgemed_status kind, const char* format, ...) noexcept {
+        status = kind;
         va_list values;
         va_start(values, format);
         std::vsnprintf(text, sizeof text, format, values);
         va_end(values);
-        return status;
+        return kind;
     }
 };
 
@@ -90,10 +92,10 @@ class Session {
 public:
     virtual ~Session() = default;
 
-    // A session on the same engine for another thread, or null. Thread-safe towards clones, not towards itself.
+    // A session on the same engine for another thread, or null and why. Thread-safe towards clones, not towards itself.
     virtual Session* clone(Message& error) noexcept = 0;
 
-    // Memory for the pixels of the next `run`, from where it is fastest (pinned, with a GPU), or null. It stays valid
+    // Memory for the pixels of the next `run`, from where it is fastest (pinned, with a GPU); or null, and why. Valid
     // until the next call with a larger shape; nothing is allocated for a shape that is not larger than one before.
     virtual uint8_t* staging(const Shape& shape, Message& error) noexcept = 0;
 
@@ -118,7 +120,7 @@ public:
     // EDGEMED_OK where it works on this machine, with `here` filled; else the reason, in one line.
     virtual edgemed_status available(Here& here, Message& why_not) noexcept = 0;
 
-    // A session, or null. A plan has passed preflight.
+    // A session, or null and why. A plan has passed preflight.
     virtual Session* open(const Source& source, Message& error) noexcept = 0;
 
 protected:
@@ -127,6 +129,6 @@ protected:
 
 }  // namespace edgemed::impl
 
-#define EDGEMED_RUNTIME_SYMBOL "edgemed_runtime_v3"
-// What a module exports: `extern "C" EDGEMED_MODULE edgemed::impl::Runtime* edgemed_runtime_v3() { ... }`
+#define EDGEMED_RUNTIME_SYMBOL "edgemed_runtime_v4"
+// What a module exports: `extern "C" EDGEMED_MODULE edgemed::impl::Runtime* edgemed_runtime_v4() { ... }`
 #define EDGEMED_MODULE __attribute__((visibility("default")))

@@ -8,6 +8,7 @@
 // within the GPU, since TensorRT wants aligned addresses and the graph wants lasting ones.
 #include <cstring>
 #include <exception>
+#include <new>
 
 #include "tensorrt_engine.hpp"
 
@@ -22,6 +23,8 @@ edgemed_status guarded(Message& error, Work work) noexcept {
         return EDGEMED_OK;
     } catch (const Error& failure) {
         return error.set(failure.status, "%s", failure.what());
+    } catch (const std::bad_alloc&) {
+        return error.set(EDGEMED_ERROR_INTERNAL, "%s", out_of_memory);
     } catch (const std::exception& failure) {
         return error.set(EDGEMED_ERROR_INTERNAL, "%s: %s", runtime_name, failure.what());
     }
@@ -207,7 +210,7 @@ private:
 }  // namespace
 }  // namespace edgemed::impl
 
-extern "C" EDGEMED_MODULE edgemed::impl::Runtime* edgemed_runtime_v3() {
+extern "C" EDGEMED_MODULE edgemed::impl::Runtime* edgemed_runtime_v4() {
     static edgemed::impl::TensorRt runtime;
     return &runtime;
 }
