@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import tiny_bundles as tiny
-from cpp_build import ROOT
+from cpp_build import ROOT, missing
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -19,6 +21,15 @@ def run(*command: str | Path, **environment: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def configured(folder: Path, *settings: str, **environment: str) -> tuple[int, str]:
+    """What CMake ends with, and says, its lines joined."""
+    if (reason := missing()) is not None:
+        pytest.skip(reason)
+    command = ["cmake", "-S", LIBRARY, "-B", folder, *settings]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    return done.returncode, re.sub(r"\s+", " ", done.stdout + done.stderr)
 
 
 NO_PIE = """
@@ -48,3 +59,20 @@ def test_modules_are_looked_for_beside_the_library_whatever_the_program_is(build
     run("cc", tmp_path / "program.c", "-o", tmp_path / "program", *flags, "-ledgemed")
     said = run(tmp_path / "program", tiny.bundle(tmp_path / "bundle").path)
     assert f" {folder.resolve()}/edgemed_tensorrt_rtx.so is not there" in said
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_advice_of_a_configuration_without_openvino_helps(named: bool, tmp_path: Path) -> None:
+    """The command again, in the environment that has edgemed, after one whose Python was found, or named."""
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "other")
+    other, here = tmp_path / "other" / "bin", Path(sys.executable).parent
+    for folder, settings in ((other, [f"-DPython3_EXECUTABLE={other / 'python'}"] * named), (here, [])):
+        path = f"{folder}:{os.environ['PATH']}"
+        code, said = configured(tmp_path / "build", *settings, VIRTUAL_ENV=str(folder.parent), PATH=path)
+        assert (code == 0) is (folder == here), said
+        assert code == 0 or f"OpenVINO was not found by {folder}/python" in said
+
+
+def test_a_folder_without_openvino_is_named(tmp_path: Path) -> None:
+    code, said = configured(tmp_path / "build", f"-DOpenVINO_DIR={tmp_path}")
+    assert (code, f"OpenVINO was not found in {tmp_path}" in said) == (1, True), said
