@@ -76,3 +76,16 @@ def test_the_advice_of_a_configuration_without_openvino_helps(named: bool, tmp_p
 def test_a_folder_without_openvino_is_named(tmp_path: Path) -> None:
     code, said = configured(tmp_path / "build", f"-DOpenVINO_DIR={tmp_path}")
     assert (code, f"OpenVINO was not found in {tmp_path}" in said) == (1, True), said
+
+
+def test_an_old_tensorrt_that_nobody_named_stops_nothing(tmp_path: Path) -> None:
+    include = tmp_path / "prefix" / "include"
+    include.mkdir(parents=True)
+    (include / "NvInferRuntime.h").touch()
+    (include / "NvInferVersion.h").write_text("#define NV_TENSORRT_MAJOR 8 //!< TensorRT major version.\n")
+    cuda = (f"-DEDGEMED_CUDA_INCLUDE_DIR={include}", "-DEDGEMED_CUDART=cudart", "-DEDGEMED_OPENVINO=OFF")
+    for _ in range(2):  # what was found once is in CMake's cache, as if it had been named
+        code, said = configured(tmp_path / "build", *cuda, f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}")
+        assert (code, f"TensorRT in {include} is version '8'" in said) == (0, True), said
+    code, said = configured(tmp_path / "other", *cuda, f"-DEDGEMED_TENSORRT_INCLUDE_DIRS={include}")
+    assert (code, "edgemed needs 10.3 or newer" in said) == (1, True), said

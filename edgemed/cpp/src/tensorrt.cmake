@@ -3,7 +3,12 @@
 #
 #   cmake ... -DEDGEMED_TENSORRT_INCLUDE_DIRS="/opt/TensorRT-10/include;/opt/TensorRT-11/include"
 #             -DEDGEMED_TENSORRT_RTX_INCLUDE_DIR=/opt/TensorRT-RTX/include
+set(named "${EDGEMED_TENSORRT_INCLUDE_DIRS}")
 find_path(EDGEMED_TENSORRT_INCLUDE_DIRS NvInferRuntime.h DOC "Folders of the headers of classic TensorRT, one a major version")
+if(NOT named)
+  set(EDGEMED_TENSORRT_FOUND "${EDGEMED_TENSORRT_INCLUDE_DIRS}" CACHE INTERNAL
+    "what nobody named, but lay in a default folder")
+endif()
 set(EDGEMED_TENSORRT_RTX_INCLUDE_DIR "" CACHE PATH "Folder of the headers of TensorRT-RTX")
 find_path(EDGEMED_CUDA_INCLUDE_DIR cuda_runtime_api.h
   PATHS /usr/local/cuda/include /usr/local/cuda/targets/aarch64-linux/include DOC "Folder of the headers of CUDA")
@@ -31,10 +36,19 @@ elseif(NOT EDGEMED_CUDA_INCLUDE_DIR OR NOT EDGEMED_CUDART)
 else()
   foreach(include IN LISTS EDGEMED_TENSORRT_INCLUDE_DIRS)
     if(include)
-      file(STRINGS "${include}/NvInferVersion.h" major REGEX "define (NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE) +[0-9]+")
+      set(major "")
+      if(EXISTS "${include}/NvInferVersion.h")
+        file(STRINGS "${include}/NvInferVersion.h" major
+          REGEX "define (NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE) +[0-9]+")
+      endif()
       string(REGEX REPLACE ".*MAJOR[A-Z_]* +([0-9]+).*" "\\1" major "${major}")
       if(NOT major GREATER_EQUAL 10)
-        message(FATAL_ERROR "TensorRT in ${include} is version '${major}'; edgemed needs 10.3 or newer")
+        set(reason "TensorRT in ${include} is version '${major}'; edgemed needs 10.3 or newer")
+        if(NOT include STREQUAL EDGEMED_TENSORRT_FOUND)
+          message(FATAL_ERROR "${reason}")
+        endif()
+        message(WARNING "${reason}: no module is built for it")
+        continue()
       endif()
       edgemed_tensorrt_module(edgemed_tensorrt${major} "${include}" libnvinfer.so.${major})
     endif()
