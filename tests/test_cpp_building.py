@@ -89,3 +89,15 @@ def test_an_old_tensorrt_that_nobody_named_stops_nothing(tmp_path: Path) -> None
         assert (code, f"TensorRT in {include} is version '8'" in said) == (0, True), said
     code, said = configured(tmp_path / "other", *cuda, f"-DEDGEMED_TENSORRT_INCLUDE_DIRS={include}")
     assert (code, "edgemed needs 10.3 or newer" in said) == (1, True), said
+
+
+def test_a_library_folder_elsewhere_is_the_one_that_pkg_config_names(tmp_path: Path) -> None:
+    code, said = configured(tmp_path / "build", "-DEDGEMED_OPENVINO=OFF", "-DCMAKE_INSTALL_LIBDIR=/opt/here/lib")
+    assert code == 0, said
+    lines = (tmp_path / "build" / "edgemed.pc").read_text().splitlines()
+    assert "libdir=/opt/here/lib" in lines and "includedir=${prefix}/include" in lines
+
+
+def test_the_camera_loop_is_plain_c(tmp_path: Path) -> None:
+    flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{LIBRARY / 'include'}"]
+    run("cc", *flags, LIBRARY / "examples" / "camera_loop.c")

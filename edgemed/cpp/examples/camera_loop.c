@@ -3,6 +3,7 @@
  * Put your camera in the place of next_frame: it fills a buffer that belongs to this program (or hand over the camera's
  * own, with its stride). Prints a line per decision that changed, and the mean time of a request at the end: without the
  * first one, which may still compile, and without next_frame(). */
+#define _POSIX_C_SOURCE 199309L /* clock_gettime, where the compiler is told -std=c11 */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
