@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny_bundles as tiny
-from cpp_build import ROOT, missing
+from cpp_build import ROOT, missing, opened
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -101,3 +101,22 @@ def test_a_library_folder_elsewhere_is_the_one_that_pkg_config_names(tmp_path: P
 def test_the_camera_loop_is_plain_c(tmp_path: Path) -> None:
     flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{LIBRARY / 'include'}"]
     run("cc", *flags, LIBRARY / "examples" / "camera_loop.c")
+
+
+def test_without_home_the_cache_is_in_the_users_own(
+    build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in Python: a service often runs without HOME. The user's entry is a stand-in's."""
+    (tmp_path / "user.c").write_text(
+        "#include <pwd.h>\n#include <stddef.h>\n"
+        "int getpwuid_r(uid_t user, struct passwd* entry, char* text, size_t size, struct passwd** found) {\n"
+        f'    (void)user, (void)text, (void)size, entry->pw_dir = "{tmp_path}";\n'
+        "    *found = entry;\n    return 0;\n}\n"
+    )
+    run("cc", "-shared", "-fPIC", tmp_path / "user.c", "-o", tmp_path / "user.so")
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("LD_PRELOAD", str(tmp_path / "user.so"))
+    found = opened(build, tiny.bundle(tmp_path / "bundle").path, "openvino")
+    assert (found["status"], found["warnings"]) == (0, [])
+    assert len(list((tmp_path / ".cache" / "edgemed" / "openvino").rglob("*.blob"))) == 1

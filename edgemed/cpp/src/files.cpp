@@ -4,6 +4,7 @@
 #include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
+#include <pwd.h>
 #include <sched.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -45,6 +46,16 @@ long quota(const std::string& path) {
 
 [[noreturn]] void cannot_write(const std::string& path) {
     throw Error(EDGEMED_ERROR_INTERNAL, "cannot write " + path + ": " + std::strerror(errno));
+}
+
+// HOME, or where it is not set, as for many a service, what the system knows of this user.
+std::string home_folder() {
+    if (const char* home = std::getenv("HOME"); home && *home) return home;
+    struct passwd entry{}, *found = nullptr;
+    std::vector<char> text(1 << 14);
+    if (::getpwuid_r(::getuid(), &entry, text.data(), text.size(), &found) != 0 || !found || !*found->pw_dir)
+        throw Error(EDGEMED_ERROR_INTERNAL, "no home folder: HOME is not set, and this user is not known");
+    return found->pw_dir;
 }
 
 // Without it, OpenSSL would ask on the terminal.
@@ -116,15 +127,7 @@ void write_atomic(const std::string& path, const void* data, size_t size) {
 
 std::string cache_folder(const std::string& runtime, std::initializer_list<std::string> key) {
     const char* configured = std::getenv("XDG_CACHE_HOME");
-    const char* home = std::getenv("HOME");
-    fs::path folder;
-    if (configured && *configured == '/') {
-        folder = configured;
-    } else if (home && *home) {
-        folder = fs::path(home) / ".cache";
-    } else {
-        throw Error(EDGEMED_ERROR_INTERNAL, "no home folder: HOME is not set");
-    }
+    fs::path folder = configured && *configured == '/' ? fs::path(configured) : fs::path(home_folder()) / ".cache";
     std::string joined;
     for (const std::string& part : key) joined += (joined.empty() ? "" : "\n") + part;
     std::error_code failed;
