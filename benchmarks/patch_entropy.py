@@ -2,7 +2,8 @@
 
     python benchmarks/patch_entropy.py      # a minute on two CPU cores; writes a result of its own where a GPU is
 
-64 images of 224 x 224, patches of 32 pixels. It states the memory floor first, compares every implementation with the
+64 images of 224 x 224 of uniform noise, which fills all bins of every patch as no ultrasound image does, patches of 32
+pixels; on a GPU they lie in its memory already. It states the memory floor, compares every implementation with the
 oracle and exits with 1 on a mismatch, then times them in turn, so that a busy machine slows all alike; ratios come from
 the medians. Everything on the CPU runs on one thread, as the loop does; beside the wall clock stands the processor
 time, which other programs hardly change. The last line is one JSON document.

@@ -112,10 +112,11 @@ def sentence(found: Mapping[str, Any]) -> str:
     )
     adds = [name for key, name in SEEN.items() if (claim[key]["low"] or 0) > 0]
     takes = [name for key, name in SEEN.items() if (claim[key]["high"] or 0) < 0]
-    level = [name for name in SEEN.values() if name not in adds + takes]
+    bare = [name for key, name in SEEN.items() if claim[key]["low"] is None]
+    level = [name for name in SEEN.values() if name not in adds + takes + bare]
     says = [f"masked pretraining {word} another seed in {' and '.join(names)}"
             for word, names in (("adds more than", adds), ("falls behind", takes)) if names]  # fmt: skip
-    says += [f"in {name} the interval holds 0" for name in level]
+    says += [f"in {name} the interval holds 0" for name in level] + [f"{name} has no interval" for name in bare]
     null = "no interval excludes 0: these images do not show that masked pretraining adds more than another seed does"
     return (
         f"{claim['a']} minus {claim['b']} on the same {found['n']:,} images in {found['groups']:,} groups: {figures}; "
@@ -171,7 +172,8 @@ def _table(rows: Sequence[Mapping[str, Any]], reference: str) -> str:
 
 def _figures(rows: Sequence[Mapping[str, Any]], reference: str) -> list[str]:
     def of(interval: Mapping[str, float]) -> tuple[float, float, float]:
-        return interval["value"], interval["low"], interval["high"]
+        low, high = (interval["value" if interval[key] is None else key] for key in ("low", "high"))
+        return interval["value"], low, high
 
     values = {row["name"]: of(row["accuracy"]) for row in rows}
     caption = "accuracy, 95 % intervals"

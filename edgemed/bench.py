@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgemed import __version__
-from edgemed.bench_stages import front_end_share, stages
+from edgemed.bench_stages import front_end_flops, front_end_share, stages
 from edgemed.bundle import Bundle, open_bundle
 from edgemed.conditions import (
     NOT_MEASURED,
@@ -236,7 +236,8 @@ def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any
     conditions = changes(before[0], snapshot())
     peak = peak_memory() if fresh else NOT_MEASURED
     latency = _latency(found.latencies)
-    rate = [1e3 * batch * settings.streams / latency["mean"][key] for key in ("value", "high", "low")]
+    counted = batch * len(found.latencies) / found.seconds * latency["mean"]["value"]  # streams do not all end at once
+    rate = [counted / latency["mean"][key] for key in ("value", "high", "low")]
     manifest = model.bundle.manifest
     return {
         "batch": batch,
@@ -251,8 +252,8 @@ def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any
         if limits == NOT_MEASURED
         else share_of_limit(
             limits,
-            flops=manifest.flops + _front_end_flops(manifest.size, side)
-            - _front_end_flops(manifest.size, manifest.input.opt_side),
+            flops=manifest.flops + front_end_flops(manifest.size, side)
+            - front_end_flops(manifest.size, manifest.input.opt_side),
             weight_bytes=manifest.weight_bytes,
             pixel_bytes=image.nbytes,
             batch=batch,
@@ -264,11 +265,6 @@ def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any
         "power": power_of(call, images=batch, seconds=part, streams=settings.streams, idle=idle),
         "times_ms": found.latencies,
     }
-
-
-def _front_end_flops(size: int, side: int) -> int:
-    """Of the two matrix products that resize an image of `side` pixels, two operations per multiply-add."""
-    return 6 * size * side * (side + size)
 
 
 def _latency(samples: list[float]) -> dict[str, Any]:

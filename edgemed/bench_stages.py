@@ -75,12 +75,17 @@ def stages(
     return found
 
 
+def front_end_flops(size: int, side: int) -> int:
+    """Of the two matrix products that resize an image of `side` pixels, two operations per multiply-add."""
+    return 6 * size * side * (side + size)
+
+
 def front_end_share(model: Model, pixels: NDArray[np.uint8], p50: float, seconds: float) -> dict[str, Any] | str:
     """The front end's part of a request's time (cast, resize, normalisation inside the graph), with its 95 % interval.
 
     pixels: (N, S, S, 3) uint8, the request. p50: its median in ms; seconds: about how long to measure. The front end's
-    work is proportional to the pixels that it reads, so the difference between two sizes, drawn out to an image without
-    pixels, is its time. An interval that reaches below 0 says that it is too small to be seen.
+    work is that of `front_end_flops`, so the difference between two sizes, drawn out
+    to an image without pixels, is its time. An interval that reaches below 0 says that it is too small to be seen.
 
     {"value", "low", "high": 0 to 1; "other_side"; "rounds"}, or "not measured" for an engine of one fixed size.
     """
@@ -98,6 +103,7 @@ def front_end_share(model: Model, pixels: NDArray[np.uint8], p50: float, seconds
     calls = {"this": lambda: model.predict_pixels(pixels), "other": lambda: model.predict_pixels(resized)}
     found = interleaved(calls, rounds)
     ratio = ratio_interval(found["other"], found["this"], paired=True)
-    reach = side**2 / (side**2 - other**2)
+    work, of_other = (front_end_flops(model.bundle.manifest.size, each) for each in (side, other))
+    reach = work / (work - of_other)
     low, high = sorted((1 - bound) * reach for bound in ratio[1:])
     return {"value": (1 - ratio.value) * reach, "low": low, "high": high, "other_side": other, "rounds": rounds}

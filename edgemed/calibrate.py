@@ -66,13 +66,16 @@ def fitted_temperatures(logits: Sequence[Tensor], labels: Sequence[int]) -> list
     own = [fitted_temperature(each, labels) for each in logits]
     exact, target = [each.double() for each in logits], _targets(labels, logits[0].shape[1])
 
+    def within(temperature: float) -> float:
+        return min(max(temperature, LOWEST), HIGHEST)
+
     def loss(factor: float) -> float:
-        shares = [torch.softmax(each / (factor * value), -1) for each, value in zip(exact, own, strict=True)]
+        shares = [torch.softmax(each / within(factor * value), -1) for each, value in zip(exact, own, strict=True)]
         mean = torch.stack(shares).mean(0).clamp_min(torch.finfo(torch.float64).tiny)
         return float(-(target * mean.log()).sum(1).mean())
 
     factor = _minimum(loss)
-    return [min(max(factor * value, LOWEST), HIGHEST) for value in own]
+    return [within(factor * value) for value in own]
 
 
 def fitted_temperature(logits: Tensor, labels: Sequence[int]) -> float:

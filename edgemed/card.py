@@ -94,7 +94,8 @@ antialiased, aspect squashed. {cost}; a multiply-add counts as two operations.
 
 ## Quality
 
-{metrics[n]} images in {metrics[groups]} groups, {source.quality_of}; in brackets 95 % group-bootstrap intervals.
+{metrics[n]} images in {metrics[groups]} groups, {source.quality_of}; in brackets 95 % group-bootstrap intervals,
+where the groups suffice for one.
 
 | | accuracy | balanced accuracy | macro F1 | AUROC | calibration error |
 |---|---|---|---|---|---|
@@ -171,7 +172,8 @@ def _table(rows: Iterable[Sequence[object]]) -> str:
 
 
 def _interval(value: Mapping[str, float | None]) -> str:
-    return f"{_number(value['value'])} [{_number(value['low'])}, {_number(value['high'])}]"
+    known = value["low"] is not None
+    return _number(value["value"]) + (f" [{_number(value['low'])}, {_number(value['high'])}]" if known else "")
 
 
 def _number(value: float | None) -> str:

@@ -12,6 +12,7 @@ Every reader takes the root of the file system, so that the tests can show it th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
@@ -42,7 +43,7 @@ class Snapshot:
     clock: float
     busy: float | None
     stolen: float | None
-    own: float  # with the processes that it started and that have ended
+    own: float  # with the processes that it started, those that have ended too
     state: dict[str, Any]  # what `changes` shows as before and after
 
 
@@ -73,7 +74,23 @@ def snapshot(root: Path = ROOT) -> Snapshot:
         "load_average": os.getloadavg()[0],
         "gpu": nvml.gpu_state() or _jetson_gpu(root) or NOT_MEASURED,
     }
-    return Snapshot(time.monotonic(), busy, stolen, sum(one.ru_utime + one.ru_stime for one in own), state)
+    spent = sum(one.ru_utime + one.ru_stime for one in own) + _living_descendants_seconds()
+    return Snapshot(time.monotonic(), busy, stolen, spent, state)
+
+
+def _living_descendants_seconds() -> float:
+    """CPU seconds of the processes that this one, or one of them, has started and that still run."""
+    parents, spent = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # it has ended meanwhile
+            fields = stat.read_text().rpartition(")")[2].split()  # from the third on, see proc(5)
+            parents[int(stat.parent.name)] = int(fields[1])
+            spent[int(stat.parent.name)] = int(fields[11]) + int(fields[12])
+    family, found = {os.getpid()}, set[int]()
+    while family:
+        family = {pid for pid, parent in parents.items() if parent in family}
+        found |= family
+    return sum(spent[pid] for pid in found) / os.sysconf("SC_CLK_TCK")
 
 
 def changes(before: Snapshot, after: Snapshot) -> dict[str, Any]:

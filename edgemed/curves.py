@@ -16,7 +16,7 @@ from sklearn.metrics import auc
 
 from edgemed.evaluate import Table
 from edgemed.operating import disagreement
-from edgemed.stats import Interval, group_resamples
+from edgemed.stats import FEWEST_GROUPS, Interval, group_resamples
 
 Floats = NDArray[np.float64]
 POINTS = 100
@@ -85,7 +85,10 @@ def risk_coverage(table: Table) -> dict[str, Any]:
 
 
 def roc(table: Table, positive: int, resamples: int = 300, seed: int = 0) -> Roc | None:
-    """The ROC of class `positive` against the rest, bootstrapped over groups; None without both kinds of image."""
+    """The ROC of class `positive` against the rest, bootstrapped over groups; None without both kinds of image.
+
+    Band and bounds are NaN from fewer groups than `stats.FEWEST_GROUPS`.
+    """
     scores, truth = table.probabilities[:, positive], table.labels == positive
     if truth.all() or not truth.any():
         return None
@@ -105,6 +108,9 @@ def roc(table: Table, positive: int, resamples: int = 300, seed: int = 0) -> Roc
 
     whole = curve(np.arange(len(truth)))
     assert whole is not None
+    if len(set(table.groups)) < FEWEST_GROUPS:
+        nowhere = np.full(len(rates), np.nan)
+        return Roc(rates, whole[0], nowhere, nowhere, Interval(whole[1], np.nan, np.nan))
     drawn = [found for rows in group_resamples(table.groups, resamples=resamples, seed=seed) if (found := curve(rows))]
     low, high = np.quantile([values for values, _ in drawn], [0.025, 0.975], axis=0)
     bounds = np.quantile([area for _, area in drawn], [0.025, 0.975])

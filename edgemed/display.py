@@ -98,13 +98,13 @@ def metrics(result: dict[str, Any], as_json: bool, title: str) -> None:
     if difference := result.get("ensemble_minus_better"):
         say(
             f"ensemble minus the better member ({difference['better']}): accuracy {difference['value']:+.3f} "
-            f"[{difference['low']:+.3f}, {difference['high']:+.3f}]"
+            + _bounds(difference, "+")
         )
     for pair in result.get("comparisons", ()):
-        test, auroc, signed = pair["mcnemar"], pair["auroc"], "{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+        test, accuracy, auroc = (pair[key] for key in ("mcnemar", "accuracy", "auroc"))
         say(
-            f"  {pair['a']} minus {pair['b']}: accuracy {signed.format(**pair['accuracy'])}, AUROC "
-            + ("undefined" if auroc["value"] is None else signed.format(**auroc))
+            f"  {pair['a']} minus {pair['b']}: accuracy {accuracy['value']:+.3f} {_bounds(accuracy, '+')}, AUROC "
+            + ("undefined" if auroc["value"] is None else f"{auroc['value']:+.3f} {_bounds(auroc, '+')}")
             + f"; right on {test['only_a']} images where the other is wrong, wrong on {test['only_b']}: McNemar's p "
             f"{test['p']:.2g}"
         )
@@ -140,8 +140,14 @@ def ablation(found: dict[str, Any], as_json: bool, title: str) -> None:
 def _interval(value: dict[str, float | None], sign: str = "") -> str:
     if value["value"] is None:
         return "undefined"
+    if value["low"] is None:
+        return f"{value['value']:{sign}.3f}\nno interval"
     to = " to " if sign else "-"
     return f"{value['value']:{sign}.3f}\n{value['low']:{sign}.3f}{to}{value['high']:{sign}.3f}"
+
+
+def _bounds(value: dict[str, float | None], sign: str = "") -> str:
+    return "(no interval)" if value["low"] is None else f"[{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"
 
 
 def predictions(found: Sequence[Prediction], model: Model) -> None:
@@ -181,7 +187,7 @@ def certificate(found: Finding) -> None:
     table.add_row("images", f"{known}; {found.unmatched} of {found.files} files are unknown to it or copies{unfit}")
     table.add_row("probability error", f"largest {statement.max_prob_error:.1e}, mean {statement.mean_prob_error:.1e}")
     table.add_row("changed answers", escape(", ".join(map(str, found.flips)) or "none"))
-    undefined = "undefined: images of one class"
+    undefined = "not stated: images of one class, or in few groups"
     text = f"{change.value:+.5f} [{change.low:+.5f}, {change.high:+.5f}]" if change else undefined
     table.add_row("change of AUROC", text)
     _out.print(table)

@@ -97,7 +97,7 @@ def evaluation(
         accuracy = [(members[:, m].argmax(1) == known).mean() for m in range(len(member_names))]
         better = int(np.argmax(accuracy))
         interval = paired_difference(known, probabilities, members[:, better], groups, seed=seed)
-        result["ensemble_minus_better"] = {"better": member_names[better], **interval._asdict()}
+        result["ensemble_minus_better"] = {"better": member_names[better], **interval.as_dict()}
     predictors = {name: members[:, m] for m, name in enumerate(member_names)} | {"ensemble": probabilities}
     pairs = [("ensemble", name) for name in member_names]
     pairs += [(later, name) for k, later in enumerate(member_names) for name in member_names[:k]]
@@ -116,7 +116,7 @@ def comparison(
     """
     auroc = auroc_change(labels, b, a, groups, seed=seed)
     return {
-        "accuracy": paired_difference(labels, a, b, groups, seed=seed)._asdict(),
-        "auroc": auroc._asdict() if auroc else dict.fromkeys(("value", "low", "high")),
+        "accuracy": paired_difference(labels, a, b, groups, seed=seed).as_dict(),
+        "auroc": auroc.as_dict() if auroc else dict.fromkeys(("value", "low", "high")),
         "mcnemar": mcnemar(labels, a, b),
     }

@@ -21,7 +21,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score, roc_auc_score
 
 from edgemed.errors import InputError
-from edgemed.stats import Interval, group_bootstrap
+from edgemed.stats import FEWEST_GROUPS, Interval, group_bootstrap
 
 INTERVAL_METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 
@@ -81,8 +81,11 @@ def metrics_with_intervals(
     """`classification_metrics`, where accuracy, balanced_accuracy, macro_f1 and auroc are {"value", "low", "high"}.
 
     low and high bound the 95 % percentile interval of a bootstrap that draws whole groups: (N,) patients or lesions.
-    The resamples depend on the groups and the seed only, so every predictor of a run is judged on the same ones. In a
-    resample the averages run over the classes that it holds. All three are None where the metric is undefined.
+    The resamples depend on the groups and the seed only, so every predictor of a run is judged on the same ones. One
+    that lacks a class is left out of the averages over classes, which would be of others there. The bounds are None
+    with too few groups (`stats.FEWEST_GROUPS`), and where no resample differs from another, as where every image is
+    right: but for the accuracy, whose bounds are Clopper and Pearson's (1934) for so many groups then. All three are
+    None where the metric is undefined.
     ece_by_chance is what `ece` would be of exact probabilities: {"mean", "high"}, see `calibration_error_by_chance`.
     """
     metrics = classification_metrics(labels, probabilities, classes)
@@ -92,8 +95,13 @@ def metrics_with_intervals(
     for name in INTERVAL_METRICS:
         low = high = None
         if metrics[name] is not None:
-            interval = group_bootstrap(statistics[name], groups, resamples=resamples, seed=seed)
-            low, high = _finite(interval.low), _finite(interval.high)
+            found = group_bootstrap(statistics[name], groups, resamples=resamples, seed=seed).as_dict()
+            low, high = found["low"], found["high"]
+            if low == high:
+                low = high = None
+                if name == "accuracy" and (count := len(set(groups))) >= FEWEST_GROUPS:
+                    exact = binomtest(round(metrics[name] * count), count).proportion_ci()
+                    low, high = float(exact.low), float(exact.high)
         metrics[name] = {"value": metrics[name], "low": low, "high": high}
     metrics["ece_by_chance"] = calibration_error_by_chance(scores, seed=seed, resamples=resamples)
     return metrics
@@ -136,12 +144,13 @@ def auroc_change(
 ) -> Interval | None:
     """AUROC (macro one-vs-rest) of the candidate minus that of the reference, with a paired group-bootstrap interval.
 
-    Two models of the same images, (N, K) each. None where it is undefined: images of one class only.
+    Two models of the same images, (N, K) each. None where it is undefined: images of one class only. The bounds are NaN
+    with too few groups.
     """
     classes = np.shape(reference)[-1]
     before, after = (_statistics(*_checked(labels, table, classes))["auroc"] for table in (reference, candidate))
     found = group_bootstrap(lambda rows: after(rows) - before(rows), groups, resamples=resamples, seed=seed)
-    return found if np.isfinite(found).all() else None
+    return found if np.isfinite(found.value) else None
 
 
 def mcnemar(labels: ArrayLike, probabilities_a: ArrayLike, probabilities_b: ArrayLike) -> dict[str, Any]:
@@ -205,6 +214,7 @@ def _statistics(truth: Ints, scores: Floats) -> dict[str, Callable[[Ints], float
     """The metrics of INTERVAL_METRICS as functions of row indices: counting only, nothing is sorted per resample."""
     classes = scores.shape[1]
     cells = truth * classes + scores.argmax(axis=1)  # the cell of the confusion matrix that each image counts in
+    present = np.bincount(truth, minlength=classes) > 0
     rankings = [_ranking(scores[:, k], truth == k) for k in range(classes)]
 
     def confusion(rows: Ints) -> Ints:
@@ -215,21 +225,22 @@ def _statistics(truth: Ints, scores: Floats) -> dict[str, Callable[[Ints], float
 
     def balanced_accuracy(rows: Ints) -> float:
         counts = confusion(rows)
-        totals = counts.sum(axis=1)
-        occurs = totals > 0
-        return float((counts.diagonal()[occurs] / totals[occurs]).mean())
+        totals = counts.sum(axis=1)[present]
+        return float((counts.diagonal()[present] / totals).mean()) if totals.all() else float("nan")
 
     def macro_f1(rows: Ints) -> float:
         counts = confusion(rows)
+        if not counts.sum(axis=1)[present].all():
+            return float("nan")
         totals = counts.sum(axis=1) + counts.sum(axis=0)  # 2 TP + FN + FP
         occurs = totals > 0
         return float((2 * counts.diagonal()[occurs] / totals[occurs]).mean())
 
     def auroc(rows: Ints) -> float:
         times = np.bincount(rows, minlength=len(truth))  # how often the resample drew each image
-        values = [_auroc(ranking, times) for ranking in rankings]
+        values = [_auroc(ranking, times) for ranking, here in zip(rankings, present, strict=True) if here]
         defined = [value for value in values if value is not None]
-        return float(np.mean(defined)) if defined else float("nan")
+        return float(np.mean(defined)) if len(defined) == len(values) else float("nan")
 
     return {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "macro_f1": macro_f1, "auroc": auroc}
 
@@ -286,7 +297,3 @@ def _checked(labels: ArrayLike, probabilities: ArrayLike, classes: int) -> tuple
 def _check_groups(groups: Sequence[Hashable], images: int) -> None:
     if len(groups) != images:
         raise InputError(f"metrics need one group per image, got {len(groups)} groups for {images} images")
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

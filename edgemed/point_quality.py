@@ -76,8 +76,7 @@ def judged(parts: Sequence[Part], classes: Sequence[str], seed: int = 0) -> dict
             count = among[rows].sum()
             return float((flags & among)[rows].sum() / count) if count else math.nan
 
-        interval = group_bootstrap(statistic, groups, seed=seed)
-        return {key: value if math.isfinite(value) else None for key, value in interval._asdict().items()}
+        return group_bootstrap(statistic, groups, seed=seed).as_dict()
 
     everyone, point = np.full(len(labels), True), parts[0].point
     result: dict[str, Any] = {"points": [part.point.model_dump(mode="json") for part in parts]}
@@ -153,4 +152,4 @@ def _coverage_bounds(parts: Sequence[Part], seed: int) -> dict[str, float | None
         return held / total if total else math.nan
 
     interval = group_bootstrap(statistic, [group for each in tables for group in each.groups], seed=seed)
-    return {"low": interval.low, "high": interval.high}
+    return {key: value for key, value in interval.as_dict().items() if key != "value"}

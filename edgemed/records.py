@@ -56,7 +56,7 @@ class Certificate(Strict):
 
     flips: sha256 of the pixels of each image whose label, or decision or set by the operating point, changed (where the
     reference had a clear answer).
-    auroc_change: None where it is undefined (a class without images).
+    auroc_change: None where it is undefined (images of one class), or has no interval (few groups).
     """
 
     created: Time

@@ -29,6 +29,7 @@ from edgemed.report_evidence import (
 from edgemed.report_page import Cell, bounds, grid, number, page, section, signed, table
 from edgemed.report_plots import History, MaskExample
 from edgemed.report_training import curves_html, examples_html
+from edgemed.stats import FEWEST_GROUPS
 
 __all__ = ["Duplicate", "Hard", "MaskExample", "report_html"]
 
@@ -110,7 +111,9 @@ def _verdict(metrics: Mapping[str, Any]) -> str:
     """What the data say about the ensemble against its better member, in one sentence."""
     gain = metrics["ensemble_minus_better"]
     better = escape(str(gain["better"]))
-    if gain["low"] > 0:
+    if gain["low"] is None:
+        says = "without an interval, since the groups are too few, it says nothing about other images."
+    elif gain["low"] > 0:
         says = "the interval lies above 0, so the ensemble is more accurate on images like these."
     elif gain["high"] < 0:
         says = "the interval lies below 0, so the better member alone is more accurate on images like these."
@@ -119,7 +122,7 @@ def _verdict(metrics: Mapping[str, Any]) -> str:
     return (
         f"Accuracy of the ensemble minus that of its better member ({better}): "
         f"<strong>{gain['value']:+.3f}</strong> "
-        f'<span class="interval">({gain["low"]:+.3f} to {gain["high"]:+.3f})</span>, '
+        f'<span class="interval">{bounds(gain, signed)}</span>, '
         f"paired on the same images; {says}"
     )
 
@@ -128,7 +131,7 @@ def _basis(metrics: Mapping[str, Any]) -> str:
     return (
         f'<p class="note">Measured on {metrics["n"]:,} images in {metrics["groups"]:,} groups (patients, lesions or '
         f"near-duplicates), split: {escape(str(metrics['split']))}. Brackets: 95 % intervals of a bootstrap that draws "
-        "whole groups.</p>"
+        f"whole groups; from fewer than {FEWEST_GROUPS} groups none are given.</p>"
     )
 
 

@@ -143,7 +143,7 @@ def roc_section(test: Table, classes: Sequence[str]) -> str:
         if found := roc(test, k):
             area = found.area
             figures.append(
-                figure(roc_svg(found), f"{name}: AUROC {area.value:.3f} ({area.low:.3f} to {area.high:.3f})")
+                figure(roc_svg(found), f"{name}: AUROC {area.value:.3f} {bounds(area.as_dict())}")
             )
     if not figures:
         return section("ROC curves", "<p>Undefined: the test images are of one class.</p>")

@@ -24,7 +24,7 @@ from edgemed.config import TrainConfig  # noqa: E402
 from edgemed.dataset import Dataset, Row  # noqa: E402
 from edgemed.errors import EdgemedError, InputError  # noqa: E402
 from edgemed.files import write_atomic  # noqa: E402
-from edgemed.run import predictions_csv  # noqa: E402
+from edgemed.predictions import predictions_csv  # noqa: E402
 
 CLASSES = ("a", "b", "c")
 BASE = TrainConfig(sharpness=1.5, renyi_order=2.0, seed=3)

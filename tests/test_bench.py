@@ -149,7 +149,9 @@ def test_the_share_of_the_limit_is_that_of_the_manifests_work(bundle: Bundle, re
 def test_burst_counts_the_images_of_all_streams(bundle: Bundle, only_requests: None) -> None:
     result = measured(bundle, mode="burst", streams=3, iterations=50)
     assert result["samples"] == 150
-    assert result["throughput_images_per_s"]["value"] == pytest.approx(3e3 / result["latency_ms"]["mean"]["value"])
+    seconds = result["samples"] / result["throughput_images_per_s"]["value"]
+    busy = sum(result["times_ms"]) / 1e3
+    assert busy / 3 <= seconds < busy  # three at a time, and the last ones by themselves
 
 
 def test_power_is_that_of_the_mode(bundle: Bundle, only_requests: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,15 +33,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 class Session:
-    """A session that takes a constant time, and one for each pixel of a side."""
+    """A session that takes a constant time, and a front end's for the side of the images, in ms."""
 
     name = "slow"
 
-    def __init__(self, session: Any, clock: list[float], constant: float, per_pixel: float = 0.0) -> None:
-        self.session, self.clock, self.constant, self.per_pixel = session, clock, constant, per_pixel
+    def __init__(
+        self, session: Any, clock: list[float], constant: float, front_end: Callable[[int], float] = lambda side: 0.0
+    ) -> None:
+        self.session, self.clock, self.constant, self.front_end = session, clock, constant, front_end
 
     def run(self, images: np.ndarray) -> Any:
-        self.clock[0] += self.constant + self.per_pixel * images.shape[1] * images.shape[2]
+        self.clock[0] += self.constant + self.front_end(images.shape[1])
         return self.session.run(images)
 
 
@@ -94,8 +97,10 @@ def test_the_front_ends_share_is_what_grows_with_the_image(
     model: Model, clock: list[float], side: int, other: int
 ) -> None:
     """tiny_bundles takes sides from 16 to 512."""
-    per_pixel = 3.0 / side**2
-    slow = replace(model, session=Session(model.session, clock, 9.0, per_pixel))
+    size = model.bundle.manifest.size
+    slow = replace(
+        model, session=Session(model.session, clock, 9.0, lambda s: 3.0 * s * (s + size) / (side * (side + size)))
+    )
     found = front_end_share(slow, pixels(side), 12.0, 1.0)
     assert isinstance(found, dict)
     assert found["value"] == pytest.approx(3 / 12)

@@ -53,6 +53,23 @@ def test_what_a_process_started_is_its_own_load() -> None:
     assert found["own_cpus"] * found["seconds"] > 0.5
 
 
+def test_the_load_of_a_worker_that_still_runs_is_our_own() -> None:
+    before = snapshot()
+    burn = "import time; end = time.process_time() + 0.5\nwhile time.process_time() < end: pass\nprint(flush=True)\n"
+    burn += "input()"
+    inner = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"
+    with subprocess.Popen(
+        [sys.executable, "-c", inner], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        found = changes(before, snapshot())
+        worker.communicate("\n")
+    after = changes(before, snapshot())
+    for each in (found, after):  # the worker's child burns; once it has ended, it is not counted twice
+        assert 0.45 < each["own_cpus"] * each["seconds"] < 0.95
+
+
 def test_what_a_machine_does_not_tell_is_not_measured(tmp_path: Path) -> None:
     before = snapshot(tmp_path)
     found = changes(before, snapshot(tmp_path))

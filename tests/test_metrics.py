@@ -65,12 +65,23 @@ def test_a_tie_of_probabilities_decides_for_the_first_class_and_counts_half_in_t
     assert metrics["auroc"] == 0.5
 
 
-def test_a_perfect_predictor_scores_one_everywhere_with_intervals_of_no_width() -> None:
+def test_a_perfect_predictor_scores_one_everywhere_and_claims_no_certainty() -> None:
     labels = np.arange(30) % 3
     metrics = metrics_with_intervals(labels, np.eye(3)[labels], list(range(30)), CLASSES)
-    for name in INTERVAL_METRICS:
-        assert metrics[name] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    exact = 0.025 ** (1 / 30)  # below it, 30 of 30 would be right in less than 2.5 %
+    assert metrics["accuracy"] == {"value": 1.0, "low": pytest.approx(exact), "high": 1.0}
+    for name in set(INTERVAL_METRICS) - {"accuracy"}:
+        assert metrics[name] == {"value": 1.0, "low": None, "high": None}
     assert metrics["ece"] == 0.0
+
+
+def test_draws_without_a_rare_class_do_not_lift_the_bounds_of_its_averages() -> None:
+    labels = np.array([0] * 60 + [1] * 60 + [2])
+    decided = np.where(labels == 2, 0, labels)  # the rare class is never recognised, the first one in nine of ten
+    decided[:60:10] = 1
+    metrics = metrics_with_intervals(labels, np.eye(3)[decided], list(range(121)), CLASSES)
+    assert metrics["balanced_accuracy"]["value"] == pytest.approx(1.9 / 3)
+    assert metrics["balanced_accuracy"]["high"] < 2 / 3 and metrics["macro_f1"]["high"] < 2 / 3
 
 
 def test_the_calibration_error_by_chance_is_that_of_coins_which_fall_as_often_as_they_are_said_to() -> None:

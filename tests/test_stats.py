@@ -19,7 +19,7 @@ def test_an_ordinary_bootstrap_of_a_mean_has_the_textbook_width() -> None:
 
 
 def test_groups_are_drawn_whole() -> None:
-    groups = np.repeat([3, 1, 2], [1, 4, 2])
+    groups = np.repeat(range(12), [1, 4, *[2] * 10])
     drawn = []
 
     def statistic(index: np.ndarray) -> float:
@@ -27,10 +27,10 @@ def test_groups_are_drawn_whole() -> None:
         return 0.0
 
     group_bootstrap(statistic, groups, resamples=200)
-    assert {len(index) for index in drawn[:-1]} > {3, 7, 12}  # three draws of groups of 1, 4 and 2 images
-    for index in drawn[:-1]:
-        times = np.bincount(index, minlength=7)
-        assert all(len(set(times[groups == group])) == 1 for group in (1, 2, 3))
+    assert len(drawn) == 201 and len({len(index) for index in drawn}) > 3  # twelve draws of groups of 1, 4 or 2 images
+    for index in drawn:
+        times = np.bincount(index, minlength=25)
+        assert all(len(set(times[groups == group])) == 1 for group in range(12))
 
 
 def test_ten_copies_of_each_image_in_a_group_do_not_narrow_the_interval() -> None:
@@ -45,20 +45,21 @@ def test_ten_copies_of_each_image_in_a_group_do_not_narrow_the_interval() -> Non
 
 def test_group_keys_may_be_of_any_kind_and_stay_apart() -> None:
     seen = []
-    group_bootstrap(lambda index: float(seen.append(len(set(index))) or 0), [1, "1", ("1",)], resamples=100)
-    assert max(seen) == 3  # taken as one group, a resample would always hold all three
-    assert min(seen) == 1
+    keys = [1, "1", ("1",), *range(2, 9)]  # ten: with two taken for one, there would be no bounds
+    found = group_bootstrap(lambda index: float(seen.append(set(index)) or len(seen)), keys, resamples=100)
+    assert found.low < found.high
+    assert {len(rows & {0, 1, 2}) for rows in seen} == {0, 1, 2, 3}
 
 
 def test_undefined_resamples_are_left_out_and_an_undefined_statistic_has_no_bounds() -> None:
-    positives = np.array([1, 0, 0, 0])
+    positives = np.array([1, *[0] * 11])
 
     def share_if_any(index: np.ndarray) -> float:
         return float(positives[index].mean()) if positives[index].any() else float("nan")
 
-    found = group_bootstrap(share_if_any, range(4))
-    assert found.low == 0.25  # never 0: those resamples had no positive
-    assert np.isnan(group_bootstrap(lambda index: float("nan"), range(4)).low)
+    found = group_bootstrap(share_if_any, range(12))
+    assert found.low == 1 / 12  # never 0: those resamples had no positive
+    assert np.isnan(group_bootstrap(lambda index: float("nan"), range(12)).low)
 
 
 def test_equal_seeds_give_equal_intervals_and_other_seeds_others() -> None:
@@ -67,8 +68,12 @@ def test_equal_seeds_give_equal_intervals_and_other_seeds_others() -> None:
     assert first == again != other
 
 
-def test_a_single_sample_is_its_own_interval() -> None:
-    assert group_bootstrap(lambda rows: 4.0, ["only"]) == (4.0, 4.0, 4.0)
+@pytest.mark.parametrize("groups", [1, 9])
+def test_few_groups_have_no_bounds_however_many_images_they_hold(groups: int) -> None:
+    found = group_bootstrap(lambda rows: float(rows.mean()), [k % groups for k in range(900)])
+    assert found.value == 449.5
+    assert found.as_dict() == {"value": 449.5, "low": None, "high": None}
+    assert None not in group_bootstrap(lambda rows: float(rows.mean()), [k % 10 for k in range(900)]).as_dict().values()
 
 
 def test_nothing_to_compute_from_is_refused() -> None:
