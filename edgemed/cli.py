@@ -23,7 +23,7 @@ app = typer.Typer(
     name="edgemed",
     help="Labelled medical images in, one engine file out, with the evidence that it is right.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # its tables cut off the names of options in a terminal of 80 columns
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -40,21 +40,21 @@ def _edgemed(
     display.start_logging(logging.DEBUG if verbose else logging.INFO)
 
 
-for command in (
-    train.sample,
-    train.train,
-    ablate.ablate,
-    calibrate.calibrate,
-    build.build_engine,
-    certify.certify,
-    certify.inspect,
-    predict.predict,
-    predict.evaluate,
-    parity.parity,
-    bench.bench,
-    cpp.cmake_dir,
+for command, summary in (  # the summaries fit into a terminal of 80 columns
+    (train.sample, "Write labelled phantoms, made by code, to try edgemed."),
+    (train.train, "Train both members, judge them and their ensemble, report."),
+    (ablate.ablate, "Say which part of the method helps on these images."),
+    (calibrate.calibrate, "Choose a run's threshold, referral, prediction sets."),
+    (build.build_engine, "Fuse a run into one engine, and prove it."),
+    (certify.certify, "Prove an engine on this machine, on your own images."),
+    (certify.inspect, "Show what is in a bundle, every hash verified."),
+    (predict.predict, "Classify images."),
+    (predict.evaluate, "Measure a run or a bundle on labelled images."),
+    (parity.parity, "Compare runtimes, and decoders, on the same images."),
+    (bench.bench, "Measure a bundle's latency, its answers checked before."),
+    (cpp.cmake_dir, "Print the folder of the C++ library, for CMake."),
 ):
-    app.command(command.__name__.replace("_", "-"))(command)
+    app.command(command.__name__.replace("_", "-"), short_help=summary)(command)
 app.add_typer(data.app, name="data")
 
 

@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from edgemed.infer import Model, Prediction
 
 FINISHED_BARS = 8
+WIDEST = 10_000  # columns: more than any table needs
 
 _out = Console(emoji=False)  # a path or a label may hold :x:
 _log = Console(stderr=True, emoji=False)
@@ -151,24 +153,36 @@ def _bounds(value: dict[str, float | None], sign: str = "") -> str:
 
 
 def predictions(found: Sequence[Prediction], model: Model) -> None:
-    """One row per image: label, decision and prediction set where there is an operating point, probabilities."""
+    """One row per image: label, decision and prediction set where there is an operating point, probabilities.
+
+    Where the terminal is too narrow for the row, lines: a figure that is cut off would look like another one.
+    """
+    if not found:
+        return
     table = Table(title=escape(f"{model.bundle.path.name} on {model.runtime}, {model.precision}"), title_justify="left")
-    table.add_column("image", overflow="fold")
-    table.add_column("label")
+    table.add_column("image", overflow="fold", max_width=40)
+    table.add_column("label", no_wrap=True)
     point = model.bundle.manifest.operating_point
     if point:
-        table.add_column("decision")
+        table.add_column("decision", no_wrap=True)
     if point and point.coverage:
         table.add_column(f"{point.coverage:g} set", overflow="fold")
     for name in model.labels:
-        table.add_column(escape(name), justify="right")
+        table.add_column(escape(name), justify="right", no_wrap=True)
     for item in found:
         shares = (f"{item.probabilities[name]:.3f}" for name in model.labels)
         decision = [escape(item.decision)] if point else []
         if item.prediction_set is not None:
             decision.append(escape(", ".join(item.prediction_set) or "none"))
         table.add_row(escape(str(item.path)), escape(item.label), *decision, *shares)
-    _out.print(table)
+    if Measurement.get(_out, _out.options.update(width=WIDEST), table).minimum <= _out.width:
+        _out.print(table)
+        return
+    for item in found:
+        say(f"{item.path}: {item.label}" + (f", decision {item.decision}" if point else ""))
+        if item.prediction_set is not None:
+            say(f"  set: {', '.join(item.prediction_set) or 'none'}")
+        say("  " + ", ".join(f"{name} {item.probabilities[name]:.3f}" for name in model.labels))
 
 
 def certificate(found: Finding) -> None:

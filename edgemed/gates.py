@@ -136,15 +136,19 @@ def check(comparison: Comparison, gates: Gates, what: str = "the engine", names:
         shown = ", ".join(names[index] if names else str(index) for index in comparison.flips[:10])
         more = ", ..." if len(comparison.flips) > 10 else ""
         found.append(
-            f"{len(comparison.flips)} decision flips (images {shown}{more}), at most {gates.max_flips} allowed"
+            f"{len(comparison.flips)} decision flips (images {shown}{more}), at most {gates.max_flips} allowed "
+            "(--max-flips)"
         )
     if not comparison.max_prob_error <= gates.max_prob_error:
         found.append(
-            f"largest probability error {comparison.max_prob_error:.2e}, at most {gates.max_prob_error:g} allowed"
+            f"largest probability error {comparison.max_prob_error:.2e}, at most {gates.max_prob_error:g} allowed "
+            "(--max-prob-error)"
         )
     step = comparison.auroc_step * (1 + 1e-9)
     if comparison.auroc_drop is not None and not comparison.auroc_drop <= max(gates.max_auroc_drop, step):
-        found.append(f"AUROC lower by {comparison.auroc_drop:.4f}, at most {gates.max_auroc_drop:g} allowed")
+        found.append(
+            f"AUROC lower by {comparison.auroc_drop:.4f}, at most {gates.max_auroc_drop:g} allowed (--max-auroc-drop)"
+        )
     if found:
         raise GateError(f"{what} differs from its reference on {comparison.n} images: {'; '.join(found)}")
 

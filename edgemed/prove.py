@@ -202,7 +202,7 @@ class Judge:
 
 
 def _check(found: Comparison, gates: Gates, what: str, names: Sequence[str], precision: str) -> None:
-    with _hint(precision, "ship the fp32 graph alone (--precision fp32), or accept more with --max-prob-error"):
+    with _hint(precision, "ship the fp32 graph alone (--precision fp32), or accept more with that gate's own flag"):
         check(found, gates, what, names)
 
 

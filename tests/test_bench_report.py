@@ -177,7 +177,8 @@ def test_strict_ends_with_4_where_a_measurement_did_not_settle(
         (["BUNDLE", "--plot", "a.png"], ".svg"),
         (["BUNDLE", "--diff", "a", "b"], "--diff"),
         (["--diff", "missing.json", "missing.json"], "missing"),
-        (["--diff", "a.json", "b.json", "--strict"], "it takes --json only"),
+        (["--diff", "a.json", "b.json", "--strict"], "measures nothing; leave out --strict"),
+        (["--diff", "a.json", "b.json", "--runtime", "openvino", "--batches", "1"], "leave out --batches, --runtime"),
     ],
 )
 def test_wrong_usage_is_refused_with_2(

@@ -7,12 +7,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 import edgemed as package
 from edgemed import display
+from edgemed.config import TrainConfig, flag
 from edgemed.errors import InputError
+from edgemed.infer import Prediction
+from edgemed.manifest import OperatingPoint
 
 
 def _edgemed(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -25,6 +30,16 @@ def test_help_lists_every_command() -> None:
     commands = "train ablate build-engine predict evaluate bench inspect certify parity sample calibrate cmake-dir data"
     for command in commands.split():
         assert command in done.stdout
+
+
+def test_help_cuts_off_no_name_and_no_summary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    commands = _edgemed("--help").stdout.partition("Commands:")[2]
+    assert "train " in commands and "..." not in commands and "…" not in commands
+    told = _edgemed("train", "--help").stdout
+    names = (flag(name) for name in TrainConfig().as_dict())
+    assert [name for name in names if f"{name} " not in told] == []
+    assert "…" not in told
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -42,6 +57,24 @@ def test_a_mistyped_command_gets_a_suggestion() -> None:
     done = _edgemed("trian", "data")
     assert done.returncode == 2
     assert "Did you mean 'train'?" in done.stderr
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(80, True), (200, False)])
+def test_a_terminal_that_is_too_narrow_for_the_figures_gets_them_whole_and_on_lines(
+    columns: int, lines: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = ("akiec", "bcc", "bkl", "df", "mel", "nevus", "vasc")
+    point = OperatingPoint(images=50, max_disagreement=0.2, coverage=0.9, min_probability=0.1)
+    manifest = SimpleNamespace(operating_point=point)
+    bundle = SimpleNamespace(path=tmp_path / "bundle", manifest=manifest)
+    model = SimpleNamespace(bundle=bundle, runtime="openvino", precision="fp32", labels=labels)
+    shares = dict(zip(labels, (0.123, 0.377, 0.05, 0.15, 0.1, 0.1, 0.1), strict=True))
+    found = Prediction("bcc", shares, {}, "openvino", "id", "refer", 0.3, ("bcc", "df"), path="folder/lesion 1.png")
+    monkeypatch.setattr(display, "_out", Console(width=columns, emoji=False))
+    display.predictions([found, found], model)  # type: ignore[arg-type]
+    told = capsys.readouterr().out
+    assert told.count("0.377") == told.count("refer") == told.count("lesion 1.png") == 2 and "…" not in told
+    assert ("bcc 0.377" in told) == lines and "bcc, df" in told
 
 
 def test_names_are_shown_as_they_are_and_never_as_pictures(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,6 +75,21 @@ def test_sizes_beyond_the_bundles_own_are_refused(bundle: Bundle) -> None:
     rtx()
     with pytest.raises(InputError, match="outside of the bundle's own range, 16 to 512"):
         add_plans(bundle, PlanOptions("tensorrt-rtx", None, (1, 1, 1), (16, 48, 1024)), precisions=["fp32"])
+    assert plan_files(bundle) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--max-prob-error", "0"], "leave out --max-prob-error"),
+        (["--runtime", "none"], "--runtime none builds no plan"),
+    ],
+)
+def test_what_a_bundle_is_not_built_by_is_refused(
+    bundle: Bundle, flags: list[str], says: str, edgemed: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert edgemed("build-engine", bundle.path, *flags) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
     assert plan_files(bundle) == []
 
 

@@ -23,6 +23,7 @@ WITHOUT_RUN = "none"
 
 
 def bench(
+    context: typer.Context,
     bundle: Annotated[
         Path | None, typer.Argument(help="A bundle from `edgemed build-engine`.", show_default=False)
     ] = None,
@@ -72,13 +73,15 @@ def bench(
     from edgemed import bench as bench_module
     from edgemed import bench_diff, bench_report, contenders
     from edgemed.bundle import opened_by_keys
+    from edgemed.config import flag
     from edgemed.files import write_atomic
 
     if (bundle is None) == (diff is None):
         raise InputError("give a bundle to measure, or --diff OLD.json NEW.json to compare two measurements")
     if diff is not None:
-        if markdown or plot or compare or strict or export_times or verify or verify_plans:
-            raise InputError("--diff compares two documents and measures nothing; of the outputs it takes --json only")
+        given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+        if idle := [flag(name.rstrip("_")) for name in given if name not in ("diff", "json_")]:
+            raise InputError(f"--diff compares two documents and measures nothing; leave out {', '.join(sorted(idle))}")
         difference = bench_diff.diff(*(bench_diff.read_report(path) for path in diff))
         _show(difference, bench_diff.table, json_)
         return

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from edgemed.sources import Source
 
 PRECISIONS = {"both": ("fp32", "fp16"), "fp32": ("fp32",), "fp16": ("fp16",)}
-CHECKPOINTS = "Checkpoints instead of a run"
-PLANS = "TensorRT plans"
 
 
 def build_engine(
@@ -41,25 +39,23 @@ def build_engine(
     member: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A safetensors file under timm's names; repeat it for each member.",
-            rich_help_panel=CHECKPOINTS,
+            help="Without a run: a safetensors file under timm's names; repeat it for each member.",
             show_default=False,
         ),
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Their network, by timm's name.", rich_help_panel=CHECKPOINTS, show_default=False)
+        str | None, typer.Option(help="The members' network, by timm's name.", show_default=False)
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(help="Their classes in order: a,b,c.", rich_help_panel=CHECKPOINTS, show_default=False)
+        str | None, typer.Option(help="The members' classes in order: a,b,c.", show_default=False)
     ] = None,
     size: Annotated[
-        int, typer.Option(min=32, help="Side in pixels that they were trained at.", rich_help_panel=CHECKPOINTS)
+        int, typer.Option(min=32, help="Side in pixels that the members were trained at.")
     ] = 224,
     check: Annotated[
         Path | None,
         typer.Option(
-            help="Labelled images to prove the engine on: a folder per class, or a CSV.",
-            rich_help_panel=CHECKPOINTS,
+            help="Labelled images to prove the members' engine on: a folder per class, or a CSV.",
             show_default=False,
         ),
     ] = None,
@@ -73,13 +69,13 @@ def build_engine(
         bool, typer.Option(help="The engine also gives the entropy of each 32-pixel patch, in bits.")
     ] = False,
     runtime: Annotated[
-        str, typer.Option(help="auto, tensorrt, tensorrt-rtx, or none.", rich_help_panel=PLANS)
+        str, typer.Option(help="What builds a plan: auto, tensorrt, tensorrt-rtx, or none.")
     ] = "auto",
     targets: Annotated[
         str | None,
-        typer.Option(help="GPUs of a TensorRT-RTX plan.", rich_help_panel=PLANS, show_default="sm80,sm86,sm89,sm120"),
+        typer.Option(help="GPUs of a TensorRT-RTX plan.", show_default="sm80,sm86,sm89,sm120"),
     ] = None,
-    batch: Annotated[str, typer.Option(help="Batch sizes: min,opt,max, or one number.", rich_help_panel=PLANS)] = "1",
+    batch: Annotated[str, typer.Option(help="A plan's batch sizes: min,opt,max, or one number.")] = "1",
     max_flips: MaxFlips = 0,
     max_prob_error: MaxProbError = None,
     max_auroc_drop: MaxAurocDrop = 0.005,
@@ -106,7 +102,8 @@ def build_engine(
                       "--size": size != 224}  # fmt: skip
     of_a_new_bundle = {"--out": out, "--golden": golden, "--with-entropy": with_entropy,
                        "--overwrite": overwrite, "--max-flips": max_flips,
-                       "--max-prob-error": max_prob_error, "--max-auroc-drop": max_auroc_drop != 0.005}  # fmt: skip
+                       "--max-prob-error": max_prob_error is not None,
+                       "--max-auroc-drop": max_auroc_drop != 0.005}  # fmt: skip
     with display.progress() as progress:
         if source is not None and (source / MANIFEST_NAME).is_file():
             not_here = of_checkpoints | of_a_new_bundle

@@ -9,7 +9,7 @@ import typer
 
 from edgemed import display
 
-app = typer.Typer(help="The paper's public data sets, as their publishers hand them out.", no_args_is_help=True)
+app = typer.Typer(help="The paper's public data sets, as they are published.", no_args_is_help=True)
 
 
 @app.callback()

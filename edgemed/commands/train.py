@@ -86,13 +86,13 @@ def train(
     options = dict(locals())
     for name in ("data", "out", "json_"):
         options.pop(name)
+    config = settings(options)  # before torch, which takes seconds: a mistyped value is told at once
     from edgemed.distributed import follow, process_group
     from edgemed.train import train as run_train
 
     with process_group(device, threads) as leads:
         if not leads:
             return follow()
-        config = settings(options)
         with display.progress() as progress:
             metrics = run_train(config, data, out, progress)
     display.metrics(metrics, json_, f"{out} ({metrics['split']})")
