@@ -8,8 +8,8 @@ where `scan.dcm#3` is the third frame of a file. The rules for the others:
 
 - 1 bit: 0 and 255. Grey: the value three times. Palette: its colours. 2 and 4 bit: stretched to 0..255.
 - 16 bit (12 bit in a TIFF): the 8 highest bits (`value >> 8`, 12 bit: `>> 4`), the same for every image. Nothing is
-  stretched to the values that happen to occur: a file that uses 12 of its 16 bits comes out dark and wants a window
-  chosen by its owner. TIFF's "white is zero" is inverted.
+  stretched to the values that happen to occur: a file that uses 12 of its 16 bits comes out as 16 levels of dark grey
+  and wants a window chosen by its owner: `dataset.scan` says so. TIFF's "white is zero" is inverted.
 - 32-bit integers, floats, LAB: refused, since no range is defined.
 - Transparency (RGBA, LA, palette entries, PNG's transparent colour): composited over black, the background of medical
   images: `(colour * alpha + 127) // 255`. A BMP whose alpha is 0 everywhere has none: its writer left the bytes empty.

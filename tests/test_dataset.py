@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -46,6 +47,27 @@ def _csv(folder: Path, *lines: str) -> Path:
     path = folder / "data.csv"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def _save_bits_of_16(path: Path, bits: int, seed: int) -> None:
+    grey = phantom("oval", seed, 120, 150)[:, :, 0].astype(np.uint16)
+    Image.fromarray(grey << bits - 8).save(path)
+
+
+def test_images_of_few_grey_levels_are_warned_of_and_refused_where_most_of_every_class_are(folder: Path) -> None:
+    assert scan(folder).warnings == ()
+    for k in range(3):  # most of one class: so are the tiles of a slide that show no tissue
+        _save_bits_of_16(folder / "malignant" / f"{k}.png", 10, 100 + k)
+    few = "of 8 images are nearly one grey: fewer than 20 of 256 levels (the first: "
+    [warning] = scan(folder).warnings
+    assert warning.startswith(f"3 {few}malignant/0.png); look at them, and export 16-bit values")
+    for k in range(4):
+        _save_bits_of_16(folder / "benign" / f"{k}.png", 12, k)  # enough to find copies by
+    assert scan(folder).warnings[0].startswith(f"7 {few}benign/0.png)")
+    for k in range(3):
+        _save_bits_of_16(folder / "benign" / f"{k}.png", 10, k)
+    with pytest.raises(InputError, match=r"data: 6 of 8 images .* fewer than 6 .*overlooked.*with a window"):
+        scan(folder)
 
 
 def test_masks_beside_their_images_are_warned_of(folder: Path) -> None:
