@@ -151,8 +151,9 @@ def prepare(name: str, source: Path, out: Path) -> Prepared:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
+    folder = out.parent.resolve()  # from where the system takes `..`, should it be a link
     for item in items:
-        path = Path(os.path.relpath(item.file, out.parent)).as_posix()
+        path = Path(os.path.relpath(item.file, folder)).as_posix()
         writer.writerow([path, *(getattr(item, column) for column in columns[1:])])
     if out.exists() and out.read_bytes() != text.getvalue().encode():
         raise InputError(f"{out}: exists and holds something else; delete it, or choose another name.")

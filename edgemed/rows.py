@@ -35,7 +35,7 @@ PLACEHOLDER = (
 
 @dataclass(frozen=True)
 class Row:
-    """One image: `path` in POSIX form, relative to the data set's root (absolute when it lies outside)."""
+    """One image: `path` in POSIX form, relative to the data set's root (one outside may be absolute)."""
 
     path: str  # `scan.dcm#3` is the third frame of a DICOM file
     label: str
@@ -149,9 +149,16 @@ def _unused_columns(header: Sequence[str]) -> list[str]:
 
 
 def _row_path(text: str, root: Path) -> str:
-    """`text`, relative to the root, in one spelling. Links are kept as they are: the data may be made of them."""
-    base, whole = (Path(os.path.normpath(path.absolute())) for path in (root, root / text))
-    return (whole.relative_to(base) if whole.is_relative_to(base) else whole).as_posix()
+    """`text` in one spelling: relative to the root, but for what is absolute in the CSV and lies outside.
+
+    So a folder that holds CSV, images and run can be moved. Links are kept as they are, since the data may be made of
+    them; but the root's own are followed before `..` is taken, as the system does when it opens the file.
+    """
+    if Path(text).is_absolute():
+        base, whole = (Path(os.path.normpath(path)) for path in (root.absolute(), text))
+        return (whole.relative_to(base) if whole.is_relative_to(base) else whole).as_posix()
+    real = root.resolve()
+    return Path(os.path.relpath(real / text, real)).as_posix()
 
 
 def _check_splits_keep_groups(rows: Sequence[Row], path: Path) -> None:

@@ -59,6 +59,9 @@ def test_busi_leaves_every_mask_out_and_the_csv_points_to_the_images_where_they_
     assert dataset.classes == ("benign", "malignant", "normal") and len(dataset.rows) == 7
     assert {path: path.stat().st_mtime_ns for path in busi.rglob("*")} == before
     assert prepare("busi", busi / "Dataset_BUSI_with_GT", prepared.csv).counts == prepared.counts  # the same again
+    (busi.parent / "disk" / "far").mkdir(parents=True)
+    (busi.parent / "link").symlink_to(busi.parent / "disk" / "far")
+    assert len(scan(prepare("busi", busi, busi.parent / "link" / "busi.csv").csv).rows) == 7
 
 
 @pytest.mark.parametrize(("name", "source", "total"), [("busi", BUSI, 780), ("kvasir", KVASIR, 8000)])
