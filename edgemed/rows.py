@@ -7,7 +7,6 @@ No image is opened here, but for the patient's id of a DICOM file. Used through 
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import os
 import re
@@ -15,6 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgemed.columns import unused_columns
 from edgemed.dicom import frame_of, patient_groups
 from edgemed.duplicates import merged_groups
 from edgemed.errors import InputError, did_you_mean, one_line
@@ -22,11 +22,6 @@ from edgemed.files import visible
 from edgemed.images import SUFFIXES
 
 KNOWN_SPLITS = ("train", "validation", "calibration", "test")  # calibration is for who asks for it: see calibrate.py
-_MEANT = {
-    "group": ("images are of one patient or lesion", ("group", "patient", "lesion", "subject")),
-    "split": ("images train and which test", ("split", "subset", "partition", "fold")),
-}
-"""What a column of another name may have been meant for, by words that such names hold."""
 PLACEHOLDER = (
     "Where DICOM files of several patients carry one PatientID, a placeholder of who removed the names, list them in a "
     "CSV path,label,group."
@@ -96,8 +91,8 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
             first = one_line(",".join(header)[:80])
             raise InputError(f"{path}: its first line ({first}) needs one column {column!r}; make it "
                              "path,label[,group][,split], separated by commas.")  # fmt: skip
-    warnings = [] if as_written else _unused_columns(header)
     rows: dict[str, Row] = {}
+    lines: dict[str, Sequence[str]] = {}  # the cells of each
     grouped = set[str]()  # the paths whose group the CSV names
     repeated = 0
     for number, cells in enumerate(table[1:], start=2):
@@ -126,7 +121,7 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
             repeated += 1
             if rows[name] != row:
                 raise InputError(f"{where}: {shown} was listed before with another label, group or split; keep one.")
-        rows[name] = row
+        rows[name], lines[name] = row, cells
     if not rows:
         raise InputError(f"{path}: lists no image; add rows path,label.")
     unsplit = sum(not row.split for row in rows.values())
@@ -134,18 +129,9 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
         raise InputError(f"{path}: {unsplit} of {len(rows)} rows have no split; fill in all of them or none.")
     result = list(rows.values()) if as_written else _by_patient(list(rows.values()), root, grouped)
     _check_splits_keep_groups(result, path)
+    columns = dict(zip(header, zip(*lines.values(), strict=True), strict=True))
+    warnings = [] if as_written else unused_columns(columns)
     return result, warnings + ([f"{repeated} rows that repeat a file were ignored."] if repeated else [])
-
-
-def _unused_columns(header: Sequence[str]) -> list[str]:
-    """A warning for each column that seems to hold groups or splits under another name: unused, it is a leak."""
-    return [
-        f"the column {one_line(name)!r} is not used; if it says which {what}, name it {column!r}."
-        for column, (what, words) in _MEANT.items()
-        if column not in header
-        for name in header
-        if any(word in name for word in words) or difflib.get_close_matches(name, (column,), cutoff=0.8)
-    ]
 
 
 def _row_path(text: str, root: Path) -> str:

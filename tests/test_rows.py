@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 pytest.importorskip("cv2", reason="extra train is not installed")
 
+from edgemed.columns import unused_columns
 from edgemed.dataset import Row, read_split_csv, scan, write_split_csv
 from edgemed.errors import InputError
 from edgemed.phantoms import phantom
@@ -64,20 +66,44 @@ def test_a_csv_may_be_moved_together_with_its_images_when_it_names_them_from_whe
     assert back.rows == dataset.rows and all(file.is_file() for file in back.files)
 
 
-@pytest.mark.parametrize(
-    ("column", "meant"),
-    [("groups", "group"), ("patient_id", "group"), ("Lesion", "group"), ("gruop", "group"), ("fold", "split"),
-     ("splits", "split"), ("age", None), ("image", None), ("site", None)],
-)  # fmt: skip
-def test_a_column_that_may_hold_groups_or_splits_under_another_name_is_told_of(
-    folder: Path, column: str, meant: str | None
-) -> None:
-    dataset = scan(_csv(folder, f"path,label,{column}", "benign/0.png,a,7", "benign/1.png,b,7"))
-    said = [warning for warning in dataset.warnings if "is not used" in warning]
+PAIRS = ("p", "p", "q", "q", "r", "r", "s", "s")
+CODES = [f"HAM_{k // 2:04d}" for k in range(20)]  # 10 patients of two images each
+MEANT: dict[str, tuple[Sequence[object], str | None]] = {
+    **dict.fromkeys(("groups", "gruop", "patient_id", "PatientName", "Lesion", "anon subject"), (PAIRS, "group")),
+    **dict.fromkeys(("study_id", "case_id", "mrn", "exam", "series", "video"), (PAIRS, "group")),
+    **dict.fromkeys(("StudyInstanceUID", "id", "anon_id"), (PAIRS, "group")),
+    **dict.fromkeys(("fold", "splits", "set"), ((1, 2) * 4, "split")),
+    **dict.fromkeys(("phase", "usage"), (("train", "Val", "TEST", "") * 2, "split")),
+    "is_train": ((0, 1) * 4, "split"),
+    "whose": (CODES, "group"),
+    **dict.fromkeys(("age", "site", "scanner_type", "image", "dataset"), (PAIRS, None)),
+    **dict.fromkeys(("patient_age", "StudyDate", "lesion_type", "age_group", "SeriesDescription"), (PAIRS, None)),
+    "patient": ("p" * 8, None),  # one name for everybody
+    "lesion_id": (range(8), None),  # another for each
+    "scanner_id": ([1, 2] * 10, None),  # two of them
+    "phase ": (("arterial", "venous") * 4, None),
+    "taken": ([f"2020-01-{k // 2:02d}" for k in range(20)], None),
+    "tumour": ([f"T{k % 3}N{k % 2}" for k in range(20)], None),
+}
+
+
+@pytest.mark.parametrize("column", MEANT)
+def test_a_column_that_may_hold_groups_or_splits_under_another_name_is_told_of(column: str) -> None:
+    values, meant = MEANT[column]
+    said = unused_columns({column.lower(): list(map(str, values))})
     assert len(said) == bool(meant)
     assert all(repr(column.lower()) in warning and f"name it {meant!r}" in warning for warning in said)
-    rows = "benign/0.png,a,p,train,7", "benign/1.png,b,q,test,7"
-    assert not scan(_csv(folder, f"path,label,group,split,{column}x", *rows)).warnings
+    assert not unused_columns({"group": PAIRS, "split": PAIRS, column.lower(): list(map(str, values))})
+
+
+def test_a_scan_tells_of_all_such_columns_in_one_line_each(folder: Path) -> None:
+    lines = [f"benign/{k}.png,{'ab'[k % 2]},{k // 2}, {k // 2},{('train', 'test')[k // 2]},60" for k in range(4)]
+    assert scan(_csv(folder, "path,label,patient,exam,phase,age", *lines)).warnings == (
+        "the columns 'patient', 'exam' are not used; if one says which images are of one patient or lesion, name it "
+        "'group'.",
+        "the column 'phase' is not used; if it says which images train and which test, name it 'split'.",
+    )
+    assert scan(_csv(folder, "path,label,,", *(f"benign/{k}.png,{'ab'[k % 2]},x,y" for k in range(4)))).warnings == ()
 
 
 CSV_ERRORS = {
