@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgemed.columns import unused_columns
+from edgemed.columns import COLUMNS, unused_columns
 from edgemed.dicom import frame_of, patient_groups
 from edgemed.duplicates import merged_groups
 from edgemed.errors import InputError, did_you_mean, one_line
@@ -86,10 +86,10 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as a CSV in UTF-8 ({error}); save it as one.") from error
     header = [name.strip().lower() for name in table[0]] if table else []
-    for column in ("path", "label"):
-        if header.count(column) != 1:
-            first = one_line(",".join(header)[:80])
-            raise InputError(f"{path}: its first line ({first}) needs one column {column!r}; make it "
+    first = one_line(",".join(header)[:80])
+    for column in COLUMNS:
+        if (count := header.count(column)) > 1 or (not count and column in ("path", "label")):
+            raise InputError(f"{path}: its first line ({first}) needs one column {column!r}, not {count}; make it "
                              "path,label[,group][,split], separated by commas.")  # fmt: skip
     rows: dict[str, Row] = {}
     lines: dict[str, Sequence[str]] = {}  # the cells of each

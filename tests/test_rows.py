@@ -109,6 +109,8 @@ def test_a_scan_tells_of_all_such_columns_in_one_line_each(folder: Path) -> None
 CSV_ERRORS = {
     "no label column": (["path,diagnosis", "benign/0.png,a"], "'label'"),
     "no path column": (["image,label", "benign/0.png,a"], "'path'"),
+    "two group columns": (["path,label,group,Group", "benign/0.png,a,p,1"], "one column 'group', not 2"),
+    "two split columns": (["path,Split,label, split", "benign/0.png,train,a,"], "one column 'split', not 2"),
     "semicolons": (["path;label", "benign/0.png;a"], "commas"),
     "empty": ([""], "'path'"),
     "only a header": (["path,label"], "lists no image"),
