@@ -16,7 +16,8 @@ pytest.importorskip("cv2", reason="extra train is not installed")
 from edgemed.dataset import scan
 from edgemed.errors import InputError
 from edgemed.phantoms import phantom
-from edgemed.recipes import BUSI, COVID, ISIC2018, ISIC_CLASSES, KVASIR, Source, prepare
+from edgemed.published import BUSI, COVID, ISIC2018, ISIC_CLASSES, KVASIR, Source
+from edgemed.recipes import prepare
 
 _SEEDS = itertools.count()
 
