@@ -18,6 +18,7 @@ class Source:
     citation: str
     counts: Mapping[str, int]
     folders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # class -> its folders, in any case
+    lists: Mapping[str, str] = field(default_factory=dict)  # class -> its split's lists, {} for train, val and test
     note: str = ""  # what to know before a figure on this set is believed
 
 
@@ -60,20 +61,21 @@ COVID = (
     Source(
         _EXTENSIVE, *_EXTENSIVE_TERMS, {"covid": 9471, "non-covid": 8128},
         {"covid": ("CT/COVID", "X-ray/COVID"), "non-covid": ("CT/non-COVID", "X-ray/non-COVID")},
-        f"{_AUGMENTED}; CT and X-ray are mixed, and CT is mostly covid: SRC may be one of its two folders",
+        note=f"{_AUGMENTED}; CT and X-ray are mixed, and CT is mostly covid: SRC may be one of its two folders",
     ),
-    Source(f"{_EXTENSIVE}: CT", *_EXTENSIVE_TERMS, {"covid": 5427, "non-covid": 2628}, _PAIR, _AUGMENTED),
-    Source(f"{_EXTENSIVE}: X-ray", *_EXTENSIVE_TERMS, {"covid": 4044, "non-covid": 5500}, _PAIR, _AUGMENTED),
+    Source(f"{_EXTENSIVE}: CT", *_EXTENSIVE_TERMS, {"covid": 5427, "non-covid": 2628}, _PAIR, note=_AUGMENTED),
+    Source(f"{_EXTENSIVE}: X-ray", *_EXTENSIVE_TERMS, {"covid": 4044, "non-covid": 5500}, _PAIR, note=_AUGMENTED),
     Source(
         "SARS-CoV-2 CT-scan", "CC BY-NC-SA 4.0: not for commercial use",
         "Soares et al., SARS-CoV-2 CT-scan dataset, medRxiv 2020.04.24.20078584",
         {"covid": 1252, "non-covid": 1229}, _PAIR,
-        "it has slices of the same patients without their ids: they leak, and flatter any figure",
+        note="it has slices of the same patients without their ids: they leak, and flatter any figure",
     ),
     Source(
         "COVID-CT", "as the articles that the figures come from: research only",
         "Yang et al., COVID-CT-Dataset, arXiv:2003.13865",
         {"covid": 349, "non-covid": 397}, {"covid": ("CT_COVID",), "non-covid": ("CT_NonCOVID",)},
+        {"covid": "Data-split/COVID/{}CT_COVID.txt", "non-covid": "Data-split/NonCOVID/{}CT_NonCOVID.txt"},
         "it has several slices of one patient, cut from printed figures",
     ),
     Source(
@@ -82,6 +84,6 @@ COVID = (
         {"covid": 3616, "normal": 10192, "lung opacity": 6012, "viral pneumonia": 1345},
         {"covid": ("COVID/images",), "normal": ("Normal/images",), "lung opacity": ("Lung_Opacity/images",),
          "viral pneumonia": ("Viral Pneumonia/images",)},
-        "each class comes from other hospitals, and a network may tell those apart in place of diseases",
+        note="each class comes from other hospitals, and a network may tell those apart in place of diseases",
     ),
 )  # fmt: skip

@@ -64,7 +64,7 @@ def prepare(name: str, source: Path, out: Path) -> Prepared:
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions.") from error
     counts = Counter(f"{item.split} {item.label}".strip() for item in items)
-    found = counts | Counter(item.split for item in items if item.split)
+    found = counts | Counter(item.split for item in items if item.split) | Counter(item.label for item in items)
     off = [f"{key} {found[key]} of {count}" for key, count in terms.counts.items() if found[key] != count]
     if off:
         warnings.append(f"the counts are not the publisher's: {', '.join(off)}; part of the set, or another version?")
@@ -106,9 +106,34 @@ def _folders_of(*sources: Source, skip: str = "(?!)") -> Callable[[Path], Found]
         _, items, source = min(made, key=lambda one: one[0])
         if empty := [label for label in source.folders if label not in {item.label for item in items}]:
             raise InputError(f"{base}: holds no image of {', '.join(empty)}; unpack it again.")
-        return items, source, []
+        items, notes = _by_lists(root, source, items)
+        return items, source, notes
 
     return recipe
+
+
+def _by_lists(root: Path, source: Source, items: list[Item]) -> tuple[list[Item], list[str]]:
+    """The images with the split of the publisher's lists, where there are some and they name each image once."""
+    if not source.lists:
+        return items, []
+    own = "training cuts its own split, which may part the images of a patient."
+    parts: dict[tuple[str, str], set[str]] = {}  # (class, name) -> its splits
+    for label, pattern in source.lists.items():
+        for part, split in (("train", "train"), ("val", "validation"), ("test", "test")):
+            path = next((entry for entry in sorted(root.rglob(pattern.format(part))) if entry.is_file()), None)
+            if path is None:
+                return items, [f"the publisher's split is not there ({pattern.format(part)} below SRC): {own}"]
+            try:
+                names = path.read_text(encoding="utf-8-sig").splitlines()
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path}: cannot be read as text ({error}); download it again.") from error
+            for name in names:
+                parts.setdefault((label, name.strip()), set()).add(split)
+    found = [parts.get((item.label, item.file.name), set()) for item in items]
+    if unsure := [item.file.name for item, of in zip(items, found, strict=True) if len(of) != 1]:
+        return items, [f"the publisher's split does not name {len(unsure)} of the {len(items)} images once, the first "
+                       f"{unsure[0]}: {own}"]  # fmt: skip
+    return [replace(item, split=next(iter(of))) for item, of in zip(items, found, strict=True)], []
 
 
 def _bases(root: Path) -> Iterator[Path]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 pytest.importorskip("cv2", reason="extra train is not installed")
 
-from edgemed.dataset import scan
+from edgemed.dataset import SPLITS, scan
 from edgemed.errors import InputError
 from edgemed.phantoms import phantom
 from edgemed.published import BUSI, COVID, ISIC2018, ISIC_CLASSES, KVASIR, Source
@@ -187,6 +187,30 @@ def test_covid_knows_the_layouts_of_its_publishers(tree: str, tmp_path: Path) ->
     assert set(prepared.counts) == set(COVID[which].counts)
     assert sum(prepared.counts.values()) == sum(range(1, len(folders) + 1))
     assert not [row for row in _rows(prepared.csv) if "masks" in row["path"]]
+
+
+def test_covid_ct_keeps_the_split_of_its_publishers_where_their_lists_name_every_image(tmp_path: Path) -> None:
+    root, out = tmp_path / "COVID-CT-master", tmp_path / "covid.csv"
+    for label in ("COVID", "NonCOVID"):
+        names = [f"{label}-p6-5{k}%0.png" for k in range(6)]
+        for name in names:
+            _image(root / "Images-processed" / f"CT_{label}" / name)
+        for k, part in enumerate(("train", "val", "test")):
+            file = root / "Data-split" / label / f"{part}CT_{label}.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("\r\n".join(names[2 * k : 2 * k + 2]) + "\r\n")
+    prepared = prepare("covid", root, out)
+    assert prepared.counts == {f"{split} {label}": 2 for split in SPLITS for label in ("covid", "non-covid")}
+    assert "not the publisher's: covid 6 of 349, non-covid 6 of 397;" in prepared.warnings[0]
+    parts = {Path(row["path"]).name: row["split"] for row in _rows(out)}
+    assert [parts[f"NonCOVID-p6-5{k}%0.png"] for k in range(6)] == [split for split in SPLITS for _ in range(2)]
+    assert {row.split for row in scan(out).rows} == set(SPLITS)
+    file.write_text("NonCOVID-p6-54%0.png\nNonCOVID-p6-50%0.png\n")  # one in two parts, one in none
+    for reason in ("does not name 2 of the 12 images once, the first NonCOVID-p6-50%0.png", "is not there (Data-split"):
+        own = prepare("covid", root, tmp_path / f"{len(reason)}.csv")
+        assert "split" not in _rows(own.csv)[0] and sum(own.counts.values()) == 12
+        assert f"the publisher's split {reason}" in own.warnings[0] and "training cuts its own" in own.warnings[0]
+        file.unlink(missing_ok=True)
 
 
 def test_one_half_of_the_extensive_covid_set_is_told_by_its_counts(tmp_path: Path) -> None:
