@@ -1,6 +1,6 @@
-"""From DICOM files to uint8 RGB, and to pseudonyms of patients: the part of `images.py` that needs the extra `dicom`.
+"""From DICOM files to uint8 RGB: the part of `images.py` that needs the extra `dicom`.
 
-Why its own module: a DICOM file holds measurements, and says itself how to show them; it also names a patient. Try it:
+Why its own module: a DICOM file holds measurements, and says itself how to show them. Try it:
 `python -c "from edgemed.images import image_from_file; print(image_from_file('scan.dcm').shape)"`.
 
 A file with the DICOM mark (`DICM` after 128 bytes) is read, whatever its suffix. `FILE#3` is its third frame, counted
@@ -19,18 +19,15 @@ Not drawn or heeded: overlays, padding values, ICC profiles, pixel aspect, patie
 
 Compressed: RLE, JPEG (8 bit, 12 bit, lossless), JPEG-LS, JPEG 2000, HTJ2K: see `dicom_codecs.py`. Video is refused.
 
-Identity: only the patient's id is read, to tell patients apart: see `patient_groups`. Pixels may have a name burned in.
+No patient is named by what is read here, but pixels may have a name burned in. Who is one patient: see `patients.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import io
 import re
 import struct
 import zlib
-from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,7 +43,6 @@ SUFFIXES = frozenset({".dcm", ".dicom"})
 _FRAME = re.compile(r"(?s)(.+)#([0-9]{1,9})")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _MAX_INFLATED = 1 << 30
-_PATIENT = (0x00100020, 0x00100021)  # id, and who issued it
 _RLE = {"1.2.840.10008.1.2.5": "pydicom"}  # transfer syntax -> which of pydicom's decoders
 _INSTALL = "pip install '.[dicom]' in a clone of edgemed"
 
@@ -73,9 +69,9 @@ def rgb_from_dicom(data: bytes, name: str, frame: int | None, max_pixels: int) -
 
     frame: from 1; None for a file that has one only. max_pixels: more are refused before anything is decoded.
     """
-    _require_pydicom(name)
+    require_pydicom(name)
     try:
-        dataset = _parsed(data)
+        dataset = parsed(data)
         index = _frame_index(dataset, name, frame)
         _check_header(dataset, name, max_pixels)
         values, shown = _decoded(dataset, name, index)
@@ -89,44 +85,13 @@ def rgb_from_dicom(data: bytes, name: str, frame: int | None, max_pixels: int) -
         what = f"holds {one_line(shown)} pixels, which no rule makes RGB"
     except _UnusableError as error:
         what = f"states {error}"
-    except _reader_errors() as error:
+    except reader_errors() as error:
         what = f"is damaged ({type(error).__name__} while it was read)"
     raise refusal(name, what, "export it again as RGB or MONOCHROME2, or take it out")
 
 
-def patient_groups(files: Sequence[Path]) -> dict[Path, str]:
-    """The pseudonym of the patient of every DICOM file that names one; the other files are not in the answer.
-
-    A pseudonym is "patient-" and 16 hex digits of an HMAC-SHA256 of the patient's id. Its salt is the SHA-256 over the
-    contents of all these files: it is stored nowhere, so who has the run but not the images cannot try ids out; the
-    same data give the same groups, hence the same split, on any machine; other data give other pseudonyms.
-    """
-    patients: dict[Path, bytes] = {}
-    contents = []
-    for file in dict.fromkeys(files):
-        try:
-            with file.open("rb") as handle:
-                head = handle.read(132)
-                data = head + handle.read() if is_dicom(head) else b""
-        except OSError:
-            continue  # the scan decodes every image, and names what cannot be read; so below
-        if not data:
-            continue
-        _require_pydicom(str(file))
-        try:
-            raw = [_parsed(data).get_item(tag) for tag in _PATIENT]  # bytes, since nothing has asked for them yet
-            ids = [bytes(item.value or b"").strip(b" \0") if item is not None else b"" for item in raw]
-        except _reader_errors():
-            continue
-        contents.append(hashlib.sha256(data).digest())
-        if ids[0]:
-            patients[file] = b"\\".join(ids)
-    salt = hashlib.sha256(b"".join(sorted(contents))).digest()
-    return {file: f"patient-{hmac.new(salt, patient, 'sha256').hexdigest()[:16]}" for file, patient in patients.items()}
-
-
 @cache
-def _reader_errors() -> tuple[type[Exception], ...]:
+def reader_errors() -> tuple[type[Exception], ...]:
     """What pydicom and the decoders raise on malformed bytes."""
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
@@ -137,12 +102,13 @@ def _reader_errors() -> tuple[type[Exception], ...]:
     )  # fmt: skip
 
 
-def _require_pydicom(name: str) -> None:
+def require_pydicom(name: str) -> None:
+    """Raise `InputError` where the extra is not installed. `name`: the file that needs it."""
     if find_spec("pydicom") is None:
         raise refusal(name, "is a DICOM file, and reading those needs pydicom", _INSTALL)
 
 
-def _parsed(data: bytes) -> Any:
+def parsed(data: bytes) -> Any:
     """pydicom's Dataset of a file. `_UnusableError` where a deflated one inflates without end."""
     import pydicom
 
@@ -197,7 +163,7 @@ def _decoded(dataset: Any, name: str, index: int) -> tuple[NDArray[Any], str]:
         raise refusal(name, what, _INSTALL)
     try:
         values, properties = decoder.as_array(dataset, index=index, decoding_plugin=_RLE.get(str(syntax), ""))
-    except _reader_errors() as error:
+    except reader_errors() as error:
         what = f"its pixels ({syntax.name}) are truncated, damaged or of an unusual kind: {one_line(error)}"
         raise refusal(name, what, "export it again, uncompressed") from error
     return values, str(properties["photometric_interpretation"])

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgemed.columns import COLUMNS, unused_columns
-from edgemed.dicom import frame_of, patient_groups
+from edgemed.dicom import frame_of
 from edgemed.duplicates import merged_groups
 from edgemed.errors import InputError, did_you_mean, one_line
 from edgemed.files import visible
 from edgemed.images import SUFFIXES
+from edgemed.patients import patient_groups
 
 KNOWN_SPLITS = ("train", "validation", "calibration", "test")  # calibration is for who asks for it: see calibrate.py
 PLACEHOLDER = (

@@ -15,7 +15,7 @@ FLOORS = """
 errors files stats timing
 kernels
 config metrics dicom_codecs dicom images phantoms
-duplicates columns rows splits dataset published recipes
+duplicates columns patients rows splits dataset published recipes
 manifest operating records signature evidence bundle pack preflight
 loader_torch loader_dali loader
 models preprocess masking mae norms distributed

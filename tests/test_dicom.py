@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import hmac
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -16,17 +13,15 @@ pytest.importorskip("pydicom", reason="extra dicom is not installed")
 pytest.importorskip("imagecodecs", reason="extra dicom is not installed")
 
 import pydicom
-from dicom_cases import CT, CT_WINDOW, DEEP, EXACT, FRAMES, GREY, NEAR, OF_FRAMES, RAMP, dicom, table, uid
+from dicom_cases import CT, CT_WINDOW, DEEP, EXACT, FRAMES, NEAR, OF_FRAMES, RAMP, dicom, table, uid
 from image_cases import LOSSLESS
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
 
 from edgemed import dicom as reader
 from edgemed import dicom_codecs
-from edgemed.dicom import patient_groups
 from edgemed.errors import InputError
 from edgemed.images import decodes_alike, image_from_bytes, image_from_file
-from edgemed.phantoms import phantom
 
 pytestmark = pytest.mark.filterwarnings("ignore:::pydicom")
 SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -206,92 +201,3 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch:
     with pytest.raises(InputError, match=r"JPEG-LS Lossless.* needs imagecodecs; pip install .*\[dicom\]"):
         image_from_bytes(EXACT["jpeg-ls"][0], "scan")
     dicom_codecs.decoder_of.cache_clear()
-
-
-SECRETS = {
-    "PatientName": "Zzyzx^Quilla",
-    "PatientBirthDate": "19610203",
-    "InstitutionName": "Saint Wubbels Infirmary",
-    "AccessionNumber": "ACC5551212",
-    "ReferringPhysicianName": "Grimshaw^Ottoline",
-    "StudyInstanceUID": "1.2.826.0.1.3680043.9.9.20260101.77",
-    "DeviceSerialNumber": "SN-8812-QX",
-}
-
-
-def _scan_of(patient: str, seed: int, kind: str) -> bytes:
-    pixels = phantom(kind, seed, 60, 72)[:, :, 0].astype(np.uint16) << 4
-    return dicom(pixels, BitsStored=12, PatientID=patient, WindowCenter=2048, WindowWidth=4096, **SECRETS)
-
-
-@pytest.fixture
-def clinic(tmp_path: Path) -> Path:
-    """36 DICOM files of 18 patients, two of each, one class per patient."""
-    for k in range(36):
-        kind = ("oval", "none")[k // 2 % 2]
-        file = tmp_path / "clinic" / kind / f"{k:02d}.dcm"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(_scan_of(f"PID-{7000 + k // 2}", k, kind))
-    return tmp_path / "clinic"
-
-
-def test_pseudonyms_are_hashes_salted_with_the_images(clinic: Path) -> None:
-    files = sorted(clinic.rglob("*.dcm"))
-    salt = hashlib.sha256(b"".join(sorted(hashlib.sha256(file.read_bytes()).digest() for file in files))).digest()
-    groups = patient_groups([*files, clinic / "none.png"])
-    for file in files:
-        patient = f"PID-{7000 + int(file.stem) // 2}".encode() + b"\\"
-        assert groups[file] == "patient-" + hmac.new(salt, patient, "sha256").hexdigest()[:16]
-    assert len(set(groups.values())) == 18
-    files[0].write_bytes(_scan_of("PID-7000", 99, "none"))
-    assert not set(patient_groups(files).values()) & set(groups.values())  # other data, other pseudonyms
-
-
-def test_frames_and_a_patients_files_stay_together_whatever_groups_are_given(tmp_path: Path) -> None:
-    from edgemed.dataset import scan, split_dataset
-
-    frames = dicom(np.concatenate([GREY, 255 - GREY]), Rows=23, NumberOfFrames=2)
-    (tmp_path / "loop.dcm").write_bytes(frames)
-    (tmp_path / "a.dcm").write_bytes(_scan_of("PID-1", 1, "oval"))
-    (tmp_path / "b.dcm").write_bytes(_scan_of("PID-1", 2, "oval"))
-    (tmp_path / "c.dcm").write_bytes(_scan_of("PID-2", 3, "oval"))
-    lines = ["path,label,group", "loop.dcm#1,x,", "loop.dcm#2,y,", "a.dcm,x,", "b.dcm,y,s1", "c.dcm,y,"]
-    (tmp_path / "data.csv").write_text("\n".join(lines))
-    groups = {row.path: row.group for row in scan(tmp_path / "data.csv").rows}
-    assert groups["loop.dcm#1"] == groups["loop.dcm#2"] == "loop.dcm"
-    assert groups["a.dcm"] == groups["b.dcm"] == "s1"  # two lesions of one patient would be split
-    assert groups["c.dcm"].startswith("patient-")
-    (tmp_path / "data.csv").write_text("path,label,group\na.dcm,x,u\nb.dcm,y,v")  # one placeholder for everybody
-    assert [row.group for row in scan(tmp_path / "data.csv").rows] == ["u", "v"]
-    (tmp_path / "data.csv").write_text("path,label,group\na.dcm,x,a.dcm\nb.dcm,y,b.dcm")  # each its own
-    assert [row.group for row in scan(tmp_path / "data.csv").rows] == ["a.dcm", "b.dcm"]
-    (tmp_path / "data.csv").write_text("path,label\na.dcm,x\nb.dcm,y")
-    with pytest.raises(InputError, match="all 2 images are in one group .patient-.* PatientID, .* path,label,group"):
-        split_dataset(scan(tmp_path / "data.csv"), (0.7, 0.15, 0.15))
-    lines = ["path,label,split", "a.dcm,x,train", "b.dcm,y,test"]
-    (tmp_path / "data.csv").write_text("\n".join(lines))
-    with pytest.raises(InputError, match=r"group 'patient-[0-9a-f]{16}' is in two splits"):
-        scan(tmp_path / "data.csv")
-    with pytest.raises(InputError, match=r"row 2: .*loop\.png#1 does not exist"):
-        (tmp_path / "data.csv").write_text("path,label\nloop.png#1,x\n")
-        scan(tmp_path / "data.csv")
-
-
-def test_a_run_names_no_patient_and_a_resumed_run_knows_its_groups(
-    clinic: Path, weights: Path, edgemed: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    flags = "--backbone tf_efficientnet_lite0 --size 32 --pretrain-size 64 --epochs 1 --pretrain-epochs 1 --batch 8"
-    command = ("train", clinic, "--out", tmp_path / "run", *flags.split(), "--threads", "1", "--weights", weights)
-    assert edgemed(*command) == 0
-    before = (tmp_path / "run" / "split.csv").read_bytes()
-    assert edgemed(*command) == 0 and (tmp_path / "run" / "split.csv").read_bytes() == before
-    printed = "".join(capfd.readouterr()).encode()
-    written = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
-    assert len(written) > 10
-    for secret in (*SECRETS.values(), "Zzyzx", "Grimshaw", "PID-70"):
-        assert secret.encode() not in printed
-        assert not [file.name for file, data in written.items() if secret.encode() in data], secret
-    splits: dict[str, set[str]] = {}
-    for row in csv.DictReader(before.decode().splitlines()):
-        splits.setdefault(row["group"], set()).add(row["split"])
-    assert len(splits) == 18 and all(len(of) == 1 for of in splits.values())
