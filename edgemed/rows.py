@@ -25,8 +25,9 @@ from edgemed.patients import patient_groups
 KNOWN_SPLITS = ("train", "validation", "calibration", "test")  # calibration is for who asks for it: see calibrate.py
 PLACEHOLDER = (
     "Where DICOM files of several patients carry one PatientID, a placeholder of who removed the names, list them in a "
-    "CSV path,label,group."
+    "CSV path,label,group; where they are a few among other images, save them as PNG."
 )
+_MANY_GROUPS = 10  # of one PatientID among other images: lesions of one patient are seldom so many
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def rows_of_folder(root: Path) -> tuple[list[Row], list[str]]:
         paths = (image.relative_to(root).as_posix() for image in images)
         rows += [Row(path, folder.name.strip(), path) for path in paths]
     warnings = [f"{ignored} files that are no images of a class were ignored."] if ignored else []
-    return _by_patient(rows, root), warnings + _masks({row.path for row in rows})
+    rows, told = _by_patient(rows, root)
+    return rows, warnings + told + _masks({row.path for row in rows})
 
 
 def _masks(paths: Collection[str]) -> list[str]:
@@ -128,10 +130,11 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
     unsplit = sum(not row.split for row in rows.values())
     if 0 < unsplit < len(rows):
         raise InputError(f"{path}: {unsplit} of {len(rows)} rows have no split; fill in all of them or none.")
-    result = list(rows.values()) if as_written else _by_patient(list(rows.values()), root, grouped)
+    result, warnings = list(rows.values()), list[str]()
+    if not as_written:
+        result, warnings = _by_patient(result, root, grouped)
+        warnings += unused_columns(dict(zip(header, zip(*lines.values(), strict=True), strict=True)))
     _check_splits_keep_groups(result, path)
-    columns = dict(zip(header, zip(*lines.values(), strict=True), strict=True))
-    warnings = [] if as_written else unused_columns(columns)
     return result, warnings + ([f"{repeated} rows that repeat a file were ignored."] if repeated else [])
 
 
@@ -159,22 +162,27 @@ def _check_splits_keep_groups(rows: Sequence[Row], path: Path) -> None:
                              f"DICOM patient, one split. {PLACEHOLDER}")  # fmt: skip
 
 
-def _by_patient(rows: Sequence[Row], root: Path, grouped: Collection[str] = ()) -> list[Row]:
-    """The rows, with all images of a patient whom DICOM files name in one group: a group given is joined with it.
+def _by_patient(rows: Sequence[Row], root: Path, grouped: Collection[str] = ()) -> tuple[list[Row], list[str]]:
+    """The rows, with all images of a patient whom DICOM files name in one group, and warnings.
 
-    grouped: the paths whose group is given. A name that all files share, while groups are given, is a placeholder of
-    who removed the names: the groups count.
+    grouped: the paths whose group is given; it is joined with the patient's. But an id that all DICOM files share, in
+    several groups, may be a placeholder of who removed the names: where these files are all of the data, or the groups
+    are many, the groups count, and a warning says so. A few among other images are of one patient.
     """
     files = [frame_of(root / row.path)[0] for row in rows]
     known = patient_groups(files)
     of_row = {k: _LAST + known[file] for k, file in enumerate(files) if file in known}
     given = {rows[k].group for k in of_row if rows[k].path in grouped}
-    if len(set(of_row.values())) == 1 and len(given) > 1:
-        return list(rows)
+    can_be_many = len(given) > 1 and (len(of_row) == len(rows) or len(given) >= _MANY_GROUPS)
+    if can_be_many and len(set(of_row.values())) == 1:
+        return list(rows), [
+            f"all DICOM images that state a PatientID state the same ({len(of_row)} images), and are in {len(given)} "
+            "groups of the CSV: the groups count, the id is taken for a placeholder; of one patient, make them one."
+        ]
     groups = [row.group if row.path in grouped else of_row.get(k, row.group) for k, row in enumerate(rows)]
     places = {patient: len(rows) + place for place, patient in enumerate(dict.fromkeys(of_row.values()))}
     joined = merged_groups([*groups, *places], [(k, places[patient]) for k, patient in of_row.items()])
-    return [replace(row, group=group.removeprefix(_LAST)) for row, group in zip(rows, joined, strict=False)]
+    return [replace(row, group=group.removeprefix(_LAST)) for row, group in zip(rows, joined, strict=False)], []
 
 
 _LAST = "\U0010ffff"  # sorts a pseudonym behind every name: a group that was given keeps its own

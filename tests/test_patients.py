@@ -16,6 +16,7 @@ pytest.importorskip("imagecodecs", reason="extra dicom is not installed")
 pytest.importorskip("cv2", reason="extra train is not installed")
 
 from dicom_cases import GREY, dicom
+from PIL import Image
 
 from edgemed.dataset import scan, split_dataset
 from edgemed.errors import InputError
@@ -100,6 +101,31 @@ def test_frames_and_a_patients_files_stay_together_whatever_groups_are_given(tmp
         scan(tmp_path / "data.csv")
     with pytest.raises(InputError, match=r"row 2: .*loop\.png#1 does not exist"):
         (tmp_path / "data.csv").write_text("path,label\nloop.png#1,x\n")
+        scan(tmp_path / "data.csv")
+
+
+def test_an_id_that_all_files_share_is_a_placeholder_where_it_can_be_one_and_that_is_said(tmp_path: Path) -> None:
+    for k in range(10):
+        (tmp_path / f"{k}.dcm").write_bytes(_scan_of("PID-1", k, "oval"))
+        Image.fromarray(phantom("none", k, 60, 72)).save(tmp_path / f"{k}.png")
+    others = [f"{k}.png,y,q{k}" for k in range(10)]
+    scans = [f"{k}.dcm,x,l{k}" for k in range(10)]
+
+    def read(*lines: str) -> tuple[set[str], tuple[str, ...]]:
+        (tmp_path / "data.csv").write_text("\n".join(("path,label,group", *lines)))
+        dataset = scan(tmp_path / "data.csv", min_classes=1)
+        return {row.group for row in dataset.rows if row.path.endswith(".dcm")}, dataset.warnings
+
+    assert read(*others, *scans[:2]) == ({"l0"}, ())  # two lesions of one patient
+    for lines in (scans[:2], [*others, *scans]):
+        groups, [warning] = read(*lines)
+        assert groups == {line.split(",")[2] for line in lines if "dcm" in line}
+        assert f"are in {len(groups)} groups of the CSV: the groups count" in warning and "placeholder" in warning
+        assert "PID-" not in warning
+    assert read(*others, *(f"{k}.dcm,x,l" for k in range(10))) == ({"l"}, ())
+    with pytest.raises(InputError, match=r"group 'l0' is in two splits .*; where they are a few among other images"):
+        text = "path,label,group,split\n0.dcm,x,l0,train\n1.dcm,x,l1,test\n0.png,y,q0,train\n"
+        (tmp_path / "data.csv").write_text(text)
         scan(tmp_path / "data.csv")
 
 
