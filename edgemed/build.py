@@ -26,7 +26,7 @@ from edgemed.evaluate import decoded
 from edgemed.evidence import Golden, golden_files, reference_file
 from edgemed.export import PRECISIONS, check_patches, onnx_from_ensemble
 from edgemed.gates import Gates, default_gates
-from edgemed.images import SUFFIXES, image_from_file, pixels_sha256
+from edgemed.images import image_from_file, is_image, pixels_sha256
 from edgemed.manifest import MODEL_FILES, ImageInput
 from edgemed.pack import check_target, write_bundle
 from edgemed.phantoms import CLASSES, MIN_SIDE, phantom
@@ -170,7 +170,7 @@ def _phantoms(image_size: Sides) -> list[NDArray[np.uint8]]:
 
 def _images_of(folder: Path, image_size: Sides) -> list[NDArray[np.uint8]]:
     """The images of a folder, without its subfolders. InputError where there is none, or one of another size."""
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    files = sorted(path for path in folder.glob("*") if is_image(path))
     if not files:
         raise InputError(f"--golden {folder} holds no image; give a folder with a few, such as one of each class")
     images = [image_from_file(file) for file in files]

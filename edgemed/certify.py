@@ -25,7 +25,7 @@ from edgemed.engines import place_of
 from edgemed.errors import InputError
 from edgemed.files import visible
 from edgemed.gates import TIE_MARGINS, Comparison, Gates, check, compare_batches, in_each_place, with_decisions
-from edgemed.images import SUFFIXES, image_from_file, pixels_sha256
+from edgemed.images import image_from_file, is_image, pixels_sha256
 from edgemed.infer import Model
 from edgemed.manifest import MODEL_FILES
 from edgemed.operating import changed_decisions
@@ -190,6 +190,6 @@ def _below(folder: Path) -> list[Path]:
         if entry.is_dir():
             if not folder.resolve().is_relative_to(entry.resolve()):  # a link back would never end
                 found += _below(entry)
-        elif entry.suffix.lower() in SUFFIXES:
+        elif is_image(entry):
             found.append(entry)
     return found

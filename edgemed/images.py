@@ -67,6 +67,22 @@ _DECODER_ERRORS = (
 )  # fmt: skip
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file of a folder counts as an image: by its suffix or, as scanners name files, by its DICOM mark.
+
+    A DICOMDIR, the table of contents of a disc, has the mark and shows nothing.
+    """
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    if not path.is_file() or path.name.upper() == "DICOMDIR":
+        return False
+    try:
+        with path.open("rb") as handle:
+            return dicom.is_dicom(handle.read(132))
+    except OSError:
+        return False
+
+
 def image_from_file(path: str | Path) -> Rgb:
     """The pixels of an image file as (H, W, 3) uint8 RGB, by the rules of this module. `InputError` when refused."""
     file, frame = dicom.frame_of(path)

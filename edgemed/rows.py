@@ -19,7 +19,7 @@ from edgemed.dicom import frame_of
 from edgemed.duplicates import merged_groups
 from edgemed.errors import InputError, did_you_mean, one_line
 from edgemed.files import visible
-from edgemed.images import SUFFIXES
+from edgemed.images import SUFFIXES, is_image
 from edgemed.patients import patient_groups
 
 KNOWN_SPLITS = ("train", "validation", "calibration", "test")  # calibration is for who asks for it: see calibrate.py
@@ -41,7 +41,10 @@ class Row:
 
 
 def rows_of_folder(root: Path) -> tuple[list[Row], list[str]]:
-    """The images of a folder per class, and warnings. A class is named after its folder, without outer spaces."""
+    """The images of a folder per class, and warnings. A class is named after its folder, without outer spaces.
+
+    DICOM files are images whatever their suffix, or without one.
+    """
     entries = visible(root)
     folders = [entry for entry in entries if entry.is_dir()]
     if not folders:
@@ -51,13 +54,13 @@ def rows_of_folder(root: Path) -> tuple[list[Row], list[str]]:
         twice = next(folder for folder in folders if names[folder.name.strip()] != folder)
         raise InputError(f"{root}: has two folders for the class {twice.name.strip()!r}, which differ in outer spaces; "
                          "make them one.")  # fmt: skip
-    rows, ignored = [], sum(entry.suffix.lower() in SUFFIXES for entry in entries if entry.is_file())
+    rows, ignored = [], sum(is_image(entry) for entry in entries if entry.is_file())
     for folder in folders:
         files = visible(folder)
-        images = [entry for entry in files if entry.suffix.lower() in SUFFIXES]
         if deeper := [entry for entry in files if entry.is_dir()]:
             raise InputError(f"{deeper[0]}: a folder inside a class folder; put images as {root}/CLASS/IMAGE, or list "
                              "them in a CSV path,label,split.")  # fmt: skip
+        images = [entry for entry in files if is_image(entry)]
         if not images:
             raise InputError(f"{folder}: holds no image ({', '.join(sorted(SUFFIXES))}); fill it or take it out.")
         ignored += len(files) - len(images)

@@ -18,6 +18,7 @@ pytest.importorskip("cv2", reason="extra train is not installed")
 from dicom_cases import GREY, dicom
 from PIL import Image
 
+from edgemed.certify import image_files
 from edgemed.dataset import scan, split_dataset
 from edgemed.errors import InputError
 from edgemed.patients import patient_groups
@@ -60,6 +61,18 @@ def test_pseudonyms_are_hashes_salted_with_the_images(clinic: Path) -> None:
     assert len(set(groups.values())) == 18
     files[0].write_bytes(_scan_of("PID-7000", 99, "none"))
     assert not set(patient_groups(files).values()) & set(groups.values())  # other data, other pseudonyms
+
+
+def test_a_folder_of_dicom_files_needs_no_suffixes(clinic: Path) -> None:
+    before = scan(clinic)
+    for file in clinic.rglob("*.dcm"):
+        file.rename(file.with_name(("IM0000{}", "1.2.840.{}")[int(file.stem) % 2].format(file.stem)))
+    (clinic / "oval" / "DICOMDIR").write_bytes(next(clinic.rglob("IM*")).read_bytes())
+    (clinic / "oval" / "README").write_text("who scanned whom")
+    dataset = scan(clinic)
+    assert len(dataset.rows) == 36 and sorted(dataset.groups) == sorted(before.groups)
+    assert dataset.warnings == ("2 files that are no images of a class were ignored.",)
+    assert set(image_files(clinic)) == set(dataset.files)
 
 
 def test_one_id_is_one_patient_unless_every_file_says_who_issued_it_and_they_differ(tmp_path: Path) -> None:
