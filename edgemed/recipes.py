@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgemed.errors import InputError, did_you_mean
-from edgemed.files import write_atomic
+from edgemed.files import visible, write_atomic
 from edgemed.images import SUFFIXES
 from edgemed.published import BUSI, COVID, ISIC2018, ISIC_CLASSES, ISIC_TRAINING, KVASIR, Source
 
@@ -120,7 +120,7 @@ def _by_lists(root: Path, source: Source, items: list[Item]) -> tuple[list[Item]
     parts: dict[tuple[str, str], set[str]] = {}  # (class, name) -> its splits
     for label, pattern in source.lists.items():
         for part, split in (("train", "train"), ("val", "validation"), ("test", "test")):
-            path = next((entry for entry in sorted(root.rglob(pattern.format(part))) if entry.is_file()), None)
+            path = next((entry for entry in _anywhere(root, pattern.format(part)) if entry.is_file()), None)
             if path is None:
                 return items, [f"the publisher's split is not there ({pattern.format(part)} below SRC): {own}"]
             try:
@@ -141,7 +141,7 @@ def _bases(root: Path) -> Iterator[Path]:
     level = [root]
     for _ in range(_DEPTH):
         yield from level
-        level = [entry for base in level for entry in sorted(base.iterdir()) if entry.is_dir()]
+        level = [entry for base in level for entry in visible(base) if entry.is_dir()]
 
 
 def _places(base: Path, source: Source) -> dict[str, list[Path]] | None:
@@ -152,17 +152,28 @@ def _places(base: Path, source: Source) -> dict[str, list[Path]] | None:
 
 
 def _below(base: Path, name: str) -> Path | None:
-    """The folder `name`, such as "CT/COVID", below `base`, whatever the case of its letters."""
+    """The folder `name`, such as "CT/COVID", below `base`, whatever the case of its letters.
+
+    One without images, which holds another of its name, is the wrapping of an unpacking program: the inner one is it.
+    """
     first, _, rest = name.partition("/")
-    for entry in sorted(base.iterdir()):
+    for entry in visible(base):
         if entry.name.casefold() == first.casefold() and entry.is_dir():
-            return _below(entry, rest) if rest else entry
+            if rest:
+                return _below(entry, rest) or _below(entry, name)
+            return entry if _images(entry) else _below(entry, first) or entry
     return None
 
 
-def _images(folder: Path, skip: str) -> list[Path]:
-    files = (entry for entry in sorted(folder.iterdir()) if entry.suffix.lower() in SUFFIXES and entry.is_file())
-    return [file for file in files if file.name[0] != "." and not re.search(skip, file.stem)]
+def _images(folder: Path, skip: str = "(?!)") -> list[Path]:
+    files = (entry for entry in visible(folder) if entry.suffix.lower() in SUFFIXES and entry.is_file())
+    return [file for file in files if not re.search(skip, file.stem)]
+
+
+def _anywhere(root: Path, name: str) -> list[Path]:
+    """The files and folders called `name` below `root`, but for those in hidden folders and what macOS adds."""
+    found = ((path, path.relative_to(root).parts) for path in sorted(root.rglob(name)))
+    return [path for path, parts in found if not any(part.startswith((".", "__MACOSX")) for part in parts)]
 
 
 def _isic2018(root: Path) -> Found:
@@ -170,11 +181,11 @@ def _isic2018(root: Path) -> Found:
     groupings = _table(root, "ISIC2018_Task3_Training_LesionGroupings.csv", "lesion_id")
     lesions = {line["image"]: line["lesion_id"] for line in groupings}
     training = _isic_part(root, "Training", lesions)
-    if not any(root.rglob("ISIC2018_Task3_Test_Input")):
+    if not _anywhere(root, "ISIC2018_Task3_Test_Input"):
         warning = "the official test part (ISIC2018_Task3_Test_Input) is not there: training cuts its own test split."
         return training, replace(ISIC2018, counts=ISIC_TRAINING), [warning]
     test = [replace(item, split="test") for item in _isic_part(root, "Test", {})]
-    if any(root.rglob("ISIC2018_Task3_Validation_Input")):
+    if _anywhere(root, "ISIC2018_Task3_Validation_Input"):
         validation = [replace(item, split="validation") for item in _isic_part(root, "Validation", {})]
         return [replace(item, split="train") for item in training] + validation + test, ISIC2018, []
     warning = "the official validation part is not there: training cuts its own from the training part."
@@ -184,9 +195,10 @@ def _isic2018(root: Path) -> Found:
 
 def _isic_part(root: Path, part: str, lesions: Mapping[str, str]) -> list[Item]:
     """The images of "Training", "Validation" or "Test" in the order of its truth, alone where no lesion is known."""
-    folder = next((entry for entry in sorted(root.rglob(f"ISIC2018_Task3_{part}_Input")) if entry.is_dir()), None)
-    if folder is None:
+    folders = [entry for entry in _anywhere(root, f"ISIC2018_Task3_{part}_Input") if entry.is_dir()]
+    if not folders:
         raise InputError(f"{root}: does not hold the folder ISIC2018_Task3_{part}_Input; unpack it there.")
+    folder = next((entry for entry in folders if _images(entry)), folders[0])
     name = f"ISIC2018_Task3_{part}_GroundTruth.csv"
     items = []
     for line in _table(root, name, *ISIC_CLASSES):
@@ -202,7 +214,7 @@ def _isic_part(root: Path, part: str, lesions: Mapping[str, str]) -> list[Item]:
 
 def _table(root: Path, name: str, *columns: str) -> list[dict[str, str]]:
     """The lines of a CSV anywhere below `root`, each with an `image` and the columns asked for."""
-    path = next((entry for entry in sorted(root.rglob(name)) if entry.is_file()), None)
+    path = next((entry for entry in _anywhere(root, name) if entry.is_file()), None)
     if path is None:
         raise InputError(f"{root}: does not hold {name}; download it from challenge.isic-archive.com/data/#2018.")
     try:

@@ -80,6 +80,34 @@ def test_the_publishers_counts_pass_and_one_image_less_is_noted(
     assert f": {label} {count - 1} of {count};" in prepare(name, tmp_path / "src", tmp_path / "less.csv").warnings[0]
 
 
+def _doubled(folder: Path) -> None:
+    """As "Extract all" of Windows leaves an archive that holds a folder of its own name."""
+    inner = folder.rename(folder.with_name("inner"))
+    folder.mkdir()
+    inner.rename(folder / folder.name)
+
+
+def _mac(root: Path, *folders: str) -> None:
+    """What macOS adds to an archive, and a hidden folder as synchronising programs keep: first by name."""
+    for folder, name in itertools.product(folders, ("__MACOSX", ".sync")):
+        _image(root / name / folder / "._1.jpg", real=False)
+
+
+def test_doubled_folders_and_what_systems_add_do_not_hide_the_images(busi: Path, isic: Path, tmp_path: Path) -> None:
+    for k, name in enumerate(("benign", "malignant", "normal")):
+        _doubled(busi / "Dataset_BUSI_with_GT" / name)
+        (busi / "Dataset_BUSI_with_GT" / name / ".DS_Store").touch()
+        assert sum(prepare("busi", busi, tmp_path / f"{k}.csv").counts.values()) == 7
+    _mac(busi, "benign", "malignant", "normal")
+    assert sum(prepare("busi", busi, tmp_path / "mac.csv").counts.values()) == 7
+    _doubled(isic / "ISIC2018_Task3_Training_Input")
+    _mac(isic, "ISIC2018_Task3_Training_Input", "ISIC2018_Task3_Test_Input")
+    rows = _rows(prepare("isic2018", isic, tmp_path / "isic.csv").csv)
+    assert len(rows) == 105 and not [row for row in rows if "MACOSX" in row["path"]]
+    (isic / "ISIC2018_Task3_Test_Input").rename(tmp_path / "away")
+    assert "test part" in prepare("isic2018", isic, tmp_path / "own.csv").warnings[0]
+
+
 def _isic(root: Path, part: str, labels: list[str], first: int) -> list[str]:
     names = [f"ISIC_{first + k:07d}" for k in range(len(labels))]
     truth = root / f"ISIC2018_Task3_{part}_GroundTruth" / f"ISIC2018_Task3_{part}_GroundTruth.csv"
