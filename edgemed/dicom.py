@@ -173,17 +173,19 @@ def _grey(stored: NDArray[Any], dataset: Any, index: int) -> NDArray[np.uint8]:
     """(H, W) stored values -> (H, W) after modality and VOI, before MONOCHROME1's inversion."""
     modality = _functional(dataset, index, "PixelValueTransformationSequence")
     voi = _functional(dataset, index, "FrameVOILUTSequence")
-    slope = float(_first(modality, "RescaleSlope", 1))
+    slope, intercept = float(_first(modality, "RescaleSlope", 1)), float(_first(modality, "RescaleIntercept", 0))
+    bits = int(dataset.BitsStored)
+    shift = 1 << bits - 1 if dataset.PixelRepresentation else 0
     if tables := dataset.get("ModalityLUTSequence"):
-        levels, bits = _looked_up(stored, dataset, tables[0], "LUT")
+        levels, bits = _looked_up(stored, dataset, tables[0], "LUT", signed=shift > 0)
         values: NDArray[Any] = levels
-        slope = 1.0
+        slope, lowest = 1.0, 0.0
     else:
-        bits = int(dataset.BitsStored)
-        levels = stored.astype(np.int64) + (1 << bits - 1 if dataset.PixelRepresentation else 0)
-        values = stored * slope + float(_first(modality, "RescaleIntercept", 0))
+        levels = stored.astype(np.int64) + shift
+        values = stored * slope + intercept
+        lowest = min(slope * -shift, slope * ((1 << bits) - 1 - shift)) + intercept  # that the file could hold
     if tables := voi.get("VOILUTSequence"):
-        return _high_bits(*_looked_up(values, dataset, tables[0], "LUT"))
+        return _high_bits(*_looked_up(values, dataset, tables[0], "LUT", signed=lowest < 0))
     if voi.get("WindowCenter") is not None and voi.get("WindowWidth") is not None:
         centre, width = float(_first(voi, "WindowCenter", 0)), float(_first(voi, "WindowWidth", 1))
         return _windowed(values, centre, width, str(voi.get("VOILUTFunction") or "LINEAR"))
@@ -205,9 +207,17 @@ def _windowed(values: NDArray[Any], centre: float, width: float, function: str) 
     return np.floor(np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _looked_up(values: NDArray[Any], dataset: Any, table: Any, prefix: str) -> tuple[NDArray[np.int64], int]:
-    """Values through a look-up table, and the bits of its entries; what lies outside takes the nearest entry."""
+def _looked_up(
+    values: NDArray[Any], dataset: Any, table: Any, prefix: str, signed: bool = False
+) -> tuple[NDArray[np.int64], int]:
+    """Values through a look-up table, and the bits of its entries; what lies outside takes the nearest entry.
+
+    signed: whether values may be negative. Then the first one of the table is signed, too (PS3.3 C.11.2.1.1), which a
+    file of implicit VR cannot say: pydicom reads it by the sign of the pixels, and so -1024 as 64512.
+    """
     count, start, bits = (int(value) for value in table[f"{prefix}Descriptor"].value)
+    if signed and start > 0x7FFF:
+        start -= 1 << 16
     data = table[f"{prefix}Data"].value
     count = count or 1 << 16
     if isinstance(data, bytes):

@@ -41,6 +41,22 @@ def test_lossy_and_rounded_colours_come_within_one_level(kind: str) -> None:
     assert np.abs(image_from_bytes(data, kind).astype(int) - expected).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("syntax", "first", "vr"),
+    [(uid.ImplicitVRLittleEndian, 64512, "US"), (uid.ExplicitVRLittleEndian, -1024, "SS")],
+)
+def test_a_voi_table_that_begins_below_zero_is_read_so_whether_or_not_the_file_can_say_it(
+    syntax: uid.UID, first: int, vr: str
+) -> None:
+    voi = table(list(range(4096)), first, 12, vr)
+    for stored, expected in (([0, 1024, 2048, 4095], [0, 64, 128, 255]), ([2048] * 4, [128] * 4)):  # none is negative
+        data = dicom(np.array([stored], np.uint16), syntax, BitsStored=12, RescaleSlope=1, RescaleIntercept=-1024,
+                     VOILUTSequence=voi)  # fmt: skip
+        assert image_from_bytes(data, vr)[0, :, 0].tolist() == expected
+    high = dicom(np.array([[0, 64512, 64513, 65535]], np.uint16), syntax, VOILUTSequence=table([0, 255], 64512, 8))
+    assert image_from_bytes(high, vr)[0, :, 0].tolist() == [0, 0, 255, 255]  # where nothing can be negative
+
+
 def test_frames_are_counted_from_one_and_take_their_own_window_before_the_shared_one(tmp_path: Path) -> None:
     file = tmp_path / "loop.dcm"
     file.write_bytes(FRAMES)
