@@ -24,14 +24,13 @@ import numpy as np
 from edgemed.dicom import frame_of
 from edgemed.duplicates import Progress, Thumbnail, duplicate_pairs, merged_groups, thumbnails_of_files
 from edgemed.errors import InputError, did_you_mean
-from edgemed.files import write_atomic
+from edgemed.files import is_text, write_atomic
 from edgemed.rows import KNOWN_SPLITS as KNOWN_SPLITS
 from edgemed.rows import PLACEHOLDER, rows_of_csv, rows_of_folder
 from edgemed.rows import Row as Row
 from edgemed.splits import assigned_parts, held_out_groups
 
 SPLITS = ("train", "validation", "test")
-_HALVES = frozenset(map(chr, range(0xD800, 0xE000)))  # what Python reads in place of bytes that are not UTF-8
 LARGE_GROUP = 0.05  # share of a class above which a group of joined near-duplicates is worth a warning
 NEARLY_ONE_GREY = 20  # of 256 levels: 12 bits in a file of 16 leave 16; the flattest of 10,015 skin images has 29
 ONE_GREY = 6  # likewise: 10 bits leave 4, and 11 of 120 copies of ultrasound images were found; 11 bits 8, and 118
@@ -120,7 +119,7 @@ def scan(data: str | Path, *, min_classes: int = 2, progress: Progress | None = 
         raise InputError(f"{source}: does not exist; pass a folder with one folder per class, or a CSV path,label.")
     rows.sort(key=lambda row: row.path)
     for row in rows:
-        if not row.label.isprintable() or any(ord(sign) < 32 or sign in _HALVES for sign in row.path + row.group):
+        if not row.label.isprintable() or not is_text(row.path + row.group):
             raise InputError(f"{source}: a name has control characters, or is not UTF-8 ({row!a}); rename it.")
     dataset = Dataset(root, tuple(rows), tuple(sorted({row.label for row in rows})), tuple(warnings))
     if len(dataset.classes) < min_classes:

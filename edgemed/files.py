@@ -75,6 +75,11 @@ def read_json(path: Path, step: str = "restore it from a copy, or make its folde
         raise InputError(f"cannot read {path}: {error}; {step}") from error
 
 
+def is_text(name: str) -> bool:
+    """Whether a name can be written into a CSV and a page: it is UTF-8, and has no control characters."""
+    return not any(ord(sign) < 32 or 0xD800 <= ord(sign) < 0xE000 for sign in name)  # halves of pairs: no UTF-8
+
+
 def visible(folder: Path) -> list[Path]:
     """What a folder holds, sorted, without the files that systems hide in it."""
     try:

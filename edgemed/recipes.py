@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgemed.errors import InputError, did_you_mean
-from edgemed.files import visible, write_atomic
+from edgemed.files import is_text, visible, write_atomic
 from edgemed.images import SUFFIXES
 from edgemed.published import BUSI, COVID, ISIC2018, ISIC_CLASSES, ISIC_TRAINING, KVASIR, Source
 
@@ -50,8 +50,8 @@ class Prepared:
 def prepare(name: str, source: Path, out: Path) -> Prepared:
     """Write the CSV `path,label[,group][,split]` of one of `RECIPES` over the images below `source`.
 
-    `InputError`: an unknown name, a layout that is not the publisher's, a class without images, an `out` that is no
-    .csv or holds something else. Nothing is written then.
+    `InputError`: an unknown name, a layout that is not the publisher's, a class without images, a file name that no CSV
+    can hold, an `out` that is no .csv or holds something else. Nothing is written then.
     """
     if name not in RECIPES:
         raise InputError(f"there is no recipe for {name!r}.{did_you_mean(name, RECIPES)}")
@@ -77,6 +77,8 @@ def prepare(name: str, source: Path, out: Path) -> Prepared:
     folder = out.parent.resolve()  # from where the system takes `..`, should it be a link
     for item in items:
         path = Path(os.path.relpath(item.file, folder)).as_posix()
+        if not is_text(path):
+            raise InputError(f"{source}: a name has control characters, or is not UTF-8 ({path!a}); rename it.")
         writer.writerow([path, *(getattr(item, column) for column in columns[1:])])
     if out.exists() and out.read_bytes() != text.getvalue().encode():
         raise InputError(f"{out}: exists and holds something else; delete it, or choose another name.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -266,6 +267,9 @@ def test_what_is_not_the_set_is_refused_with_what_it_should_look_like(tmp_path: 
         with pytest.raises(InputError) as caught:
             prepare(name, source, tmp_path / out)
         assert reason in str(caught.value) and "\n" not in str(caught.value)
+    _image(busi / "Dataset_BUSI_with_GT" / "benign" / os.fsdecode(b"caf\xe9.png"))
+    with pytest.raises(InputError, match=r"archive: a name .* is not UTF-8 \('archive/.*benign/caf.*png'\); rename it"):
+        prepare("busi", busi, tmp_path / "a.csv")
     assert (tmp_path / "other.csv").read_text() == "mine\n" and not (tmp_path / "a.csv").exists()
 
 
