@@ -126,7 +126,7 @@ def scan(data: str | Path, *, min_classes: int = 2, progress: Progress | None = 
         found = ", ".join(dataset.classes)
         raise InputError(f"{source}: holds one class only ({found}); a classifier needs at least two.")
     thumbnails = _thumbnails(dataset, progress)
-    warnings += _nearly_one_grey(dataset, thumbnails, source)
+    warnings += _classes_alike(dataset.classes) + _nearly_one_grey(dataset, thumbnails, source)
     return replace(dataset, warnings=tuple(warnings), thumbnails=thumbnails)
 
 
@@ -246,6 +246,22 @@ def _thumbnails(dataset: Dataset, progress: Progress | None) -> dict[str, Thumbn
     todo = [row for row in dataset.rows if row.path not in dataset.thumbnails]
     made = thumbnails_of_files([dataset.file(row) for row in todo], progress)
     return {**dataset.thumbnails, **{row.path: image for row, image in zip(todo, made, strict=True)}}
+
+
+def _classes_alike(classes: Sequence[str]) -> list[str]:
+    """A warning for each set of classes whose names differ in case, in spaces or in how a number is written only."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        words = " ".join(name.casefold().split())
+        try:
+            alike.setdefault(str(float(words)), []).append(name)
+        except ValueError:
+            alike.setdefault(words, []).append(name)
+    return [
+        f"the labels {', '.join(map(repr, names))} are {len(names)} classes; write them alike if they mean the same."
+        for names in alike.values()
+        if len(names) > 1
+    ]
 
 
 def _nearly_one_grey(dataset: Dataset, thumbnails: Mapping[str, Thumbnail], source: Path) -> list[str]:

@@ -106,6 +106,17 @@ def test_a_scan_tells_of_all_such_columns_in_one_line_each(folder: Path) -> None
     assert scan(_csv(folder, "path,label,,", *(f"benign/{k}.png,{'ab'[k % 2]},x,y" for k in range(4)))).warnings == ()
 
 
+def test_labels_that_differ_in_case_or_in_the_format_of_a_number_are_told_of(folder: Path) -> None:
+    for labels, said in (
+        (("BENIGN", "benign", "normal", "Benign"), ["the labels 'BENIGN', 'Benign', 'benign' are 3 classes; "]),
+        (("1", "1.0", "0", "00"), ["the labels '0', '00' are 2 classes; ", "the labels '1', '1.0' are 2 classes; "]),
+        (("no  finding", "no finding", "x", "x"), ["the labels 'no  finding', 'no finding' are 2 classes; "]),
+        (("1", "10", "a1", "a10"), []),
+    ):
+        lines = (f"benign/{k}.png,{label}" for k, label in enumerate(labels))
+        assert [line.split("write")[0] for line in scan(_csv(folder, "path,label", *lines)).warnings] == said
+
+
 CSV_ERRORS = {
     "no label column": (["path,diagnosis", "benign/0.png,a"], "'label'"),
     "no path column": (["image,label", "benign/0.png,a"], "'path'"),
