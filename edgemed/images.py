@@ -10,7 +10,7 @@ where `scan.dcm#3` is the third frame of a file. The rules for the others:
 - 16 bit (12 bit in a TIFF): the 8 highest bits (`value >> 8`, 12 bit: `>> 4`), the same for every image. Nothing is
   stretched to the values that happen to occur: a file that uses 12 of its 16 bits comes out as 16 levels of dark grey
   and wants a window chosen by its owner: `dataset.scan` says so. TIFF's "white is zero" is inverted.
-- 32-bit integers, floats, LAB: refused, since no range is defined.
+- 32-bit integers, floats, signed values, LAB: refused, since no range is defined.
 - Transparency (RGBA, LA, palette entries, PNG's transparent colour): composited over black, the background of medical
   images: `(colour * alpha + 127) // 255`. A BMP whose alpha is 0 everywhere has none: its writer left the bytes empty.
   A transparent colour of 16-bit RGB is refused, since Pillow keeps only 8 bits to tell it from its neighbours.
@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from edgemed import dicom
+from edgemed.damage import gap, png_damage
 from edgemed.errors import InputError, did_you_mean, one_line, refusal
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}) | dicom.SUFFIXES
@@ -55,10 +56,8 @@ _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "C
 _MODES_ALIKE = frozenset({"L", "RGB"})
 _MODES_16 = frozenset({"I;16", "I;16L", "I;16B"})
 _CHANNELS: dict[str, tuple[int, ...]] = {"RGB": (0, 1, 2), "BGR": (2, 1, 0), "RGBA": (0, 1, 2), "GRAY8": (0, 0, 0)}
-_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> samples per pixel
-_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _PNG_EXTRAS = frozenset({"transparency", "exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp", "loop"})
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274  # TIFF tags
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 258, 262, 274, 339  # TIFF tags
 
 # What Pillow's parsers raise on malformed bytes. Some are written in Python and trip over what they read.
 _DECODER_ERRORS = (
@@ -100,7 +99,7 @@ def image_from_bytes(data: bytes, name: str, frame: int | None = None) -> Rgb:
         raise refusal(name, "names a frame, but the file is not DICOM", "leave the number out")
     with _opened(data, name) as image:
         try:
-            damage = _png_damage(data) if image.format == "PNG" else _gap(image)
+            damage = png_damage(data) if image.format == "PNG" else gap(image)
             if damage is None:
                 image.load()
                 return _upright(_rgb(image), _orientation(image))
@@ -197,6 +196,9 @@ def _opened(data: bytes, name: str) -> ImageFile.ImageFile:
         raise refusal(name, f"has {width} x {height} pixels", "export it again, or take it out")
     if pages > 1:
         raise refusal(name, f"holds {pages} pages or frames", "export the one that matters as an image of its own")
+    if 2 in np.ravel(getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, 1)):
+        what = "holds signed values, for which no range is defined"
+        raise refusal(name, what, "export it with unsigned ones")
     if image.mode not in _MODES | _MODES_16:
         what = f"holds {image.mode} pixels (32-bit integer, floating point or LAB), for which no range is defined"
         raise refusal(name, what, "export it as 8 or 16 bit")
@@ -252,47 +254,3 @@ def _upright(image: Rgb, orientation: int) -> Rgb:
     if orientation in (3, 4, 7, 8):
         image = image[::-1]
     return np.ascontiguousarray(image)
-
-
-def _gap(image: ImageFile.ImageFile) -> str | None:
-    """What is wrong with an image whose header lists too few strips or tiles: Pillow would leave the rest black."""
-    area: dict[str, int] = {}
-    for tile in image.tile:
-        left, top, right, bottom = tile.extents or (0, 0, *image.size)
-        plane = str(tile.args[0] if isinstance(tile.args, tuple) else tile.args)
-        area[plane] = area.get(plane, 0) + (right - left) * (bottom - top)
-    missing = not area or min(area.values()) < image.width * image.height
-    return "its strips do not cover the picture" if missing else None
-
-
-def _png_damage(data: bytes) -> str | None:
-    """What is wrong with a PNG that Pillow would decode in part or without a word, or None.
-
-    Pillow skips the checksums of the pixel data, does not miss the end chunk, and leaves rows black when the
-    compressed stream ends early.
-    """
-    position, pieces, header = 8, [], b""
-    while True:
-        if position + 12 > len(data):
-            return "the file is truncated"
-        length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 8 + length
-        if end + 4 > len(data):
-            return "the file is truncated"
-        if zlib.crc32(data[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            return f"the checksum of its {one_line(kind.decode('latin-1'))!r} chunk is wrong"
-        if kind == b"IHDR":
-            header = data[position + 8 : end]
-        elif kind == b"IDAT":
-            pieces.append(data[position + 8 : end])
-        elif kind == b"IEND":
-            break
-        position = end + 4
-    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", header)
-    passes = _ADAM7 if interlace else ((0, 0, 1, 1),)
-    sizes = [(max(0, -(-(width - x) // dx)), max(0, -(-(height - y) // dy))) for x, y, dx, dy in passes]
-    wanted = sum(h * (1 + (w * depth * _PNG_SAMPLES[colour] + 7) // 8) for w, h in sizes if w)
-    stream, pending, got = zlib.decompressobj(), b"".join(pieces), 0
-    while got < wanted and (part := stream.decompress(pending, 1 << 20)):
-        got, pending = got + len(part), stream.unconsumed_tail
-    return None if got >= wanted else "its rows of pixels end early"

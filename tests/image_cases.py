@@ -48,6 +48,21 @@ def tiff(values: np.ndarray, bits: int, photometric: int, order: str = "<") -> b
     return mark + struct.pack(f"{order}HI", 42, 8 + len(strip)) + strip + directory
 
 
+def planar_tiff(image: np.ndarray, listed: int) -> bytes:
+    """An uncompressed RGB TIFF with a strip for each colour, of which the header lists so many."""
+    height, width, _ = image.shape
+    strips = np.ascontiguousarray(image.transpose(2, 0, 1)).tobytes()
+    offsets = struct.pack(f"<{listed}I", *(8 + height * width * k for k in range(listed)))
+    counts = struct.pack(f"<{listed}I", *[height * width] * listed)
+    after = 8 + len(strips)
+    tags = {256: (1, width), 257: (1, height), 258: (1, 8), 259: (1, 1), 262: (1, 2), 273: (listed, after), 277: (1, 3),
+            278: (1, height), 279: (listed, after + len(offsets)), 284: (1, 2)}  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, *value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    begin = after + len(offsets) + len(counts)
+    return b"II" + struct.pack("<HI", 42, begin) + strips + offsets + counts + directory
+
+
 def bmp32(rgba: np.ndarray) -> bytes:
     """A BMP of 32 bits with masks for red, green, blue and alpha (BITMAPV4HEADER, BI_BITFIELDS), from the bottom up."""
     height, width = rgba.shape[:2]
@@ -85,6 +100,7 @@ LOSSLESS = {
     "rgb png": (encoded(Image.fromarray(COLOUR), "PNG"), COLOUR),
     "rgb bmp": (encoded(Image.fromarray(COLOUR), "BMP"), COLOUR),
     "rgb tiff": (encoded(Image.fromarray(COLOUR), "TIFF"), COLOUR),
+    "rgb tiff, by plane": (planar_tiff(COLOUR, 3), COLOUR),
     "1 bit png": (encoded(Image.fromarray(GREY > 99), "PNG"), three(np.where(GREY > 99, 255, 0).astype(np.uint8))),
     "1 bit tiff": (encoded(Image.fromarray(GREY > 99), "TIFF"), three(np.where(GREY > 99, 255, 0).astype(np.uint8))),
     "4 bit png": (png(2, 1, 4, 0, b"\0\x1f"), three(np.array([[0x11, 0xFF]], np.uint8))),

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = """
 errors files stats timing
 kernels
-config metrics dicom_codecs dicom images phantoms
+config metrics dicom_codecs dicom damage images phantoms
 duplicates columns patients rows splits dataset published recipes
 manifest operating records signature evidence bundle pack preflight
 loader_torch loader_dali loader
@@ -30,7 +30,7 @@ display commands cli __main__
 """.split()
 
 RUNTIME_SIDE = """
-errors files stats timing dicom_codecs dicom images phantoms
+errors files stats timing dicom_codecs dicom damage images phantoms
 manifest operating records signature evidence bundle pack preflight
 runtimes gates engines infer certify plans nvml conditions power limits
 bench_stages startup bench bench_report bench_diff contenders decoders parity display commands cli

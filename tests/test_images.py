@@ -17,6 +17,7 @@ from image_cases import (
     chunk,
     encoded,
     fixed_checksums,
+    planar_tiff,
     png,
     rows,
     stack,
@@ -152,6 +153,9 @@ REFUSED = {
         tiff(GREY, 8, 1).replace(struct.pack("<HHII", 278, 4, 1, 23), struct.pack("<HHII", 278, 4, 1, 5)),
         "do not cover",
     ),
+    "tiff with a colour left out": (planar_tiff(COLOUR, 2), "lacks colours: 2 of 3 planes are there"),
+    "signed 8 bit tiff": (encoded(Image.fromarray(GREY), "TIFF", tiffinfo={339: 2}), "signed values"),
+    "signed 16 bit tiff": (encoded(Image.fromarray(DEEP), "TIFF", tiffinfo={339: 2}), "signed values"),
     "16 bit rgb png with a transparent colour": (
         png(31, 23, 16, 2, rows(np.dstack((DEEP, DEEP, DEEP)).astype(">u2")), chunk(b"tRNS", bytes(6))),
         "export it with an alpha channel",
