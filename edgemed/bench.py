@@ -112,10 +112,10 @@ class Settings:
 def bench(bundle: str | os.PathLike[str] | Bundle, settings: Settings = Settings()) -> dict[str, Any]:
     """Measure, and give a report that is ready for JSON; `bench_report` shows it, `bench_diff` compares two.
 
-    The report: schema, edgemed, created; measured (in words); bundle; settings; machine; limits (of the CPU); runtimes,
-    one for each that was asked for: {name, not_run} with the reason, or {name, version, device, threads, reason, state,
-    plan (its id, or None), correctness (golden images, largest error), start (see `startup.start_up`), results}. A
-    result is of one batch size; see `_result`.
+    The report: schema, edgemed, created; measured (in words); bundle; settings; machine; runtimes, one for each
+    that was asked for: {name, not_run} with the reason, or {name, version, precision, device, threads, reason, state,
+    plan (its id, or None), correctness (golden images, largest error), start (see `startup.start_up`), limits (of the
+    CPU), results}. A result is of one batch size; see `_result`.
 
     Raises InputError for a bundle or setting that cannot be used, GateError where a golden image differs.
     """

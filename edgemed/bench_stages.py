@@ -45,7 +45,7 @@ class _Stopwatch:
 def stages(
     model: Model, request: Callable[[Model], object], seconds: float, *, decodes: bool, idle: float = 0.0
 ) -> dict[str, Any]:
-    """Median milliseconds of each stage of a request, of `requests` requests one after the other, `idle` seconds apart.
+    """Median milliseconds of each stage of a request, and of how many `requests`: one after the other, `idle` s apart.
 
     decode: from the encoded file to pixels (None unless `decodes`); h2d, compute, d2h: upload, execution, download; on
     a CPU, which reads the pixels where they lie, compute is all of the runtime's work and the others are None; launch:

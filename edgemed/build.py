@@ -159,7 +159,7 @@ def _phantoms(image_size: Sides) -> list[NDArray[np.uint8]]:
     """
     low, _, high = image_size
     if high < MIN_SIDE:
-        raise InputError(f"--image-size {image_size}: the largest side must be at least {MIN_SIDE}")
+        raise InputError(f"--image-size {','.join(map(str, image_size))}: the largest side must be at least {MIN_SIDE}")
     fitted = {side: min(max(side, low, MIN_SIDE), high) for side in (160, 480, 640)}
     shapes = ((fitted[160], fitted[160]), (fitted[480], fitted[640]))
     images = [phantom(kind, seed, *shape) for seed, shape in enumerate(shapes) for kind in CLASSES]

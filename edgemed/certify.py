@@ -172,6 +172,8 @@ def image_files(data: Path) -> Iterator[Path]:
     try:
         with data.open(newline="", encoding="utf-8-sig") as handle:
             lines = [cells for cells in csv.reader(handle) if any(cell.strip() for cell in cells)]
+    except FileNotFoundError as error:
+        raise InputError(f"{data} does not exist; give a folder of images or a CSV") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read {data}: {error}; give a folder of images or a CSV") from error
     header = [name.strip().lower() for name in lines[0]] if lines else []

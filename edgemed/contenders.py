@@ -250,7 +250,7 @@ def _separate(model: Model, ensemble: Ensemble) -> Predict:
     for member, temperature in zip(ensemble.members, ensemble.temperatures.tolist(), strict=True):
         graph = onnx_from_ensemble(Parts(ensemble.front, [member], [temperature]).eval(), image_size=sides)
         sessions.append(
-            module.open_session(graph, precision="fp32", threads=model.session.threads, cache_key=sha256_of(graph))
+            module.open_session(graph, threads=model.session.threads, cache_key=sha256_of(graph))
         )
 
     def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

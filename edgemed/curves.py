@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import auc
 
 from edgemed.evaluate import Table
+from edgemed.metrics import equal_mass
 from edgemed.operating import disagreement
 from edgemed.stats import FEWEST_GROUPS, Interval, group_resamples
 
@@ -43,16 +44,14 @@ class Roc(NamedTuple):
     area: Interval
 
 
-def reliability(table: Table, bins: int = 10) -> Reliability:
+def reliability(table: Table) -> Reliability:
     """The bins of `metrics.expected_calibration_error`: images sorted by their largest probability, equally many each.
 
     The interval is Wilson's (1927), with the groups of a bin for its n: a bin that is all right has one too.
     """
     shares = table.probabilities
     confidence, right = shares.max(axis=1).astype(np.float64), shares.argmax(axis=1) == table.labels
-    _, inverse, ties = np.unique(confidence, return_inverse=True, return_counts=True)
-    middle = (np.cumsum(ties) - ties / 2)[inverse]
-    bin_of = np.minimum((middle * bins / len(right)).astype(np.int64), bins - 1)
+    bin_of = equal_mass(confidence)
     used, images = np.unique(bin_of, return_counts=True)
     accuracy = np.bincount(bin_of, weights=right)[used] / images
     claimed = np.bincount(bin_of, weights=confidence)[used] / images
@@ -84,7 +83,7 @@ def risk_coverage(table: Table) -> dict[str, Any]:
     return result
 
 
-def roc(table: Table, positive: int, resamples: int = 300, seed: int = 0) -> Roc | None:
+def roc(table: Table, positive: int, resamples: int = 300) -> Roc | None:
     """The ROC of class `positive` against the rest, bootstrapped over groups; None without both kinds of image.
 
     Band and bounds are NaN from fewer groups than `stats.FEWEST_GROUPS`.
@@ -111,7 +110,7 @@ def roc(table: Table, positive: int, resamples: int = 300, seed: int = 0) -> Roc
     if len(set(table.groups)) < FEWEST_GROUPS:
         nowhere = np.full(len(rates), np.nan)
         return Roc(rates, whole[0], nowhere, nowhere, Interval(whole[1], np.nan, np.nan))
-    drawn = [found for rows in group_resamples(table.groups, resamples=resamples, seed=seed) if (found := curve(rows))]
+    drawn = [found for rows in group_resamples(table.groups, resamples=resamples) if (found := curve(rows))]
     low, high = np.quantile([values for values, _ in drawn], [0.025, 0.975], axis=0)
     bounds = np.quantile([area for _, area in drawn], [0.025, 0.975])
     return Roc(rates, whole[0], low, high, Interval(whole[1], float(bounds[0]), float(bounds[1])))

@@ -77,7 +77,7 @@ def open_engine(
                     allowed = named or uncertified
                     session, record = _open_plan(bundle, module, precision, plan, allowed, cuda_graph)
                 else:
-                    session = module.open_session(onnx, precision=precision, threads=threads, cache_key=key)
+                    session = module.open_session(onnx, threads=threads, cache_key=key)
                     record = None
             except InputError as error:
                 if named:

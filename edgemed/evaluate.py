@@ -74,7 +74,6 @@ def evaluation(
     member_names: Sequence[str],
     groups: Sequence[Any],
     classes: Sequence[str],
-    seed: int = 0,
 ) -> dict[str, Any]:
     """The metrics of the ensemble and of each member with group-bootstrap 95 % intervals, and how they compare, paired.
 
@@ -87,36 +86,36 @@ def evaluation(
         "classes": list(classes),
         "n": len(known),
         "groups": len(set(groups)),
-        "ensemble": metrics_with_intervals(known, probabilities, groups, classes, seed=seed),
+        "ensemble": metrics_with_intervals(known, probabilities, groups, classes),
         "members": {
-            name: metrics_with_intervals(known, members[:, m], groups, classes, seed=seed)
+            name: metrics_with_intervals(known, members[:, m], groups, classes)
             for m, name in enumerate(member_names)
         },
     }
     if len(member_names) > 1:
         accuracy = [(members[:, m].argmax(1) == known).mean() for m in range(len(member_names))]
         better = int(np.argmax(accuracy))
-        interval = paired_difference(known, probabilities, members[:, better], groups, seed=seed)
+        interval = paired_difference(known, probabilities, members[:, better], groups)
         result["ensemble_minus_better"] = {"better": member_names[better], **interval.as_dict()}
     predictors = {name: members[:, m] for m, name in enumerate(member_names)} | {"ensemble": probabilities}
     pairs = [("ensemble", name) for name in member_names]
     pairs += [(later, name) for k, later in enumerate(member_names) for name in member_names[:k]]
     result["comparisons"] = [
-        {"a": a, "b": b} | comparison(known, predictors[a], predictors[b], groups, seed=seed) for a, b in pairs
+        {"a": a, "b": b} | comparison(known, predictors[a], predictors[b], groups) for a, b in pairs
     ]
     return result
 
 
 def comparison(
-    labels: Sequence[int] | NDArray[np.int64], a: Array, b: Array, groups: Sequence[Any], seed: int = 0
+    labels: Sequence[int] | NDArray[np.int64], a: Array, b: Array, groups: Sequence[Any]
 ) -> dict[str, Any]:
     """Predictor a against b on the same images, (N, K) each; ready for JSON.
 
     `accuracy` and `auroc`: a minus b, with the 95 % interval of a paired bootstrap over groups; `mcnemar`: see there.
     """
-    auroc = auroc_change(labels, b, a, groups, seed=seed)
+    auroc = auroc_change(labels, b, a, groups)
     return {
-        "accuracy": paired_difference(labels, a, b, groups, seed=seed).as_dict(),
+        "accuracy": paired_difference(labels, a, b, groups).as_dict(),
         "auroc": auroc.as_dict() if auroc else dict.fromkeys(("value", "low", "high")),
         "mcnemar": mcnemar(labels, a, b),
     }

@@ -24,6 +24,7 @@ from edgemed.errors import InputError
 from edgemed.stats import FEWEST_GROUPS, Interval, group_bootstrap
 
 INTERVAL_METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
+BINS = 10  # of the calibration error
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -115,7 +116,6 @@ def paired_difference(
     *,
     seed: int = 0,
     resamples: int = 1000,
-    level: float = 0.95,
 ) -> Interval:
     """accuracy(a) - accuracy(b) on the same images, in -1..1, with the interval of a paired bootstrap over groups.
 
@@ -130,7 +130,7 @@ def paired_difference(
     def difference(rows: Ints) -> float:
         return float(gain[rows].mean())
 
-    return group_bootstrap(difference, groups, resamples=resamples, seed=seed, level=level)
+    return group_bootstrap(difference, groups, resamples=resamples, seed=seed)
 
 
 def auroc_change(
@@ -140,7 +140,6 @@ def auroc_change(
     groups: Sequence[Hashable] | NDArray[Any],
     *,
     seed: int = 0,
-    resamples: int = 1000,
 ) -> Interval | None:
     """AUROC (macro one-vs-rest) of the candidate minus that of the reference, with a paired group-bootstrap interval.
 
@@ -149,7 +148,7 @@ def auroc_change(
     """
     classes = np.shape(reference)[-1]
     before, after = (_statistics(*_checked(labels, table, classes))["auroc"] for table in (reference, candidate))
-    found = group_bootstrap(lambda rows: after(rows) - before(rows), groups, resamples=resamples, seed=seed)
+    found = group_bootstrap(lambda rows: after(rows) - before(rows), groups, seed=seed)
     return found if np.isfinite(found.value) else None
 
 
@@ -169,8 +168,8 @@ def mcnemar(labels: ArrayLike, probabilities_a: ArrayLike, probabilities_b: Arra
     return {"only_a": only_a, "only_b": only_b, "p": p}
 
 
-def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> float:
-    """Top-label expected calibration error in 0..1, over bins of equal mass.
+def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Top-label expected calibration error in 0..1, over `BINS` of equal mass.
 
     ECE = sum over bins b of n_b / n * |accuracy(b) - mean confidence(b)| (Guo et al. 2017, arXiv 1706.04599, eq. 3),
     where the confidence is the largest probability and the bins hold equally many images instead of spanning equal
@@ -179,11 +178,11 @@ def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins
     """
     truth, scores = _checked(labels, probabilities, np.shape(probabilities)[-1] if np.ndim(probabilities) else 0)
     confidence = scores.max(axis=1)
-    return _calibration_error(confidence, scores.argmax(axis=1) == truth, _equal_mass(confidence, bins), bins)
+    return _calibration_error(confidence, scores.argmax(axis=1) == truth, equal_mass(confidence))
 
 
 def calibration_error_by_chance(
-    probabilities: ArrayLike, bins: int = 10, *, seed: int = 0, resamples: int = 1000
+    probabilities: ArrayLike, *, seed: int = 0, resamples: int = 1000
 ) -> dict[str, float]:
     """The calibration error that probabilities (N, K) show where they are exactly right: its mean, its 97.5 % quantile.
 
@@ -191,22 +190,22 @@ def calibration_error_by_chance(
     drawn from the confidences themselves, each image for itself: images of a group, which are alike, would show more.
     """
     confidence = np.asarray(probabilities, np.float64).max(axis=1)
-    bin_of, rng = _equal_mass(confidence, bins), np.random.default_rng(seed)
+    bin_of, rng = equal_mass(confidence), np.random.default_rng(seed)
     drawn = (rng.random(len(confidence)) < confidence for _ in range(resamples))
-    errors = [_calibration_error(confidence, correct, bin_of, bins) for correct in drawn]
+    errors = [_calibration_error(confidence, correct, bin_of) for correct in drawn]
     return {"mean": float(np.mean(errors)), "high": float(np.quantile(errors, 0.975))}
 
 
-def _equal_mass(confidence: Floats, bins: int) -> Ints:
-    """The bin of each image, 0..bins - 1."""
+def equal_mass(confidence: Floats) -> Ints:
+    """The bin of each image (N,), 0..BINS - 1, by its confidence."""
     _, inverse, ties = np.unique(confidence, return_inverse=True, return_counts=True)
     middle = (np.cumsum(ties) - ties / 2)[inverse]  # middle rank in 0..n: i + 1/2 for the i-th of untied images
-    return np.minimum((middle * bins / len(confidence)).astype(np.int64), bins - 1)
+    return np.minimum((middle * BINS / len(confidence)).astype(np.int64), BINS - 1)
 
 
-def _calibration_error(confidence: Floats, correct: NDArray[np.bool_], bin_of: Ints, bins: int) -> float:
+def _calibration_error(confidence: Floats, correct: NDArray[np.bool_], bin_of: Ints) -> float:
     # n_b * (accuracy - mean confidence) is the sum of (correct - confidence) over the bin.
-    gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
+    gaps = np.bincount(bin_of, weights=correct - confidence)
     return float(np.abs(gaps).sum() / len(confidence))
 
 

@@ -52,18 +52,6 @@ class Float32(nn.Module):
         return result.half() if self.narrow else result
 
 
-class _HalfMember(nn.Module):
-    """A float16 network that takes the front end's float32 pixels."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.network(pixels)
-        return logits
-
-
 def half_ensemble(ensemble: Ensemble, keep: Sequence[str] = (), wide: bool = False) -> Ensemble:
     """A copy with float16 members. Float32 stay: the front end, `FLOAT32_LAYERS` with their weights, softmax, mean.
 
@@ -76,7 +64,7 @@ def half_ensemble(ensemble: Ensemble, keep: Sequence[str] = (), wide: bool = Fal
         GateError: a weight does not fit into float16.
     """
     folded = [_without_batch_norm(member, ensemble.front.size) for member in ensemble.members]
-    members = [_HalfMember(_half(network, keep, wide)) for network in folded]
+    members = [_half(network, keep, wide) for network in folded]
     half = Ensemble(copy.deepcopy(ensemble.front), members, ensemble.temperatures.tolist())
     return half.eval()
 
@@ -174,7 +162,7 @@ def rounded_outputs(half: Ensemble, images: Iterable[NDArray[np.uint8]]) -> Roun
     """Run `half` (from `half_ensemble`) image by image, rounding after every operator, and watch the sizes.
 
     images: uint8 (H, W, 3) RGB each, at least one. Products accumulate in float32 and round once, as tensor cores do.
-    Operators are named by their layer, like "members.0.network.stages.3.blocks.1: aten.add.Tensor".
+    Operators are named by their layer, like "members.0.stages.3.blocks.1: aten.add.Tensor".
     """
     largest: dict[str, float] = {}
     inside: list[str] = []
@@ -229,7 +217,7 @@ def safe_half(
         for operator, size in rounded.unsafe.items():
             if operator in beyond[1:]:
                 continue  # in the order of execution, the others may only have inherited the first one's infinity
-            layer = operator.partition(": ")[0].partition(".network")[2].removeprefix(".")
+            layer = ".".join(operator.partition(": ")[0].split(".")[2:])  # without "members.0"
             while layer in before or layer in FLOAT32_NAMES:  # float32 inside already, and too large outside
                 layer = layer.rpartition(".")[0]
             if not layer:

@@ -108,7 +108,7 @@ class Judge:
         for name, module in modules.items():
             if isinstance(module, PlanModule) or reasons[name] is not None:
                 continue
-            session = module.open_session(graph, precision=precision, threads=None, cache_key=sha256_of(graph))
+            session = module.open_session(graph, threads=None, cache_key=sha256_of(graph))
             results = []
             for image in self.images():
                 results.append(session.run(image[None]))

@@ -187,10 +187,10 @@ def image_png(image: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def photo_jpeg(image: NDArray[np.uint8], side: int = 256) -> str:
-    """(H, W, 3) uint8 RGB, made to fit into a square of `side` pixels, as a `data:` JPEG: for looking at."""
+def photo_jpeg(image: NDArray[np.uint8]) -> str:
+    """(H, W, 3) uint8 RGB, made to fit into a square of 256 pixels, as a `data:` JPEG: for looking at."""
     picture = Image.fromarray(image)
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    picture.thumbnail((256, 256), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -118,13 +118,13 @@ def _calls(call: Call, seconds: float, requests: int | None, idle: float) -> lis
     return found
 
 
-def interleaved(calls: Mapping[str, Call], rounds: int, *, warmup: int = 2, seed: int = 0) -> dict[str, list[float]]:
+def interleaved(calls: Mapping[str, Call], rounds: int, *, warmup: int = 2) -> dict[str, list[float]]:
     """The latency in ms of each call, by name, `rounds` samples each: sample k of every name is of round k.
 
     Each round calls every one once, in an order drawn anew, so that whatever the machine does meets all of them alike.
     warmup: rounds before those that count. Compare two of the lists with `ratio_interval(..., paired=True)`.
     """
-    names, order = list(calls), random.Random(seed)
+    names, order = list(calls), random.Random(0)
     found: dict[str, list[float]] = {name: [] for name in names}
     for number in range(warmup + rounds):
         for name in order.sample(names, len(names)):
@@ -141,17 +141,17 @@ def percentile(samples: Sequence[float], q: float) -> float:
     return float(np.percentile(_finite(samples), q, method="inverted_cdf"))
 
 
-def percentile_intervals(samples: Sequence[float], qs: Sequence[float], *, seed: int = 0) -> list[Interval]:
+def percentile_intervals(samples: Sequence[float], qs: Sequence[float]) -> list[Interval]:
     """`percentile` at each q, with 95 % block-bootstrap intervals, of samples (N,) in the order of time."""
     values = _finite(samples)
-    drawn = _percentiles(values, qs, _draws(len(values), seed))
+    drawn = _percentiles(values, qs, _draws(len(values)))
     return [_interval(percentile(samples, q), column) for q, column in zip(qs, drawn.T, strict=True)]
 
 
-def mean_interval(samples: Sequence[float], *, seed: int = 0) -> Interval:
+def mean_interval(samples: Sequence[float]) -> Interval:
     """The mean with its 95 % block-bootstrap interval, of samples (N,) in the order of time."""
     values = _finite(samples)
-    counts, block = _draws(len(values), seed), _block_of(len(values))
+    counts, block = _draws(len(values)), _block_of(len(values))
     sums = np.bincount(block, weights=values)
     return _interval(float(values.mean()), (counts @ sums) / (counts @ np.bincount(block)))
 
@@ -195,7 +195,7 @@ def _block_of(n: int) -> NDArray[np.int64]:
     return np.arange(n, dtype=np.int64) * blocks // n
 
 
-def _draws(n: int, seed: int) -> NDArray[np.float64]:
+def _draws(n: int, seed: int = 0) -> NDArray[np.float64]:
     """(RESAMPLES, blocks): how often each resample draws each block."""
     blocks = int(_block_of(n)[-1]) + 1
     drawn = np.random.default_rng(seed).multinomial(blocks, [1 / blocks] * blocks, RESAMPLES)

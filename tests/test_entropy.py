@@ -50,7 +50,7 @@ def test_the_graph_gives_the_entropy_of_the_resized_image(precision: str) -> Non
     for name in ("openvino", "onnxruntime"):
         module: Any = runtime_module(name)
         with_map, without = (
-            module.open_session(one, precision=precision, threads=1, cache_key=sha256_of(one)) for one in (graph, plain)
+            module.open_session(one, threads=1, cache_key=sha256_of(one)) for one in (graph, plain)
         )
         for image in images:
             batch = np.stack([image, 255 - image // 3])  # two rows, each with a map of its own

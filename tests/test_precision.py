@@ -47,7 +47,7 @@ def test_an_overflow_that_cpu_runtimes_hide_is_seen() -> None:
     assert np.isfinite(session.run(None, {"image": images})[0]).all()
     found = rounded_outputs(half_ensemble(ensemble), images)
     beyond = {name.split(":")[0] for name, value in found.unsafe.items() if not np.isfinite(value)}
-    assert "members.0.network.stages.2.blocks.0.mlp.fc1" in beyond
+    assert "members.0.stages.2.blocks.0.mlp.fc1" in beyond
     assert not any("stages.1" in name for name in found.unsafe)  # what runs before it is well
 
 
@@ -74,7 +74,7 @@ def test_layers_that_would_overflow_stay_float32_and_the_graph_is_then_right() -
     biases = [v for v in onnx.load_from_string(graph).graph.initializer if v.name.endswith("fc1.bias")]
     wide = {value.name for value in biases if value.data_type == TensorProto.FLOAT}
     # This layer, in both members: they share their code.
-    assert wide == {f"members.{m}.network.stages.2.blocks.0.mlp.layer.fc1.bias" for m in range(2)}
+    assert wide == {f"members.{m}.stages.2.blocks.0.mlp.layer.fc1.bias" for m in range(2)}
     assert len(biases) == 2 * 4
     norms = {name for name, layer in ensemble.members[0].named_modules() if isinstance(layer, nn.LayerNorm)}
     assert set(float32_layers(graph)) - norms == {"stem", *found.kept}
@@ -85,7 +85,7 @@ def test_a_network_that_overflows_as_a_whole_is_refused() -> None:
     with torch.no_grad():
         ensemble.members[0].fc.weight *= 1e3
         ensemble.members[0].fc.bias += 6e4
-    with pytest.raises(GateError, match="fp16 would overflow: members.0.network"):
+    with pytest.raises(GateError, match="fp16 would overflow: members.0"):
         safe_half(ensemble, lambda: _images(1, 64, 64))
 
 
@@ -113,7 +113,7 @@ def test_between_stages_that_stay_float32_nothing_is_rounded(name: str) -> None:
     assert stages[:of_start] == FIRST[name] == [stage for stage in stages if stage in FLOAT32_NAMES]
     for more in (0, 2):
         half = half_ensemble(ensemble, stages[of_start : of_start + more])
-        network = half.members[0].network
+        network = half.members[0]
         given: dict[str, torch.dtype] = {}
         for stage in stages:
             network.get_submodule(stage).register_forward_hook(partial(_note_type, given, stage))
@@ -127,7 +127,7 @@ def test_a_float32_layer_around_all_stages_is_told_from_the_stages() -> None:
     half = half_ensemble(ensemble_of("convnext", 1), ["stages"])
     given: dict[str, torch.dtype] = {}
     for name in ("stem", "stages"):
-        half.members[0].network.get_submodule(name).register_forward_hook(partial(_note_type, given, name))
+        half.members[0].get_submodule(name).register_forward_hook(partial(_note_type, given, name))
     with torch.no_grad():
         half(torch.from_numpy(_images(1, 64, 64)))
     assert given == {"stem": torch.float32, "stages": torch.float16}

@@ -37,7 +37,7 @@ def opened(name: str, model: bytes = MODEL, threads: int | None = 1) -> Session:
     assert not isinstance(module, str)
     if name == "onnxruntime" and importlib.util.find_spec("onnxruntime") is None:
         pytest.skip("onnxruntime is not installed (extra train)")
-    return module.open_session(model, precision="fp32", threads=threads, cache_key=sha256_of(model))
+    return module.open_session(model, threads=threads, cache_key=sha256_of(model))
 
 
 def assert_right(session: Session, images: np.ndarray, weights: np.ndarray = tiny.WEIGHTS) -> None:

@@ -1,7 +1,7 @@
 """What executes a bundle's graph: one module per runtime.
 
     availability() -> str | None            None = works on this machine, else the reason why not, in one line
-    open_session(model, *, precision, threads, cache_key) -> Session       those that take the ONNX file
+    open_session(model, *, threads, cache_key) -> Session       those that take the ONNX file
     open_plan(plan, record) -> Session                                     TensorRT, which takes a plan built from it
 
 Why: `engines.open_engine` goes through `ORDER` and takes the first that works; nothing above knows
@@ -78,8 +78,8 @@ class RuntimeModule(Protocol):
     def availability(self) -> str | None:
         """None where the runtime works on this machine, else why not and what to do, in one line."""
 
-    def open_session(self, model: bytes, *, precision: str, threads: int | None, cache_key: str) -> Session:
-        """A session for a serialised ONNX model of precision "fp32" or "fp16".
+    def open_session(self, model: bytes, *, threads: int | None, cache_key: str) -> Session:
+        """A session for a serialised ONNX model; an fp16 graph is executed in fp32, too.
 
         threads: None = `usable_cores()`. cache_key: the sha256 of `model`, under which compiled forms are kept.
         Raises InputError where the runtime refuses the model.

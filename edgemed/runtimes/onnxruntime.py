@@ -29,7 +29,7 @@ def availability() -> str | None:
     return None
 
 
-def open_session(model: bytes, *, precision: str, threads: int | None, cache_key: str) -> Session:
+def open_session(model: bytes, *, threads: int | None, cache_key: str) -> Session:
     """A session. See `runtimes.RuntimeModule`. A CPU executes an fp16 graph in fp32 too; there is no cache."""
     return _Session(model, threads or usable_cores())
 

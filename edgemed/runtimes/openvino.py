@@ -48,10 +48,10 @@ def availability() -> str | None:
     return None if "CPU" in openvino.Core().available_devices else "this openvino has no CPU plugin"
 
 
-def open_session(model: bytes, *, precision: str, threads: int | None, cache_key: str) -> Session:
+def open_session(model: bytes, *, threads: int | None, cache_key: str) -> Session:
     """A session with batch size 1 compiled, or loaded from the cache. See `runtimes.RuntimeModule`.
 
-    A CPU executes an fp16 graph in fp32 too, so `precision` changes nothing here.
+    A CPU executes an fp16 graph in fp32 too.
     """
     session = _Session(model, threads or usable_cores(), cache_key)
     session.prepare(1)
