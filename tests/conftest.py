@@ -55,6 +55,21 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.fixture
+def key_files(tmp_path: Path) -> tuple[Path, Path]:
+    """A private key and its public one, in PEM, as openssl writes them."""
+    serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization", reason="extra sign")
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from edgemed.signature import public_of
+
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    private, public = tmp_path / "key.pem", tmp_path / "key.pub.pem"
+    private.write_bytes(Ed25519PrivateKey.generate().private_bytes(*form))
+    public.write_bytes(public_of(private.read_bytes()))
+    return private, public
+
+
 @pytest.fixture(scope="session")
 def build() -> Path:
     """The folder with the C++ library and its tests."""

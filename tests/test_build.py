@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import nn
 
 import edgemed
 from edgemed import build, prove, sources
-from edgemed.bundle import Bundle
+from edgemed.bundle import Bundle, open_bundle
 from edgemed.dataset import Dataset, Row
 from edgemed.ensemble import Ensemble, predict_callable
 from edgemed.errors import GateError, InputError
@@ -108,6 +108,17 @@ def test_the_bundle_predicts_what_pytorch_does(made: Made) -> None:
             for m, member in enumerate(MEMBERS):
                 values = [prediction.members[member][name] for name in CLASSES]
                 np.testing.assert_allclose(values, of_members[k, m], atol=tolerance)
+
+
+def test_a_key_signs_the_manifest_and_the_plans(
+    made: Made, quick: None, tmp_path: Path, edgemed: Callable[..., int], key_files: tuple[Path, Path]
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="extra rtx is not installed")
+    (private, public), out = key_files, tmp_path / "b"
+    plan = ("--runtime", "tensorrt-rtx", "--targets", "sm86", "--precision", "fp32", "--image-size", "32,96,512")
+    assert edgemed("build-engine", made.run.path, "--out", out, *plan, "--sign", private) == 0
+    assert [record.targets for record in open_bundle(out).plans()] == [("sm86",)]
+    assert edgemed("inspect", out, "--verify", public) == 0  # the manifest's signature, and the plan's
 
 
 def test_golden_images_cover_every_class_and_carry_pytorchs_outputs(made: Made) -> None:

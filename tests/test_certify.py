@@ -21,11 +21,10 @@ from edgemed.errors import GateError, InputError
 from edgemed.evidence import reference_file
 from edgemed.gates import Gates
 from edgemed.images import pixels_sha256
-from edgemed.infer import Model
+from edgemed.infer import Model, load
 from edgemed.manifest import OperatingPoint
 from edgemed.preflight import Here
 from edgemed.runtimes.tensorrt import Flavour
-from edgemed.signature import public_of
 
 Edgemed = Callable[..., int]
 
@@ -242,19 +241,17 @@ def test_a_plan_is_certified_by_images_that_it_takes_and_as_many_at_once_as_it_w
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_where_there_is_a_key_an_unsigned_certificate_does_not_count(
-    signed: bool, tmp_path: Path, images: Path
-) -> None:
-    serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization", reason="extra sign")
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    private = Ed25519PrivateKey.generate().private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path = bundle(tmp_path / "bundle")
-    opened = open_bundle(path, plan_key=public_of(private))
-    certify(edgemed.load(opened, runtime="openvino"), images, Gates(), signing_key=private if signed else None)
-    assert edgemed.load(path, runtime="openvino").state == "certified"
-    assert edgemed.load(opened, runtime="openvino").state == ("certified" if signed else "built")
+    signed: bool, tmp_path: Path, images: Path, edgemed: Edgemed, key_files: tuple[Path, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    private, public = key_files
+    path = bundle(tmp_path / "bundle", signing_key=private.read_bytes())
+    assert edgemed("certify", path, images, "--runtime", "openvino", *(("--sign", private) if signed else ())) == 0
+    assert load(path, runtime="openvino").state == "certified"
+    assert load(path, runtime="openvino", public_key=public).state == ("certified" if signed else "built")
+    capsys.readouterr()
+    assert edgemed("inspect", path, "--verify", public) == (0 if signed else 2)
+    assert ("is not signed" in " ".join(capsys.readouterr().err.split())) != signed
 
 
 def test_a_self_test_fails_by_wrong_answers_by_a_graph_that_does_not_run_and_where_nothing_ran(

@@ -258,6 +258,21 @@ def test_a_second_build_starts_from_the_timings_of_the_first(bundle: Bundle, ori
     assert orin.config.cache == b"timings of every layer"
 
 
+def test_a_plan_is_signed_by_the_devices_key(
+    bundle: Bundle, orin: Classic, edgemed: Callable[..., int], key_files: tuple[Path, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    private, public = key_files
+    signed = tiny.bundle(bundle.path.parent / "signed", signing_key=private.read_bytes()).path
+    for sign in ((), ("--sign", private)):
+        assert edgemed("build-engine", signed, "--runtime", "tensorrt", "--precision", "fp32", *sign) == 0
+        capsys.readouterr()
+        assert edgemed("inspect", signed, "--verify", public) == (0 if sign else 2)
+        assert ("is not signed" in " ".join(capsys.readouterr().err.split())) != bool(sign)
+    opened = open_bundle(signed, public_key=public.read_bytes())
+    assert opened.read_plan(opened.plans()[0])[:4] == b"ftrt"
+
+
 def test_classic_tensorrt_refuses_another_gpu_than_its_own(bundle: Bundle, orin: Classic) -> None:
     with pytest.raises(InputError, match="the GPU of this machine, sm87, not for sm110"):
         add_plans(bundle, PlanOptions("tensorrt", ("sm110",)), precisions=["fp32"])
