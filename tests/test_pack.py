@@ -70,6 +70,27 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert open_bundle(tmp_path / "bundle").manifest.backbone == "tiny"
 
 
+def test_a_bundle_that_cannot_be_put_in_place_leaves_the_one_that_it_would_replace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tiny.bundle(tmp_path / "bundle")
+    pack.add_plan(old, record(b"machine code"), b"machine code")
+    rename = Path.rename
+
+    def refused(path: Path, target: Path) -> Path:
+        if path.name.startswith(".bundle.new"):
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(InputError, match="Input/output error"):
+        tiny.bundle(tmp_path / "bundle", backbone="other", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    kept = open_bundle(tmp_path / "bundle")
+    kept.verify()
+    assert (kept.manifest.backbone, kept.read_plan(kept.plans()[0])) == ("tiny", b"machine code")
+
+
 def test_what_appears_at_out_while_plans_are_built_is_kept(tmp_path: Path) -> None:
     def another_program(_: Bundle) -> None:
         (tmp_path / "bundle").mkdir()
