@@ -278,6 +278,11 @@ def test_classic_tensorrt_refuses_another_gpu_than_its_own(bundle: Bundle, orin:
         add_plans(bundle, PlanOptions("tensorrt", ("sm110",)), precisions=["fp32"])
 
 
+def test_a_plan_of_a_size_that_no_golden_image_has_is_built_and_not_tried(bundle: Bundle, orin: Classic) -> None:
+    (record,) = add_plans(bundle, PlanOptions(image_size=(96, 96, 96)), precisions=["fp32"])
+    assert (record.state, open_bundle(bundle.path).plans()) == ("built", (record,))
+
+
 def test_a_plan_with_wrong_answers_is_never_written(
     bundle: Bundle, orin: Classic, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 import test_bundle
 import tiny_bundles as tiny
 from PIL import Image
+from test_plans import Session
 
 from edgemed.certify import Finding, certify
 from edgemed.evidence import reference_file
@@ -20,6 +21,9 @@ from edgemed.images import pixels_sha256
 from edgemed.infer import Model, load
 from edgemed.manifest import ImageInput, sha256_of
 from edgemed.pack import add_plan
+from edgemed.plans import tried
+from edgemed.preflight import Here
+from edgemed.runtimes.tensorrt import Flavour
 
 pytestmark = pytest.mark.usefixtures("cache")
 PLAN = b"machine code"
@@ -60,6 +64,19 @@ def test_a_plans_certificate_is_none_for_the_onnx_file(onnx: tuple[Model, Findin
     (model.bundle.path / "plans" / f"{found.record.id}.json").unlink()
     assert replace(model, record=of_plan).state == "certified"
     assert model.state == "built"
+
+
+@pytest.mark.parametrize(("capability", "state"), [("sm86", "self-tested"), ("sm89", "built")])
+def test_a_plan_is_tried_on_a_gpu_that_it_was_built_for_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: str, state: str
+) -> None:
+    opened: list[bytes] = []
+    monkeypatch.setattr(Flavour, "availability", lambda self: None)
+    monkeypatch.setattr(Flavour, "here", lambda self: Here(self.name, "1.7.1", capability, "Linux", "x86_64"))
+    monkeypatch.setattr(Flavour, "open_plan", lambda self, plan, record: opened.append(plan) or Session(0.0))
+    record = test_bundle.record(PLAN, targets=("sm80", "sm86"))
+    assert tried(tiny.bundle(tmp_path / "bundle"), record, PLAN).state == state
+    assert opened == ([PLAN] if state == "self-tested" else [])
 
 
 @pytest.mark.parametrize(
