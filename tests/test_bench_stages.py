@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_bundle
 import tiny_bundles as tiny
 
-from edgemed.bench_stages import front_end_share, stages
+from edgemed.bench_stages import front_end_flops, front_end_share, stages
 from edgemed.infer import Model, load
 from edgemed.manifest import ImageInput
 
@@ -106,6 +107,42 @@ def test_the_front_ends_share_is_what_grows_with_the_image(
     assert found["value"] == pytest.approx(3 / 12)
     assert found["low"] <= found["value"] + 1e-9 and found["value"] <= found["high"] + 1e-9
     assert (found["other_side"], found["rounds"]) == (other, 41)
+
+
+@pytest.mark.parametrize(
+    ("sides", "side", "other"),
+    [((40, 48, 512), 100, 40), ((40, 48, 512), 48, 96), ((48, 48, 80), 48, 80), ((48, 48, 60), 48, None)],
+)
+def test_a_plan_is_run_on_sizes_of_its_own_range_alone(
+    model: Model, clock: list[float], sides: tuple[int, int, int], side: int, other: int | None
+) -> None:
+    ran = set[int]()
+
+    def front_end(height: int) -> float:
+        ran.add(height)
+        return 0.0
+
+    plan = replace(model, record=test_bundle.record(b"plan", image_side=sides))
+    found = front_end_share(replace(plan, session=Session(model.session, clock, 9.0, front_end)), pixels(side), 9, 1)
+    if other is None:
+        assert (found, ran) == ("not measured: the engine takes no size that differs enough", set())
+    else:
+        assert isinstance(found, dict)
+        assert (found["other_side"], ran) == (other, {side, other})
+
+
+@pytest.mark.parametrize(("size", "side"), [(224, 512), (224, 224), (32, 50)])
+def test_the_front_ends_flops_are_those_of_the_resize_in_the_graph(size: int, side: int) -> None:
+    products = size * side * side + size * side * size  # the rows first, then the columns of what is left
+    assert front_end_flops(size, side) == 3 * 2 * products  # red, green and blue; a multiplication and an addition
+    torch = pytest.importorskip("torch", reason="extra train is not installed")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from edgemed.preprocess import FrontEnd
+
+    with FlopCounterMode(display=False) as counter:
+        FrontEnd(size, (0.5,) * 3, (0.25,) * 3)(torch.zeros(1, side, side, 3, dtype=torch.uint8))
+    assert counter.get_total_flops() == front_end_flops(size, side)
 
 
 def test_an_engine_of_one_size_has_no_share_that_could_be_measured(tmp_path: Path) -> None:
