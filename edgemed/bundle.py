@@ -91,7 +91,7 @@ class Bundle:
             elif self.plan_key is not None:
                 self.check_signature(record)
         for plan in sorted((self.path / PLANS_FOLDER).glob("*.plan")):
-            if plan.stem not in records:
+            if plan.name[0] != "." and plan.stem not in records:
                 raise InputError(f"{plan} has no record ({plan.stem}.json); remove it, or build the plan again")
 
     def plans(self) -> tuple[PlanRecord, ...]:
