@@ -32,7 +32,7 @@ Figures in brackets are 95 % intervals.
 
 def _interval(value: Document, digits: int = 2) -> str:
     low, high = value.get("interval") or (value["low"], value["high"])
-    return f"{value['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{value['value']:.{digits}f}" + ("" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]")
 
 
 def _missed(found: Document) -> str:

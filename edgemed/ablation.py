@@ -9,6 +9,7 @@ imagenet + mae against imagenet + imagenet', two members that differ in their se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -172,7 +173,7 @@ def _table(rows: Sequence[Mapping[str, Any]], reference: str) -> str:
 
 def _figures(rows: Sequence[Mapping[str, Any]], reference: str) -> list[str]:
     def of(interval: Mapping[str, float]) -> tuple[float, float, float]:
-        low, high = (interval["value" if interval[key] is None else key] for key in ("low", "high"))
+        low, high = (math.nan if interval[key] is None else interval[key] for key in ("low", "high"))  # not drawn
         return interval["value"], low, high
 
     values = {row["name"]: of(row["accuracy"]) for row in rows}

@@ -17,10 +17,13 @@ COLUMNS = ("path", "label", "group", "split")
 _MEANT = {"group": "images are of one patient or lesion", "split": "images train and which test"}
 _WORDS = {  # what a name of such a column holds, with spaces in place of all but letters
     "group": re.compile(
-        r"patient|lesion|subject|\b(accession|animal|case|donor|exams?\b|examid|examination|group|mrn|participant|person\b"
-        r"|personid|pid\b|series|slide|specimen|stud(y|ies)|video|visit)"
+        r"patient|lesion|subject|volumes? ?(id|uid|no|number|name|index)$|\b(accession|animal|case|donor|exam"
+        r"|examination|group|mrn|participant|person|pid|series|slide|specimen|study|studies|video|visit)s?"
+        r" ?(id|uid|no|number|name|code|index)?$"
     ),
-    "split": re.compile(r"split|subset|partition|fold|^sets?$|\btrain(ing)?\b"),
+    "split": re.compile(
+        r"split|subset|partition|\b(k|cv)?folds?\b|^sets?$|\btrain(ing)?( (val|valid|validation|test))*$"
+    ),
 }
 _OFTEN = re.compile(r"\bid$|uid$|group$")  # of patients as well as of scanners: the number of values tells
 _ATTRIBUTE = (
@@ -28,6 +31,9 @@ _ATTRIBUTE = (
     "position", "orientation", "location", "localization", "site", "side", "view", "type", "stage", "grade", "score",
     "status", "diagnosis", "description", "comment", "modality", "date", "time", "year",
 )  # fmt: skip
+_SAID = re.compile(
+    rf"(^| |patient|lesion|subject|study|series|exam|case)({'|'.join(_ATTRIBUTE)})( group)?$"
+)
 """What is said of a patient or a study, and names neither: patient_age, StudyDate, lesion_type, age_group."""
 _SPLIT_VALUES = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "calibration"})
 _NO_CODE = re.compile(r"[^A-Za-z]*|[^0-9]*")  # a number, a date, a word
@@ -58,7 +64,7 @@ def _meant(name: str, values: Sequence[str]) -> str | None:
     if {value.casefold() for value in different} <= _SPLIT_VALUES:
         return "split"
     words = re.sub(r"[^a-z]+", " ", name).strip()
-    attribute = words.endswith(_ATTRIBUTE) or not set(_ATTRIBUTE).isdisjoint(words.split())
+    attribute = _SAID.search(words) is not None
     for column, pattern in _WORDS.items():
         if not attribute and (pattern.search(words) or difflib.get_close_matches(name, (column,), cutoff=0.8)):
             return column

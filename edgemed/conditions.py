@@ -74,14 +74,14 @@ def snapshot(root: Path = ROOT) -> Snapshot:
         "load_average": os.getloadavg()[0],
         "gpu": nvml.gpu_state() or _jetson_gpu(root) or NOT_MEASURED,
     }
-    spent = sum(one.ru_utime + one.ru_stime for one in own) + _living_descendants_seconds()
+    spent = sum(one.ru_utime + one.ru_stime for one in own) + _living_descendants_seconds(root)
     return Snapshot(time.monotonic(), busy, stolen, spent, state)
 
 
-def _living_descendants_seconds() -> float:
+def _living_descendants_seconds(root: Path) -> float:
     """CPU seconds of the processes that this one, or one of them, has started and that still run."""
     parents, spent = {}, {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for stat in (root / "proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):  # it has ended meanwhile
             fields = stat.read_text().rpartition(")")[2].split()  # from the third on, see proc(5)
             parents[int(stat.parent.name)] = int(fields[1])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -126,7 +127,8 @@ def scan(data: str | Path, *, min_classes: int = 2, progress: Progress | None = 
         found = ", ".join(dataset.classes)
         raise InputError(f"{source}: holds one class only ({found}); a classifier needs at least two.")
     thumbnails = _thumbnails(dataset, progress)
-    warnings += _classes_alike(dataset.classes) + _nearly_one_grey(dataset, thumbnails, source)
+    warnings += _classes_alike(dataset.classes)
+    warnings += _nearly_one_grey(dataset, thumbnails, None if min_classes < 2 else source)
     return replace(dataset, warnings=tuple(warnings), thumbnails=thumbnails)
 
 
@@ -253,10 +255,8 @@ def _classes_alike(classes: Sequence[str]) -> list[str]:
     alike: dict[str, list[str]] = {}
     for name in classes:
         words = " ".join(name.casefold().split())
-        try:
-            alike.setdefault(str(float(words)), []).append(name)
-        except ValueError:
-            alike.setdefault(words, []).append(name)
+        number = re.fullmatch(r"[+-]?\d+(\.\d*)?", words)
+        alike.setdefault(str(float(words)) if number else words, []).append(name)
     return [
         f"the labels {', '.join(map(repr, names))} are {len(names)} classes; write them alike if they mean the same."
         for names in alike.values()
@@ -264,20 +264,20 @@ def _classes_alike(classes: Sequence[str]) -> list[str]:
     ]
 
 
-def _nearly_one_grey(dataset: Dataset, thumbnails: Mapping[str, Thumbnail], source: Path) -> list[str]:
+def _nearly_one_grey(dataset: Dataset, thumbnails: Mapping[str, Thumbnail], source: Path | None) -> list[str]:
     """A warning where images span fewer than `NEARLY_ONE_GREY` levels, since a network sees little in them.
 
     `InputError` where most of every class span fewer than `ONE_GREY`: then it is how they were written, not what some
-    of them show, and the search for copies is blind.
+    of them show, and the search for copies is blind. source: for that error; None where nothing is learnt from them.
     """
     levels = {row: int(np.ptp(thumbnails[row.path])) + 1 for row in dataset.rows}
     flat, flatter = ([row for row, n in levels.items() if n < least] for least in (NEARLY_ONE_GREY, ONE_GREY))
     if not flat:
         return []
     what = "{} of " + f"{len(levels)} images are nearly one grey: fewer than " + "{} of 256 levels (the first: {})"
-    step = "export 16-bit values that use few of their bits as 8 bit, with a window applied"
+    step = "if they are 16-bit values that use few of their bits, export them as 8 bit, with a window applied"
     bad, of_all = (Counter(row.label for row in rows) for rows in (flatter, dataset.rows))
-    if all(2 * bad[label] > count for label, count in of_all.items()):
+    if source and all(2 * bad[label] > count for label, count in of_all.items()):
         what = what.format(len(flatter), ONE_GREY, flatter[0].path)
         raise InputError(f"{source}: {what}; copies would be overlooked, and little learnt: {step}.")
     return [f"{what.format(len(flat), NEARLY_ONE_GREY, flat[0].path)}; look at them, and {step}."]

@@ -31,7 +31,8 @@ from edgemed.precision import half_ensemble
 OPSET = 20  # the first with Gelu as one operator
 OUTPUTS = ("probabilities", "member_probabilities")
 ENTROPY = "entropy"  # a third output, where it is asked for
-FLOAT32_WEIGHT = re.compile(r"members\.\d+\.(.+?)\.layer\.")  # `precision.Float32` holds what it wraps there
+FLOAT32_WEIGHT = re.compile(r"members\.\d+\.(?:network\.)?(.+?)\.layer\.")
+"""A weight inside of `precision.Float32`. Graphs of earlier builds have "network." in its name."""
 MAX_BATCH = 1024  # a bound that torch.export wants; memory ends earlier
 PRECISIONS = ("fp32", "fp16")
 

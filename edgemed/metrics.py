@@ -21,7 +21,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score, roc_auc_score
 
 from edgemed.errors import InputError
-from edgemed.stats import FEWEST_GROUPS, Interval, group_bootstrap
+from edgemed.stats import FEWEST_GROUPS, Interval, exact, group_bootstrap
 
 INTERVAL_METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 BINS = 10  # of the calibration error
@@ -101,8 +101,7 @@ def metrics_with_intervals(
             if low == high:
                 low = high = None
                 if name == "accuracy" and (count := len(set(groups))) >= FEWEST_GROUPS:
-                    exact = binomtest(round(metrics[name] * count), count).proportion_ci()
-                    low, high = float(exact.low), float(exact.high)
+                    _, low, high = exact(metrics[name], count)
         metrics[name] = {"value": metrics[name], "low": low, "high": high}
     metrics["ece_by_chance"] = calibration_error_by_chance(scores, seed=seed, resamples=resamples)
     return metrics
@@ -115,22 +114,22 @@ def paired_difference(
     groups: Sequence[Hashable],
     *,
     seed: int = 0,
-    resamples: int = 1000,
 ) -> Interval:
     """accuracy(a) - accuracy(b) on the same images, in -1..1, with the interval of a paired bootstrap over groups.
 
-    Paired: every resample compares both predictors on the very same images, so what both get wrong cancels out.
+    Paired: every resample compares both predictors on the very same images, so what both get wrong cancels out. Where
+    the two are right on the same images, the bounds are the share of groups that may yet differ: see `stats.exact`.
     """
     classes = np.shape(probabilities_a)[-1] if np.ndim(probabilities_a) else 0
     truth, scores_a = _checked(labels, probabilities_a, classes)
     _, scores_b = _checked(labels, probabilities_b, classes)
     _check_groups(groups, len(truth))
     gain = (scores_a.argmax(axis=1) == truth).astype(np.int64) - (scores_b.argmax(axis=1) == truth)
-
-    def difference(rows: Ints) -> float:
-        return float(gain[rows].mean())
-
-    return group_bootstrap(difference, groups, resamples=resamples, seed=seed)
+    found = group_bootstrap(lambda rows: float(gain[rows].mean()), groups, seed=seed)
+    if found.low == found.high == 0:
+        most = exact(0.0, len(set(groups))).high
+        return Interval(found.value, -most, most)
+    return found
 
 
 def auroc_change(

@@ -39,7 +39,8 @@ def patient_groups(files: Sequence[Path]) -> dict[Path, str]:
             continue
         require_pydicom(str(file))
         try:
-            raw = [parsed(data).get_item(tag) for tag in _PATIENT]  # bytes, since nothing has asked for them yet
+            dataset = parsed(data)
+            raw = [dataset.get_item(tag) for tag in _PATIENT]  # bytes, since nothing has asked for them yet
             ids = [bytes(item.value or b"").strip(b" \0") if item is not None else b"" for item in raw]
         except reader_errors():
             continue

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemed import stats
 from edgemed.curves import joined, risk_coverage
 from edgemed.evaluate import Table
 from edgemed.manifest import OperatingPoint
@@ -71,12 +72,7 @@ def judged(parts: Sequence[Part], classes: Sequence[str], seed: int = 0) -> dict
 
     def share(flags: Flags, among: Flags) -> dict[str, float | None]:
         """Of the images in `among`, those with the flag."""
-
-        def statistic(rows: NDArray[np.int64]) -> float:
-            count = among[rows].sum()
-            return float((flags & among)[rows].sum() / count) if count else math.nan
-
-        return group_bootstrap(statistic, groups, seed=seed).as_dict()
+        return stats.share(flags, among, groups, seed=seed).as_dict()
 
     everyone, point = np.full(len(labels), True), parts[0].point
     result: dict[str, Any] = {"points": [part.point.model_dump(mode="json") for part in parts]}
@@ -85,7 +81,7 @@ def judged(parts: Sequence[Part], classes: Sequence[str], seed: int = 0) -> dict
         these = share(every.covered, everyone)
         result["sets"] = {
             "stated": point.coverage,
-            "coverage": these | _coverage_bounds(parts, seed),
+            "coverage": these | (_coverage_bounds(parts, seed) if these["low"] is not None else {}),
             "coverage_of_these_sets": these,
             "coverage_by_class": {
                 name: float(every.covered[labels == k].mean()) if (labels == k).any() else None

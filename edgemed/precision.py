@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgemed.ensemble import Ensemble
-from edgemed.errors import GateError
+from edgemed.errors import GateError, InputError
 
 LARGEST_SAFE = 16_000.0  # a quarter of float16's largest number, 65,504: images unlike the ones seen may go further
 # A sum over many values is where float16 overflows first (a LayerNorm squares them, too), and these cost nothing.
@@ -62,6 +62,7 @@ def half_ensemble(ensemble: Ensemble, keep: Sequence[str] = (), wide: bool = Fal
 
     Raises:
         GateError: a weight does not fit into float16.
+        InputError: `keep` names a layer that is none.
     """
     folded = [_without_batch_norm(member, ensemble.front.size) for member in ensemble.members]
     members = [_half(network, keep, wide) for network in folded]
@@ -74,6 +75,8 @@ def _half(network: nn.Module, keep: Sequence[str], wide: bool) -> nn.Module:
 
     Between two of its stages that stay float32, nothing is rounded.
     """
+    if unknown := set(keep) - {name for name, _ in network.named_modules()}:
+        raise InputError(f"no layer of the network is named {', '.join(sorted(unknown))}; it cannot stay float32")
     kept: set[int] = set()
     float32 = {*FLOAT32_NAMES, *keep}
     before_float32 = {stage for stage, following in pairwise(stages_of(network)) if _is_in(following, float32)}

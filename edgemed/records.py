@@ -44,7 +44,7 @@ class Change(Strict):
 
 
 class Bounds(Strict):
-    """The gates that a certificate's figures kept."""
+    """The gates that a certificate's figures kept. A fall of the AUROC that one pair of images makes is none."""
 
     max_flips: Count
     max_prob_error: Error

@@ -143,11 +143,14 @@ def roc_section(test: Table, classes: Sequence[str]) -> str:
         if found := roc(test, k):
             area = found.area
             figures.append(
-                figure(roc_svg(found), f"{name}: AUROC {area.value:.3f} {bounds(area.as_dict())}")
+                figure(roc_svg(found), f"{name}: AUROC {area.value:.3f}, {bounds(area.as_dict())}")
             )
     if not figures:
         return section("ROC curves", "<p>Undefined: the test images are of one class.</p>")
-    note = '<p class="note">The ensemble, each class against the rest; bands: 95 % by a bootstrap of groups.</p>'
+    note = (
+        '<p class="note">The ensemble, each class against the rest; bands, where groups suffice: 95 % by a bootstrap '
+        "of groups.</p>"
+    )
     return section("ROC curves", f'<div class="small">{"".join(figures)}</div>{note}')
 
 

@@ -99,6 +99,7 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
                              "path,label[,group][,split], separated by commas.")  # fmt: skip
     rows: dict[str, Row] = {}
     lines: dict[str, Sequence[str]] = {}  # the cells of each
+    real = root.resolve()
     grouped = set[str]()  # the paths whose group the CSV names
     repeated = 0
     for number, cells in enumerate(table[1:], start=2):
@@ -111,7 +112,7 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
         if not cell["path"] or not cell["label"]:
             raise InputError(f"{where}: no {'label' if cell['path'] else 'path'}; fill it in, or take the row out.")
         raw = cells[header.index("path")]  # a name may have outer spaces
-        name = _row_path(raw if (root / raw).is_file() else cell["path"], root)
+        name = _row_path(raw if (root / raw).is_file() else cell["path"], root, real)
         split = cell.get("split", "")
         if split and split not in KNOWN_SPLITS:
             raise InputError(f"{where}: split {split!r} is not known.{did_you_mean(split, KNOWN_SPLITS)}")
@@ -141,17 +142,20 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
     return result, warnings + ([f"{repeated} rows that repeat a file were ignored."] if repeated else [])
 
 
-def _row_path(text: str, root: Path) -> str:
+def _row_path(text: str, root: Path, real: Path) -> str:
     """`text` in one spelling: relative to the root, but for what is absolute in the CSV and lies outside.
 
     So a folder that holds CSV, images and run can be moved. Links are kept as they are, since the data may be made of
-    them; but the root's own are followed before `..` is taken, as the system does when it opens the file.
+    them; but the root's own (`real`) are followed before `..` is taken, as the system does when it opens the file. A
+    `..` behind another link stays as it is written.
     """
     if Path(text).is_absolute():
         base, whole = (Path(os.path.normpath(path)) for path in (root.absolute(), text))
         return (whole.relative_to(base) if whole.is_relative_to(base) else whole).as_posix()
-    real = root.resolve()
-    return Path(os.path.relpath(real / text, real)).as_posix()
+    name = os.path.relpath(real / text, real)
+    if ".." in Path(text).parts and (root / text).exists() and not (root / text).samefile(root / name):
+        return Path(text).as_posix()
+    return Path(name).as_posix()
 
 
 def _check_splits_keep_groups(rows: Sequence[Row], path: Path) -> None:

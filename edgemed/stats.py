@@ -60,6 +60,30 @@ def group_bootstrap(
     return _interval(value, values, level)
 
 
+def share(
+    hits: NDArray[np.bool_], among: NDArray[np.bool_], groups: Sequence[Hashable], *, seed: int = 0
+) -> Interval:
+    """The share of hits (N,) among the samples that count (N,), with its interval over the groups that hold one.
+
+    Where no resample differs from another, as where all are hits, it is Clopper and Pearson's (1934) for so many groups
+    (needs SciPy). NaN without a sample that counts.
+    """
+    if not among.any():
+        return Interval(math.nan, math.nan, math.nan)
+    kept = hits[among]
+    own = [group for group, counts in zip(groups, among.tolist(), strict=True) if counts]
+    found = group_bootstrap(lambda rows: float(kept[rows].mean()), own, seed=seed)
+    return exact(found.value, len(set(own))) if found.low == found.high else found
+
+
+def exact(value: float, groups: int) -> Interval:
+    """A share, nearly 0 or 1, with Clopper and Pearson's 95 % interval for so many independent groups."""
+    from scipy.stats import binomtest  # not on every device
+
+    low, high = binomtest(round(value * groups), groups).proportion_ci()
+    return Interval(value, float(low), float(high))
+
+
 def group_resamples(
     groups: Sequence[Hashable] | NDArray[Any], *, resamples: int = 1000, seed: int = 0
 ) -> Iterator[NDArray[np.int64]]:

@@ -92,7 +92,10 @@ def begun(config: TrainConfig, data: Path, out: Path, progress: Progress, last: 
     dataset = scan(data, progress=lambda done, total: progress("scan images", done, total, ""))
     fingerprint = dataset.fingerprint()
     if previous is not None and previous["dataset"]["fingerprint"] != fingerprint:
-        raise InputError(f"{data} has changed since {out} was begun; choose another --out, or delete {out}")
+        raise InputError(
+            f"{data} has changed since {out} was begun, or edgemed {previous['edgemed']} named its files otherwise; "
+            f"choose another --out, or delete {out}"
+        )
     root = dataset.root
     if previous is not None:
         dataset = dataclasses.replace(

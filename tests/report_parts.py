@@ -59,7 +59,7 @@ def metrics_of(classes: list[str]) -> dict[str, Any]:
     table = answers(classes)
     labels, groups, ensemble = table.labels, table.groups, table.probabilities
     members = {"imagenet": table.members[:, 0], "mae": table.members[:, 1]}
-    difference = paired_difference(labels, ensemble, members["imagenet"], groups, resamples=50)
+    difference = paired_difference(labels, ensemble, members["imagenet"], groups)
     return {
         "schema": 1,
         "split": "test",

@@ -146,9 +146,25 @@ def test_the_share_of_the_limit_is_that_of_the_manifests_work(bundle: Bundle, re
     assert (limit["bound"], limit["share"]) == ("flops", pytest.approx(4.0 / 1.9))
 
 
-def test_burst_counts_the_images_of_all_streams(bundle: Bundle, only_requests: None) -> None:
-    result = measured(bundle, mode="burst", streams=3, iterations=50)
-    assert result["samples"] == 150
+def test_the_share_of_the_limit_is_that_of_requests_and_not_of_the_pauses_between(
+    bundle: Bundle, requests: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = measured(bundle, iterations=100)["limit"]["share"]
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    real, now = time.perf_counter_ns, [0]
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: real() + now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + round(seconds * 1e9)))
+    sparse = measured(bundle, iterations=100, mode="sparse", idle_ms=50.0)
+    assert sparse["limit"]["share"] == pytest.approx(whole)
+
+
+def test_burst_counts_the_images_of_all_streams(
+    bundle: Bundle, only_requests: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Model.outputs
+    monkeypatch.setattr(Model, "outputs", lambda self, batch: (time.sleep(0.005), real(self, batch))[1])
+    result = measured(bundle, mode="burst", streams=3, iterations=20)
+    assert result["samples"] == 60
     seconds = result["samples"] / result["throughput_images_per_s"]["value"]
     busy = sum(result["times_ms"]) / 1e3
     assert busy / 3 <= seconds < busy  # three at a time, and the last ones by themselves

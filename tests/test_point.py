@@ -20,6 +20,7 @@ from answers import CLASSES, drawn
 from edgemed import point_quality
 from edgemed.errors import InputError
 from edgemed.evaluate import Table
+from edgemed.manifest import OperatingPoint
 from edgemed.operating import REFER, decide
 from edgemed.point import Wanted, allowed_failures, fitted_point
 from edgemed.point_quality import Part, judged, selective_metrics
@@ -173,6 +174,26 @@ def test_the_judgement_counts_what_the_decisions_do() -> None:
     assert found["sets"]["share_by_size"] == pytest.approx(
         [np.mean([len(one.prediction_set) == size for one in each]) for size in range(4)]
     )
+
+
+def test_few_positive_groups_promise_nothing_and_those_that_are_all_right_no_certainty() -> None:
+    point = OperatingPoint(images=50, positive=CLASSES[1], threshold=0.3, target="sensitivity", target_value=0.9)
+    for positives, low in ((3, None), (20, 0.025 ** (1 / 20))):
+        labels = np.array([1] * positives + [0] * 60)
+        shares = np.where(labels[:, None] == 1, [[0.1, 0.9, 0.0]], [[0.9, 0.1, 0.0]]).astype(np.float32)
+        groups = tuple(str(k) for k in range(len(labels)))
+        test = Table(groups, labels, groups, np.stack([shares, shares], axis=1))
+        found = judged([Part(point, None, test)], CLASSES)["threshold"]
+        assert found["sensitivity"] == {"value": 1.0, "low": low and pytest.approx(low), "high": low and 1.0}
+        assert found["specificity"]["low"] == pytest.approx(0.025 ** (1 / 60))
+
+
+def test_a_coverage_over_few_test_groups_has_no_bounds_however_many_calibrated_it() -> None:
+    rng = np.random.default_rng(2)
+    calibration, test = drawn(rng, 80), drawn(rng, 6)
+    point = fitted_point(Wanted(), CLASSES, calibration)
+    coverage = judged([Part(point, calibration, test)], CLASSES)["sets"]["coverage"]
+    assert coverage["low"] is None and coverage["high"] is None and coverage["value"] is not None
 
 
 def test_the_interval_of_the_coverage_is_honest_about_the_draw_of_the_calibration_images() -> None:

@@ -13,7 +13,7 @@ from onnx import TensorProto
 from test_export import _images, ensemble_of
 from torch import Tensor, nn
 
-from edgemed.errors import GateError
+from edgemed.errors import GateError, InputError
 from edgemed.export import float32_layers, onnx_from_ensemble
 from edgemed.precision import FLOAT32_NAMES, Rounded, half_ensemble, rounded_outputs, safe_half, stages_of
 
@@ -78,6 +78,12 @@ def test_layers_that_would_overflow_stay_float32_and_the_graph_is_then_right() -
     assert len(biases) == 2 * 4
     norms = {name for name, layer in ensemble.members[0].named_modules() if isinstance(layer, nn.LayerNorm)}
     assert set(float32_layers(graph)) - norms == {"stem", *found.kept}
+
+
+def test_a_layer_to_keep_that_the_network_has_not_is_refused() -> None:
+    ensemble = ensemble_of("convnext_linear", 1)
+    with pytest.raises(InputError, match="no layer of the network is named network.stages.0"):
+        half_ensemble(ensemble, ["network.stages.0"])
 
 
 def test_a_network_that_overflows_as_a_whole_is_refused() -> None:

@@ -78,6 +78,10 @@ MEANT: dict[str, tuple[Sequence[object], str | None]] = {
     "whose": (CODES, "group"),
     **dict.fromkeys(("age", "site", "scanner_type", "image", "dataset"), (PAIRS, None)),
     **dict.fromkeys(("patient_age", "StudyDate", "lesion_type", "age_group", "SeriesDescription"), (PAIRS, None)),
+    **dict.fromkeys(("site_patient_id", "patient_image", "volume_id", "exam_code", "Studies"), (PAIRS, "group")),
+    **dict.fromkeys(("folder", "scaffold", "video_quality", "slide_scanner", "case_control", "volume"), (PAIRS, None)),
+    **dict.fromkeys(("cv_fold", "train_test"), (PAIRS, "split")),
+    "training_hours": (PAIRS, None),
     "patient": ("p" * 8, None),  # one name for everybody
     "lesion_id": (range(8), None),  # another for each
     "scanner_id": ([1, 2] * 10, None),  # two of them
@@ -149,3 +153,15 @@ def test_a_bad_csv_is_refused_in_one_line_that_names_the_place(folder: Path, cas
     with pytest.raises(InputError) as caught:
         scan(_csv(folder, *lines))
     assert reason in str(caught.value) and "data.csv" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_step_up_behind_a_link_is_taken_as_the_system_takes_it(tmp_path: Path) -> None:
+    for folder in ("set", "real/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+    Image.fromarray(phantom("oval", 0)).save(tmp_path / "real" / "x.png")
+    Image.fromarray(phantom("none", 1)).save(tmp_path / "set" / "x.png")
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "real" / "deep")
+    (tmp_path / "set" / "data.csv").write_text("path,label\nlink/../x.png,oval\nx.png,none\n")
+    dataset = scan(tmp_path / "set" / "data.csv")
+    named = {row.label: dataset.file(row).resolve() for row in dataset.rows}
+    assert named == {"oval": tmp_path / "real" / "x.png", "none": tmp_path / "set" / "x.png"}

@@ -23,12 +23,14 @@ Precision = Annotated[str, typer.Option(help="Which graph of the bundle: fp32 or
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 = all physical cores that this process may use.")]
 Bundle = Annotated[Path, typer.Argument(help="A bundle from `edgemed build-engine`.", show_default=False)]
 
-MaxFlips = Annotated[int, typer.Option(min=0, help="Gate: how many labels may change.")]
+MaxFlips = Annotated[int, typer.Option(min=0, help="Gate: how many labels or decisions may change.")]
 MaxProbError = Annotated[
     float | None,
     typer.Option(min=0, help="Gate: largest error of a probability.", show_default="1e-3 for fp32, 5e-3 for fp16"),
 ]
-MaxAurocDrop = Annotated[float, typer.Option(min=0, help="Gate: by how much the AUROC may fall.")]
+MaxAurocDrop = Annotated[
+    float, typer.Option(min=0, help="Gate: by how much the AUROC may fall; one pair of images may change places.")
+]
 Sign = Annotated[
     Path | None, typer.Option(help="Sign what is written with this Ed25519 key (PEM).", show_default=False)
 ]
