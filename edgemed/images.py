@@ -151,7 +151,10 @@ def decodes_alike(path: str | Path) -> bool:
             if image.format == "PNG":  # its raw mode is L;4 for 4 bit, RGB;16B for 16 bit, P;1 for a palette of two
                 plain = not _PNG_EXTRAS & image.info.keys() and b"eXIf" not in data
                 return plain and image.tile[0].args in _MODES_ALIKE
-            return image.format == "JPEG" and image.mode in _MODES_ALIKE and image.getexif().get(_ORIENTATION, 1) == 1
+            exif, orientation = image.info.get("exif", b""), image.getexif().get(_ORIENTATION)
+            # Where Pillow passes over a damaged entry, DALI may still turn the image.
+            hidden = orientation is None and any(_ORIENTATION.to_bytes(2, order) in exif for order in ("big", "little"))
+            return image.format == "JPEG" and image.mode in _MODES_ALIKE and orientation in (None, 1) and not hidden
     except (InputError, *_DECODER_ERRORS):
         return False
 

@@ -100,8 +100,8 @@ def changed_decisions(
         below = (before[:, index] < point.threshold) & (ordered[:, -1] - ordered[:, -2] > unclear)
         changed |= below & (others.argmax(axis=1) != now.argmax(axis=1))
     if members is not None:
-        apart, now = (disagreement(*each)[:, None] for each in zip((before, after), members, strict=True))
-        limits.append((apart, now, point.max_disagreement))
+        apart, now = (-disagreement(*each)[:, None] for each in zip((before, after), members, strict=True))
+        limits.append((apart, now, None if point.max_disagreement is None else -point.max_disagreement))
     for old, new, limit in limits:
         if limit is not None:
             crossed = (old >= limit) != (new >= limit)

@@ -112,6 +112,25 @@ def test_an_orientation_of_an_unusual_kind_is_refused(build: Path, tmp_path: Pat
         assert isinstance(message, str) and "EXIF" in message and "or use Python" in message, name
 
 
+def test_a_block_that_pythons_decoder_reads_otherwise_is_refused(build: Path, tmp_path: Path) -> None:
+    """A value beyond the end, where Pillow stops; an orientation twice, of which one counts; a mixed header."""
+    six, one = (struct.pack("<HHIHH", 274, 3, 1, value, 0) for value in (6, 1))
+    maker = struct.pack("<HHII", 271, 2, 20, 0x1000)
+    big = b"MM*\0" + struct.pack(">IHHHIHHI", 8, 1, 274, 3, 1, 6, 0, 0)
+    blocks = {
+        "cut": b"II*\0" + struct.pack("<IH", 8, 2) + maker + six + bytes(4),
+        "twice": b"II*\0" + struct.pack("<IH", 8, 2) + six + one + bytes(4),
+        "header": big,
+    }
+    files = {n: cases.encoded(Image.fromarray(cases.COLOUR), "JPEG", exif=b"Exif\0\0" + b) for n, b in blocks.items()}
+    for name, message in decoded(build, files, tmp_path).items():
+        assert isinstance(message, str) and "EXIF" in message and "or use Python" in message, name
+    whole = b"II*\0" + struct.pack("<IH", 8, 2) + struct.pack("<HHII", 271, 2, 20, 38) + six + bytes(4 + 20)
+    taken = cases.encoded(Image.fromarray(cases.COLOUR), "JPEG", exif=b"Exif\0\0" + whole, quality=95)
+    found = decoded(build, {"whole": taken}, tmp_path)["whole"]
+    assert isinstance(found, np.ndarray) and found.shape == image_from_bytes(taken, "whole").shape
+
+
 def interlaced(pixels: np.ndarray) -> bytes:
     """An Adam7 PNG by hand: Pillow writes none."""
     passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))

@@ -234,6 +234,8 @@ def test_dali_gives_the_same_pixels_wherever_it_is_said_to(tmp_path: Path) -> No
     cases["cmyk jpeg"] = encoded(picture.convert("CMYK"), "JPEG")
     cases["turned jpeg"] = encoded(picture, "JPEG", exif=turned)
     cases["turned png"] = encoded(picture, "PNG", exif=turned)
+    passed_over = bytes.fromhex("49492a000800000001001201050004000000060000000000")  # by Pillow, and DALI turns it
+    cases["damaged jpeg"] = encoded(picture, "JPEG", exif=b"Exif\0\0" + passed_over)
 
     @pipeline_def(batch_size=1, num_threads=1, device_id=None)
     def decoder(data: np.ndarray):  # type: ignore[no-untyped-def]

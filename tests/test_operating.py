@@ -131,6 +131,18 @@ def test_a_referral_changes_by_the_members_alone() -> None:
     assert changed_decisions(point, LABELS[:2], mean, mean) == ()
 
 
+def test_at_the_limit_of_disagreement_an_image_is_answered_before_and_after() -> None:
+    """Quarters and eighths, so that the disagreement is the limit itself."""
+    point = OperatingPoint(images=9, max_disagreement=0.125)
+    mean = np.array([[0.75, 0.25]])
+    at, below, above = (np.array([[[0.75 + d, 0.25 - d], [0.75 - d, 0.25 + d]]]) for d in (0.125, 0.0625, 0.25))
+    for before, after in ((above, at), (at, above), (below, at), (at, below)):
+        decided = {decide(point, LABELS[:2], mean[0], each[0]).decision for each in (before, after)}
+        found = changed_decisions(point, LABELS[:2], mean, mean, (before, after))
+        clear = before is not at  # the reference was at the limit itself
+        assert bool(found) == (len(decided) > 1 and clear)
+
+
 def test_a_run_keeps_its_operating_point_to_the_last_digit(tmp_path: Path) -> None:
     assert read_operating_point(tmp_path) is None
     point = OperatingPoint(

@@ -30,11 +30,14 @@ Runtime* runtime_in(const std::string& file, std::string& why_not) {
     return reinterpret_cast<Runtime* (*)()>(symbol)();
 }
 
-// The runtime of a name, ready to use here, or null with the reason.
-Runtime* usable_runtime(const std::string& name, const std::string& modules, Here& here, std::string& why_not) {
+// The runtime of a name, ready to use here, or null with the reason; status: EDGEMED_ERROR_INTERNAL where it is memory.
+Runtime* usable_runtime(const std::string& name, const std::string& modules, Here& here, std::string& why_not,
+                        edgemed_status& status) {
     Message message;
     const auto works = [&](Runtime& runtime) {
-        if (runtime.available(here, message) == EDGEMED_OK) return true;
+        const edgemed_status found = runtime.available(here, message);
+        if (found == EDGEMED_OK) return true;
+        if (found == EDGEMED_ERROR_INTERNAL) status = found;
         why_not += (why_not.empty() ? "" : "; ") + std::string(message.text);
         return false;
     };
@@ -203,7 +206,7 @@ Engine open_engine(const Bundle& bundle, const Choice& wanted) {
         if (named && choice.runtime != name) continue;
         std::string why_not;
         Here here;
-        if (Runtime* runtime = usable_runtime(name, choice.modules, here, why_not)) {
+        if (Runtime* runtime = usable_runtime(name, choice.modules, here, why_not, status)) {
             try {
                 Engine engine;
                 if (runtime->takes_plans()) {

@@ -119,6 +119,10 @@ int exif_orientation(const uint8_t* data, size_t size, bool& found) {
     for (int k = 0; k < 2 && size >= 6 && std::memcmp(data, "Exif\0\0", 6) == 0; ++k) data += 6, size -= 6;
     if (size < 8) return 1;
     const bool little = std::memcmp(data, "II*\0", 4) == 0;
+    const auto unusual = [] {
+        return refused("states its orientation in EXIF data of an unusual kind", "convert it first, or use Python");
+    };
+    if (std::memcmp(data, "II\0*", 4) == 0 || std::memcmp(data, "MM*\0", 4) == 0) throw unusual();  // Pillow reads them
     if (!little && std::memcmp(data, "MM\0*", 4) != 0) return 1;
     const auto number = [&](size_t at, size_t width) {
         uint32_t value = 0;
@@ -129,14 +133,18 @@ int exif_orientation(const uint8_t* data, size_t size, bool& found) {
     if (directory > size - 2) return 1;
     const size_t entries = number(directory, 2);
     int orientation = 1;
+    bool cut = false;  // Pillow reads no further than an entry whose value lies beyond the end
     for (size_t k = 0; k < entries && directory + 2 + 12 * (k + 1) <= size; ++k) {
         const size_t entry = directory + 2 + 12 * k;
+        static constexpr uint8_t widths[] = {0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8};  // by TIFF type
+        const uint32_t type = number(entry + 2, 2), count = number(entry + 4, 4), at = number(entry + 8, 4);
+        const uint64_t bytes = type < sizeof widths ? uint64_t(widths[type]) * count : 0;
+        cut |= bytes > 4 && uint64_t(at) + bytes > size;
         if (number(entry, 2) != 274) continue;
-        found = true;  // the last one counts, as in Pillow
-        const uint32_t type = number(entry + 2, 2), count = number(entry + 4, 4);
+        if (found || cut) throw unusual();  // Pillow 13 takes the first, older ones the last
+        found = true;
         // Of other types, or of several values, Pillow takes the first for the orientation if it is a number to Python.
-        if ((type != 3 && type != 4) || count != 1)
-            throw refused("states its orientation in EXIF data of an unusual kind", "convert it first, or use Python");
+        if ((type != 3 && type != 4) || count != 1) throw unusual();
         const uint32_t value = number(entry + 8, type == 3 ? 2 : 4);
         orientation = value <= 8 ? int(value) : 1;
     }
