@@ -59,7 +59,7 @@ def test_images_of_few_grey_levels_are_warned_of_and_refused_where_most_of_every
         _save_bits_of_16(folder / "malignant" / f"{k}.png", 10, 100 + k)
     few = "of 8 images are nearly one grey: fewer than 20 of 256 levels (the first: "
     [warning] = scan(folder).warnings
-    assert warning.startswith(f"3 {few}malignant/0.png); look at them, and export 16-bit values")
+    assert warning.startswith(f"3 {few}malignant/0.png); look at them, and if they are 16-bit values")
     for k in range(4):
         _save_bits_of_16(folder / "benign" / f"{k}.png", 12, k)  # enough to find copies by
     assert scan(folder).warnings[0].startswith(f"7 {few}benign/0.png)")
@@ -67,6 +67,7 @@ def test_images_of_few_grey_levels_are_warned_of_and_refused_where_most_of_every
         _save_bits_of_16(folder / "benign" / f"{k}.png", 10, k)
     with pytest.raises(InputError, match=r"data: 6 of 8 images .* fewer than 6 .*overlooked.*with a window"):
         scan(folder)
+    assert scan(folder, min_classes=1).warnings[0].startswith(f"7 {few}")  # nothing is learnt from what is evaluated
 
 
 def test_masks_beside_their_images_are_warned_of(folder: Path) -> None:

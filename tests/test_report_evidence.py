@@ -57,5 +57,5 @@ def test_every_class_has_its_roc_with_the_area_and_its_interval() -> None:
     given = arguments()
     text = Page(report_html(**given)).text
     for name, area in given["metrics"]["ensemble"]["auroc_per_class"].items():
-        low, high = re.search(rf"{name}: AUROC {area:.3f} \(([\d.]+) to ([\d.]+)\)", text).groups()  # type: ignore[union-attr]
+        low, high = re.search(rf"{name}: AUROC {area:.3f}, \(([\d.]+) to ([\d.]+)\)", text).groups()  # type: ignore[union-attr]
         assert float(low) <= round(area, 3) <= float(high)
