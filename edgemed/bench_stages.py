@@ -84,8 +84,8 @@ def front_end_share(model: Model, pixels: NDArray[np.uint8], p50: float, seconds
     """The front end's part of a request's time (cast, resize, normalisation inside the graph), with its 95 % interval.
 
     pixels: (N, S, S, 3) uint8, the request. p50: its median in ms; seconds: about how long to measure. The front end's
-    work is that of `front_end_flops`, so the difference between two sizes, drawn out
-    to an image without pixels, is its time. An interval that reaches below 0 says that it is too small to be seen.
+    work is that of `front_end_flops`, so the difference between two sizes, drawn out to an image without pixels, is its
+    time. An interval that reaches below 0 says that it is too small to be seen.
 
     {"value", "low", "high": 0 to 1; "other_side"; "rounds"}, or "not measured" for an engine of one fixed size.
     """

@@ -113,8 +113,7 @@ def certify(
     what = f"{model.runtime} with {model.bundle.path}"
     check(comparison, gates, what, names=[str(found[row]) for row in order])
     interval = auroc_change(labels[of_rows], truth[of_rows], flat, groups[of_rows])
-    stated = interval is not None and np.isfinite(interval).all()
-    change = Change(**interval._asdict()) if interval is not None and stated else None
+    change = None if interval is None or not np.isfinite(interval).all() else Change(**interval._asdict())
     certificate = Certificate(
         created=now(),
         place=place_of(model.session, model.precision),

@@ -40,21 +40,21 @@ def _edgemed(
     display.start_logging(logging.DEBUG if verbose else logging.INFO)
 
 
-for command, summary in (  # the summaries fit into a terminal of 80 columns
-    (train.sample, "Write labelled phantoms, made by code, to try edgemed."),
-    (train.train, "Train both members, judge them and their ensemble, report."),
-    (ablate.ablate, "Say which part of the method helps on these images."),
-    (calibrate.calibrate, "Choose a run's threshold, referral, prediction sets."),
-    (build.build_engine, "Fuse a run into one engine, and prove it."),
-    (certify.certify, "Prove an engine on this machine, on your own images."),
-    (certify.inspect, "Show what is in a bundle, every hash verified."),
-    (predict.predict, "Classify images."),
-    (predict.evaluate, "Measure a run or a bundle on labelled images."),
-    (parity.parity, "Compare runtimes, and decoders, on the same images."),
-    (bench.bench, "Measure a bundle's latency, its answers checked before."),
-    (cpp.cmake_dir, "Print the folder of the C++ library, for CMake."),
+for command in (  # each docstring's first sentence is the summary, which a terminal of 80 columns shows whole
+    train.sample,
+    train.train,
+    ablate.ablate,
+    calibrate.calibrate,
+    build.build_engine,
+    certify.certify,
+    certify.inspect,
+    predict.predict,
+    predict.evaluate,
+    parity.parity,
+    bench.bench,
+    cpp.cmake_dir,
 ):
-    app.command(command.__name__.replace("_", "-"), short_help=summary)(command)
+    app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(data.app, name="data")
 
 

@@ -16,11 +16,13 @@ DEFAULTS = {"folds": 5, "renyi_order": 2.0}
 
 
 def ablate(data: Path, out: Path, cells: str, budget: float, json_: bool, **options: Any) -> None:
-    """Train the method and its variants alike, and say which part of it helps on these images.
+    """Say which part of the method helps on these images.
 
-    Takes the flags of `edgemed train`, which all cells share. Cells: masks by entropy, random, low-entropy, each from
-    imagenet and from scratch; none (no pretraining) of both; renyi-imagenet; again-imagenet (another seed).
+    Trains the method and its variants alike. Takes the flags of `edgemed train`, which all cells share. Cells: masks by
+    entropy, random, low-entropy, each from imagenet and from scratch; none (no pretraining) of both; renyi-imagenet;
+    again-imagenet (another seed).
     """
+    config = settings(options | {"start": "imagenet"})  # before torch, as in `train`
     from edgemed.ablate import ablate as run_ablation
     from edgemed.ablation import CELLS
     from edgemed.distributed import follow, process_group
@@ -28,7 +30,6 @@ def ablate(data: Path, out: Path, cells: str, budget: float, json_: bool, **opti
     with process_group(options["device"], options["threads"]) as leads:
         if not leads:
             return follow()
-        config = settings(options | {"start": "imagenet"})
         asked = [name.strip() for name in cells.split(",") if name.strip()] if cells else list(CELLS)
         with display.progress() as progress:
             found = run_ablation(config, data, out, progress, asked, budget)

@@ -69,7 +69,7 @@ def bench(
         typer.Option(metavar="OLD NEW", help="Compare two JSON documents.", show_default=False),
     ] = None,
 ) -> None:
-    """Measure the latency of a bundle on this machine, after checking that its answers are right."""
+    """Measure a bundle's latency, its answers checked before."""
     from edgemed import bench as bench_module
     from edgemed import bench_diff, bench_report, contenders
     from edgemed.bundle import opened_by_keys

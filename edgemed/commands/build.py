@@ -84,7 +84,7 @@ def build_engine(
     overwrite: Annotated[bool, typer.Option(help="Replace a bundle that is already at --out.")] = False,
     json_: Json = False,
 ) -> None:
-    """Fuse the ensemble into one engine, prove it against PyTorch, write the bundle. Of a bundle: add plans to it."""
+    """Fuse a run into one engine, and prove it. Of a bundle: add plans to it."""
     from edgemed.bundle import open_bundle
     from edgemed.gates import default_gates
     from edgemed.manifest import MANIFEST_NAME

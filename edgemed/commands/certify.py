@@ -38,7 +38,7 @@ def certify(
     verify: Verify = None,
     json_: Json = False,
 ) -> None:
-    """Prove, on your own images, that an engine is as right on this machine as the model it came from."""
+    """Prove an engine on this machine, on your own images. It is as right as its model there."""
     from edgemed.bundle import open_bundle
     from edgemed.certify import certify as run_certify
     from edgemed.gates import default_gates
@@ -76,7 +76,7 @@ def inspect(
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Show what is in a bundle, after verifying every hash (and every signature, with --verify)."""
+    """Show what is in a bundle, every hash verified. And every signature, with --verify."""
     from edgemed.bundle import opened_by_keys
 
     opened = opened_by_keys(bundle, verify, verify_plans)

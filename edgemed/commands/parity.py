@@ -33,9 +33,10 @@ def parity(
     verify_plans: VerifyPlans = None,
     json_: Json = False,
 ) -> None:
-    """Compare runtimes on the same pixels, and other decoders (on --runtime) with edgemed's own.
+    """Compare runtimes, and decoders, on the same images.
 
-    A label that changes between two runtimes is a failed gate (exit code 3). What decoders change is only told.
+    A label that changes between two runtimes, given the same pixels, is a failed gate (exit code 3). What decoders
+    change (on --runtime) is only told.
     """
     from edgemed.parity import parity as run_parity
     from edgemed.parity import require_no_flips

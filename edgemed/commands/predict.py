@@ -59,7 +59,7 @@ def evaluate(
     verify_plans: VerifyPlans = None,
     json_: Json = False,
 ) -> None:
-    """Measure a run or a bundle on labelled images; where these name their splits, on the test images."""
+    """Measure a run or a bundle on labelled images. Where these name their splits: on the test images."""
     from edgemed.judge import judge
 
     with display.progress() as progress:

@@ -82,7 +82,7 @@ def train(
     compile: Annotated[bool, typer.Option("--compile", help="Fine-tune by torch.compile: not for a CPU.")] = False,
     json_: Json = False,
 ) -> None:
-    """Train both members on labelled images, evaluate them and their ensemble, write a report."""
+    """Train both members, judge them and their ensemble, report."""
     options = dict(locals())
     for name in ("data", "out", "json_"):
         options.pop(name)
@@ -108,7 +108,7 @@ def sample(
     size: Annotated[int, typer.Option(min=32, help="Typical side in pixels.")] = 160,
     seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
 ) -> None:
-    """Write labelled ultrasound-like phantoms, made by code, to try edgemed with."""
+    """Write labelled phantoms, made by code, to try edgemed. They look like ultrasound."""
     from edgemed.phantoms import write_dataset
 
     written = write_dataset(folder, per_class=per_class, size=size, seed=seed)

@@ -15,6 +15,7 @@
 #include <streambuf>
 
 #include "engines.hpp"
+#include "guarded.hpp"
 
 namespace edgemed::impl {
 namespace {
@@ -37,17 +38,10 @@ struct Reason {
 // Runs `work`; what it throws becomes a status and a message. what, step: for what OpenVINO throws.
 template <typename Work>
 edgemed_status guarded(Message& error, const char* what, const char* step, Work work) noexcept {
-    try {
-        work();
-        return EDGEMED_OK;
-    } catch (const Error& failure) {
-        return error.set(failure.status, "%s", failure.what());
-    } catch (const std::bad_alloc&) {
-        return error.set(EDGEMED_ERROR_INTERNAL, "%s", out_of_memory);
-    } catch (const std::exception& failure) {
+    return guarded(error, work, [&](const std::exception& failure) {
         return error.set(EDGEMED_ERROR_RUNTIME, "OpenVINO %s %s (%s)%s", ov::get_openvino_version().buildNumber, what,
                          Reason(failure).text, step);
-    }
+    });
 }
 
 Error other_outputs() {

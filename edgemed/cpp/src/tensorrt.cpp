@@ -8,8 +8,8 @@
 // within the GPU, since TensorRT wants aligned addresses and the graph wants lasting ones.
 #include <cstring>
 #include <exception>
-#include <new>
 
+#include "guarded.hpp"
 #include "tensorrt_engine.hpp"
 
 namespace edgemed::impl {
@@ -18,16 +18,9 @@ namespace {
 // Runs `work`; what it throws becomes a status and a message.
 template <typename Work>
 edgemed_status guarded(Message& error, Work work) noexcept {
-    try {
-        work();
-        return EDGEMED_OK;
-    } catch (const Error& failure) {
-        return error.set(failure.status, "%s", failure.what());
-    } catch (const std::bad_alloc&) {
-        return error.set(EDGEMED_ERROR_INTERNAL, "%s", out_of_memory);
-    } catch (const std::exception& failure) {
+    return guarded(error, work, [&](const std::exception& failure) {
         return error.set(EDGEMED_ERROR_INTERNAL, "%s: %s", runtime_name, failure.what());
-    }
+    });
 }
 
 // What a handle needs to run requests: a context, a stream, pinned and device memory, a CUDA graph.
