@@ -192,5 +192,5 @@ def _reference(source: Source, progress: Progress) -> bytes:
         [proof.label for proof in proofs],
         [proof.group for proof in proofs],
         [proof.split for proof in proofs],
-        source.noted.mean(axis=1),
+        source.noted,
     )

@@ -77,8 +77,12 @@ class Bundle:
         return golden
 
     def reference(self) -> Reference:
-        """The reference table. Raises InputError where the bundle has none."""
-        return reference_from_file(self.read(REFERENCE_NAME))
+        """The reference table. Raises InputError where the bundle has none, or one of other labels or members."""
+        table = reference_from_file(self.read(REFERENCE_NAME))
+        expected = (len(table.sha256), len(self.manifest.member_names), len(self.manifest.labels))
+        if table.members.shape != expected:
+            raise InputError(f"{self.path}: {REFERENCE_NAME} has other labels or members than the manifest; {AGAIN}")
+        return table
 
     def verify(self) -> None:
         """Read every listed file and plan; check sha256 and signatures. Raises InputError at the first wrong one."""

@@ -5,26 +5,33 @@
 Why: a plan is compiled on the device by a builder that chooses kernels by timing them; no proof made elsewhere holds
 for it. `reference.npz` names validation and test images by the sha256 of their pixels, with PyTorch's probabilities;
 the user's files are matched to it, run through the engine and compared: probabilities, labels and, by the operating
-point, decisions and sets (not referral: the members' probabilities are not in the table). The gates decide; the record
-says what ran where. Golden images alone make an engine self-tested, never certified. No torch; the extra `eval` for the
-AUROC.
+point, decisions, sets and referral. The gates decide; the record says what ran where. Golden images alone make an
+engine self-tested, never certified. No torch; the extra `eval` for the AUROC.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgemed.engines import place_of
 from edgemed.errors import InputError
 from edgemed.files import visible
-from edgemed.gates import TIE_MARGINS, Comparison, Gates, check, compare_batches, in_each_place, with_decisions
+from edgemed.gates import (
+    TIE_MARGINS,
+    Answers,
+    Comparison,
+    Gates,
+    check,
+    compare_batches,
+    in_each_place,
+    with_decisions,
+)
 from edgemed.images import image_from_file, is_image, pixels_sha256
 from edgemed.infer import Model
 from edgemed.manifest import MODEL_FILES
@@ -75,7 +82,7 @@ def certify(
     rows = {digest: row for row, digest in enumerate(table.sha256.tolist())}
     files = list(image_files(data))
     found: dict[int, Path] = {}
-    answers: dict[int, NDArray[np.float32]] = {}
+    answers: dict[int, Answers] = {}
     unfit: set[int] = set()
     limits, least = model.bundle.manifest.input, least_batch(model.record)
     low, _, high = model.record.image_side if model.record else (limits.min_side, 0, limits.max_side)
@@ -87,7 +94,7 @@ def certify(
                 unfit.add(row)
                 continue
             found[row] = path
-            answers[row] = in_each_place(model.outputs, pixels, least)["probabilities"]
+            answers[row] = in_each_place(model.outputs, pixels, least)
         progress(f"certify on {model.runtime}", done, len(files), f"{len(found)} known")
     if unfit and not found:
         raise InputError(
@@ -101,17 +108,26 @@ def certify(
         )
     order = sorted(found)
     labels, groups = table.label[order], table.group[order]
-    truth, answered = table.probabilities[order], np.stack([answers[row] for row in order])  # (R, K), (R, B, K)
+    truth, members = table.probabilities[order], table.members[order]  # (R, K), (R, M, K)
+    answered, of_members = (  # (R, B, K), (R, B, M, K)
+        np.stack([answers[row][name] for row in order]) for name in ("probabilities", "member_probabilities")
+    )
     margin, point = TIE_MARGINS[model.precision], model.bundle.manifest.operating_point
     comparison = compare_batches(truth, answered, tie_margin=margin, labels=labels)
     of_rows = np.arange(len(order)).repeat(answered.shape[1])
     flat = answered.reshape(-1, truth.shape[1])
     if point is not None:
-        changed = changed_decisions(point, model.labels, truth[of_rows], flat, margin=margin)
+        both = members[of_rows], of_members.reshape(-1, *members.shape[1:])
+        changed = changed_decisions(point, model.labels, truth[of_rows], flat, both, margin=margin)
         comparison = with_decisions(comparison, of_rows[list(changed)].tolist())
     flips = tuple(found[order[index]] for index in comparison.flips)
-    what = f"{model.runtime} with {model.bundle.path}"
-    check(comparison, gates, what, names=[str(found[row]) for row in order])
+    what, names = f"{model.runtime} with {model.bundle.path}", [str(found[row]) for row in order]
+    check(comparison, gates, what, names)
+    for index, name in enumerate(model.bundle.manifest.member_names):
+        member = compare_batches(members[:, index], of_members[:, :, index], tie_margin=margin)
+        # A member counts 1/M in the mean, and so does its error; alone it decides nothing.
+        loose = replace(gates, max_flips=member.n, max_prob_error=members.shape[1] * gates.max_prob_error)
+        check(member, loose, f"{what}, member {name},", names)
     interval = auroc_change(labels[of_rows], truth[of_rows], flat, groups[of_rows])
     change = None if interval is None or not np.isfinite(interval).all() else Change(**interval._asdict())
     certificate = Certificate(

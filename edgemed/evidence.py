@@ -7,7 +7,8 @@ sha256 of their pixels, so that `certify` can match a user's own files to what P
     golden/000.png ...      8-bit RGB
     golden/outputs.json     {"schema_version": 1, "images": [{"file", "probabilities" [K], "members" [M][K]}, ...]};
                             with "entropy" [S/32][S/32] in bits too, where the bundle's manifest says that it has it
-    reference.npz           sha256 (R,) U64; label, group (R,) int64; split (R,) U10; probabilities (R, K) float32
+    reference.npz           sha256 (R,) U64; label, group (R,) int64; split (R,) U10; probabilities (R, K) and
+                            members (R, M, K) float32
 
 `edgemed build-engine RUN --out BUNDLE` writes both.
 """
@@ -52,6 +53,7 @@ class Reference(NamedTuple):
     group: NDArray[np.int64]  # (R,) number of the patient or lesion
     split: NDArray[np.str_]  # (R,)
     probabilities: NDArray[np.float32]  # (R, K)
+    members: NDArray[np.float32]  # (R, M, K)
 
 # What numpy, zipfile and zlib raise on a damaged archive.
 _DAMAGED = (
@@ -124,30 +126,32 @@ def reference_file(
     labels: Sequence[int],
     groups: Sequence[int],
     splits: Sequence[str],
-    probabilities: ArrayLike,
+    members: ArrayLike,
 ) -> bytes:
     """The bytes of `reference.npz`: one row per image, sorted by hash and groups numbered anew, so that neither tells.
 
-    sha256: of the pixels (`images.pixels_sha256`); groups: numbers, never names of patients; probabilities: (R, K).
-    The same rows in any order give the same bytes. Raises InputError where lengths, hashes or splits are wrong.
+    sha256: of the pixels (`images.pixels_sha256`); groups: numbers, never names of patients; members: (R, M, K), whose
+    mean is the ensemble's. The same rows in any order give the same bytes. Raises InputError where lengths, hashes or
+    splits are wrong.
     """
-    table = np.asarray(probabilities, dtype=np.float32)
-    if table.ndim != 2 or {len(sha256), len(labels), len(groups), len(splits)} != {len(table)}:
-        raise InputError("the reference table needs one hash, label, group, split and row of probabilities per image")
+    each = np.asarray(members, dtype=np.float32)
+    if each.ndim != 3 or {len(sha256), len(labels), len(groups), len(splits)} != {len(each)}:
+        raise InputError("the reference table needs one hash, label, group, split and the members' rows per image")
     if not all(re.fullmatch(r"[0-9a-f]{64}", value) for value in sha256):
         raise InputError("the reference table names images by sha256: 64 lower-case hex digits each")
     if not set(splits) <= set(_SPLITS):
         raise InputError(
             f"the reference table knows the splits {', '.join(_SPLITS)}; got {', '.join(sorted(set(splits)))}"
         )
-    order = sorted(range(len(table)), key=lambda k: (sha256[k], labels[k], splits[k], groups[k]))
+    order = sorted(range(len(each)), key=lambda k: (sha256[k], labels[k], splits[k], groups[k]))
     numbers: dict[int, int] = {}  # groups as they come in this order: given ones may follow the names of patients
     columns = {
         "sha256": np.array([sha256[k] for k in order], dtype="U64"),
         "label": np.array([labels[k] for k in order], dtype=np.int64),
         "group": np.array([numbers.setdefault(groups[k], len(numbers)) for k in order], dtype=np.int64),
         "split": np.array([splits[k] for k in order], dtype="U10"),
-        "probabilities": table[order],
+        "probabilities": each.mean(axis=1)[order],
+        "members": each[order],
     }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **columns)

@@ -76,16 +76,16 @@ def changed_decisions(
     labels: Sequence[str],
     reference: ArrayLike,
     candidate: ArrayLike,
-    members: tuple[ArrayLike, ArrayLike] | None = None,
+    members: tuple[ArrayLike, ArrayLike],
     *,
     margin: float = 0.0,
 ) -> tuple[int, ...]:
     """The images, of N, for which the candidate crosses a limit of the operating point: threshold, set or referral; or
     where, below the threshold, another one of the other classes is the most probable.
 
-    Probabilities (N, K) of the same images. members: (N, M, K) of the reference and of the candidate; without them
-    referral, which comes from their disagreement, is not looked at. What the reference has within `margin` (at least
-    `UNCLEAR`) of a limit, or of each other, does not count. See `gates.compare` for the most probable label of all.
+    Probabilities (N, K) of the same images. members: (N, M, K) of the reference and of the candidate. What the
+    reference has within `margin` (at least `UNCLEAR`) of a limit, or of each other, does not count. See `gates.compare`
+    for the most probable label of all.
     """
     before, after = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
     unclear, changed = max(margin, UNCLEAR), np.zeros(len(before), np.bool_)
@@ -99,9 +99,8 @@ def changed_decisions(
         ordered = np.sort(np.pad(others, ((0, 0), (1, 0)), constant_values=-1.0), axis=1)
         below = (before[:, index] < point.threshold) & (ordered[:, -1] - ordered[:, -2] > unclear)
         changed |= below & (others.argmax(axis=1) != now.argmax(axis=1))
-    if members is not None:
-        apart, now = (-disagreement(*each)[:, None] for each in zip((before, after), members, strict=True))
-        limits.append((apart, now, None if point.max_disagreement is None else -point.max_disagreement))
+    apart, now = (-disagreement(*each)[:, None] for each in zip((before, after), members, strict=True))
+    limits.append((apart, now, None if point.max_disagreement is None else -point.max_disagreement))
     for old, new, limit in limits:
         if limit is not None:
             crossed = (old >= limit) != (new >= limit)

@@ -23,6 +23,7 @@ from edgemed.gates import Gates
 from edgemed.images import pixels_sha256
 from edgemed.infer import Model, load
 from edgemed.manifest import OperatingPoint
+from edgemed.operating import disagreement
 from edgemed.preflight import Here
 from edgemed.runtimes.tensorrt import Flavour
 
@@ -46,12 +47,16 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def bundle(folder: Path, error: float = 0.0, **fields: Any) -> Path:
-    """A bundle whose reference knows ten images; of image 3 PyTorch is said to have answered `error` more."""
+def bundle(folder: Path, error: float = 0.0, apart: float = 0.0, **fields: Any) -> Path:
+    """A bundle whose reference knows ten images; of image 3 PyTorch is said to have answered `error` more.
+
+    apart: what its first member is said to have answered more, and its second less.
+    """
     pixels = [tiny.image(k) for k in range(10)]
-    truth = np.concatenate([tiny.expected(one[None])[0] for one in pixels])
-    truth[3, 0] += error
-    truth[3, 1] -= error
+    truth = np.concatenate([tiny.expected(one[None])[1] for one in pixels])
+    for label, sign in ((0, 1), (1, -1)):
+        truth[3, :, label] += sign * error
+        truth[3, :, label] += sign * apart * np.array([1, -1])
     table = reference_file(
         [pixels_sha256(one) for one in pixels],
         [k % 3 for k in range(10)],
@@ -142,6 +147,25 @@ def test_a_decision_that_changes_by_the_operating_point_alone_is_a_flip(tmp_path
         if flips:
             with pytest.raises(GateError, match=r"1 decision flips \(images \S*03\.png\)"):
                 certify(model, images, Gates())
+
+
+def test_a_referral_that_changes_is_a_flip_though_the_mean_is_the_same(tmp_path: Path, images: Path) -> None:
+    probabilities, members = tiny.expected(tiny.image(3)[None])
+    shift = 9e-4 if members[0, 0, 0] > members[0, 1, 0] else -9e-4  # away from each other
+    before = float(disagreement(probabilities, members)[0])
+    point = OperatingPoint(images=9, max_disagreement=before + 4e-4)
+    model = load(bundle(tmp_path / "changed", apart=shift, operating_point=point))
+    with pytest.raises(GateError, match=r"1 decision flips \(images \S*03\.png\)"):
+        certify(model, images, Gates())
+    model = load(bundle(tmp_path / "same", operating_point=point))
+    assert certify(model, images, Gates()).flips == ()
+
+
+def test_members_whose_errors_cancel_in_the_mean_fail(tmp_path: Path, images: Path) -> None:
+    model = load(bundle(tmp_path / "bundle", apart=3e-3))
+    with pytest.raises(GateError, match=r"member imagenet, differs .* error 3\.00e-03, at most 0\.002"):
+        certify(model, images, Gates())
+    assert certify(model, images, Gates(max_prob_error=2e-3)).comparison.max_prob_error < 1e-6
 
 
 def test_a_fall_of_the_auroc_is_a_gate_of_its_own(tmp_path: Path, images: Path) -> None:

@@ -18,9 +18,9 @@ def test_evidence_is_the_same_bytes_for_the_same_facts_in_any_order() -> None:
     images = [tiny.image(1), tiny.image(2)]
     outputs = tiny.expected(np.stack(images))
     assert golden_files(images, *outputs) == golden_files(images, *outputs)
-    hashes, shares = ["f" * 64, "0" * 64], outputs[0]
-    forward = reference_file(hashes, [0, 1], [5, 6], ["validation", "test"], shares)
-    backward = reference_file(hashes[::-1], [1, 0], [6, 5], ["test", "validation"], shares[::-1])
+    hashes, members = ["f" * 64, "0" * 64], outputs[1]
+    forward = reference_file(hashes, [0, 1], [5, 6], ["validation", "test"], members)
+    backward = reference_file(hashes[::-1], [1, 0], [6, 5], ["test", "validation"], members[::-1])
     assert forward == backward
     with zipfile.ZipFile(io.BytesIO(forward)) as archive:  # the clock is not in it
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
@@ -31,7 +31,8 @@ def test_evidence_is_the_same_bytes_for_the_same_facts_in_any_order() -> None:
         [0, 1],  # numbered by the order of the hashes: given numbers may follow the names of patients
         ["test", "validation"],
     )
-    np.testing.assert_array_equal(table.probabilities, shares[::-1].astype(np.float32))
+    np.testing.assert_array_equal(table.members, members[::-1].astype(np.float32))
+    np.testing.assert_allclose(table.probabilities, outputs[0][::-1], atol=1e-7)  # their mean
 
 
 def test_evidence_that_does_not_fit_together_is_refused() -> None:
@@ -39,11 +40,11 @@ def test_evidence_that_does_not_fit_together_is_refused() -> None:
     with pytest.raises(InputError, match="one row of outputs each"):
         golden_files([tiny.image(1), tiny.image(2)], probabilities, members)
     with pytest.raises(InputError, match="64 lower-case hex"):
-        reference_file(["patient 7"], [0], [0], ["test"], probabilities)
+        reference_file(["patient 7"], [0], [0], ["test"], members)
     with pytest.raises(InputError, match="one hash, label, group"):
-        reference_file(["0" * 64], [0, 1], [0], ["test"], probabilities)
+        reference_file(["0" * 64], [0, 1], [0], ["test"], members)
     with pytest.raises(InputError, match="splits"):
-        reference_file(["0" * 64], [0], [0], ["holdout"], probabilities)
+        reference_file(["0" * 64], [0], [0], ["holdout"], members)
     with pytest.raises(InputError, match=r"reference\.npz cannot be read"):
         reference_from_file(b"PK\x03\x04")
     for broken in (b"[]", b'{"schema_version": 1, "images": []}', b"[" * 100_000):
@@ -51,8 +52,12 @@ def test_evidence_that_does_not_fit_together_is_refused() -> None:
             golden_from_files({"golden/outputs.json": broken})
 
 
-def test_golden_outputs_of_another_shape_are_refused(tmp_path: Path) -> None:
+def test_outputs_of_another_shape_are_refused(tmp_path: Path) -> None:
     other = golden_files([tiny.image(1)], np.ones((1, 2)) / 2, np.ones((1, 2, 2)) / 2)
     opened = tiny.bundle(tmp_path / "bundle", files={"model.fp32.onnx": tiny.model(), **other})
     with pytest.raises(InputError, match="other labels or members"):
         opened.golden()
+    table = reference_file(["0" * 64], [0], [0], ["test"], np.ones((1, 2, 2)) / 2)
+    opened = tiny.bundle(tmp_path / "other", files={"model.fp32.onnx": tiny.model(), **other, "reference.npz": table})
+    with pytest.raises(InputError, match=r"reference\.npz has other labels or members"):
+        opened.reference()

@@ -34,7 +34,7 @@ def known(folder: Path, pixels: list[np.ndarray], **fields: object) -> Path:
     (folder / "data").mkdir()
     for k, image in enumerate(pixels):
         Image.fromarray(image).save(folder / "data" / f"{k}.png")
-    truth = np.concatenate([tiny.expected(image[None])[0] for image in pixels])
+    truth = np.concatenate([tiny.expected(image[None])[1] for image in pixels])
     rows = range(len(pixels))
     table = reference_file([pixels_sha256(one) for one in pixels], [0 for _ in rows], rows, ["test"] * len(rows), truth)
     files = {**tiny.fields()["files"], "reference.npz": table}

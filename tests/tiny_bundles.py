@@ -105,7 +105,7 @@ def evidence_files(golden_weights: NDArray[np.float32] = WEIGHTS) -> dict[str, b
     outputs = [expected(one[None], golden_weights) for one in images]
     probabilities = np.concatenate([each for each, _ in outputs])
     members = np.concatenate([members for _, members in outputs])
-    table = reference_file(["ab" * 32, "cd" * 32], [0, 1], [0, 1], ["validation", "test"], probabilities)
+    table = reference_file(["ab" * 32, "cd" * 32], [0, 1], [0, 1], ["validation", "test"], members)
     return {**golden_files(images, probabilities, members), "reference.npz": table, "model_card.md": b"# Tiny\n"}
 
 
