@@ -24,8 +24,8 @@ from edgemed.ablation import CELLS, ablation, ablation_html
 from edgemed.config import TrainConfig, derive_seed
 from edgemed.errors import InputError, did_you_mean
 from edgemed.files import read_json, write_atomic, write_json
-from edgemed.loop import Progress
 from edgemed.place import place_of
+from edgemed.progress import Progress
 from edgemed.run import begin_run
 from edgemed.train import Begun, begun, trained
 

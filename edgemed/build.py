@@ -9,7 +9,7 @@ is not as right as the model that it came from never reaches the disk.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -32,12 +32,12 @@ from edgemed.pack import check_target, write_bundle
 from edgemed.phantoms import CLASSES, MIN_SIDE, phantom
 from edgemed.plans import HOW_TO_INSTALL, PlanOptions, add_plans, plan_runtime
 from edgemed.precision import safe_half
+from edgemed.progress import Progress, unseen
 from edgemed.prove import Judge
 from edgemed.runtimes.tensorrt_builder import served_targets
 from edgemed.sources import Source
 
 Sides = tuple[int, int, int]  # min, opt, max, in pixels
-Progress = Callable[[str, int, int, str], None]
 TINT = (1.0, 0.8, 0.6)  # of red, green, blue: as warm light
 _log = logging.getLogger("edgemed")
 
@@ -56,7 +56,7 @@ def build_bundle(
     overwrite: bool = False,
     check_images: int = 200,
     rounded_images: int = 8,
-    progress: Progress = lambda stage, done, total, detail: None,
+    progress: Progress = unseen,
 ) -> Bundle:
     """Build, check and write the bundle of an ensemble.
 

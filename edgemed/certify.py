@@ -12,7 +12,7 @@ engine self-tested, never certified. No torch; the extra `eval` for the AUROC.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,8 @@ from edgemed.infer import Model
 from edgemed.manifest import MODEL_FILES
 from edgemed.operating import changed_decisions
 from edgemed.pack import put_record
+from edgemed.progress import Progress, unseen
 from edgemed.records import Bounds, Certificate, Change, PlanRecord, least_batch, now
-
-Progress = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def certify(
     gates: Gates,
     *,
     signing_key: bytes | None = None,
-    progress: Progress = lambda stage, done, total, detail: None,
+    progress: Progress = unseen,
 ) -> Finding:
     """Compare the engine with PyTorch on the images in `data`, and write the certificate into the bundle's `plans/`.
 

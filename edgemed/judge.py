@@ -25,6 +25,7 @@ from edgemed.infer import load
 from edgemed.manifest import MANIFEST_NAME, OperatingPoint
 from edgemed.operating import read_operating_point
 from edgemed.point_quality import Part, judged
+from edgemed.progress import Progress
 
 log = logging.getLogger("edgemed")
 
@@ -37,7 +38,7 @@ def judge(
     precision: str,
     public_key: Path | None = None,
     plan_key: Path | None = None,
-    progress: Callable[[str, int, int, str], None],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Metrics of each member and of the ensemble on `data`, by the names of the model's own classes.
 

@@ -32,7 +32,6 @@ from edgemed.files import write_atomic
 
 log = logging.getLogger("edgemed")
 
-Progress = Callable[[str, int, int, str], None]
 """Called as progress(stage, done, total, detail): `progress("fine-tune imagenet", 3, 30, "loss 0.61")`."""
 
 

@@ -23,7 +23,7 @@ from edgemed.config import TrainConfig
 from edgemed.distributed import die_with_parent, world
 from edgemed.errors import EdgemedError
 from edgemed.loader_torch import MEMORY_LIMIT
-from edgemed.loop import Progress
+from edgemed.progress import Progress
 
 
 def gpus_of(device: str) -> list[str]:

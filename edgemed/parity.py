@@ -11,7 +11,6 @@ differ, and this says by how much. Files that `images.py` reads by a rule of its
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -28,9 +27,9 @@ from edgemed.errors import GateError, InputError
 from edgemed.gates import TIE_MARGINS, compare
 from edgemed.images import Rgb, image_from_file
 from edgemed.infer import Model, load
+from edgemed.progress import Progress, unseen
 from edgemed.runtimes import ORDER, runtime_module
 
-Progress = Callable[[str, int, int, str], None]
 OURS = "edgemed"
 
 
@@ -92,7 +91,7 @@ def parity(
     threads: int | None = None,
     public_key: Path | None = None,
     plan_key: Path | None = None,
-    progress: Progress = lambda stage, done, total, detail: None,
+    progress: Progress = unseen,
 ) -> dict[str, Any]:
     """How far runtimes given the same pixels, and decoders given the same runtime, are apart on the images in `data`.
 

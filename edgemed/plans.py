@@ -9,7 +9,7 @@ it was built is tried on the golden images before it is written, and is then "se
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgemed.bundle import Bundle
@@ -17,12 +17,12 @@ from edgemed.engines import place_of
 from edgemed.errors import InputError, did_you_mean
 from edgemed.infer import Model
 from edgemed.pack import add_plan
+from edgemed.progress import Progress, unseen
 from edgemed.records import PlanRecord
 from edgemed.runtimes.tensorrt import FLAVOURS
 from edgemed.runtimes.tensorrt_builder import plan_from_onnx
 
 Range = tuple[int, int, int]
-Progress = Callable[[str, int, int, str], None]
 CHOICES = ("auto", "none", *FLAVOURS)
 HOW_TO_INSTALL = "; ".join(flavour.install for flavour in FLAVOURS.values())
 
@@ -62,7 +62,7 @@ def add_plans(
     *,
     precisions: Sequence[str],
     signing_key: bytes | None = None,
-    progress: Progress = lambda stage, done, total, detail: None,
+    progress: Progress = unseen,
 ) -> list[PlanRecord]:
     """Build a plan of each precision from the bundle's own ONNX files, and put them into its `plans/`.
 

@@ -23,7 +23,6 @@ from edgemed.distributed import agreed, batch_of_rank, from_leader, rank, replic
 from edgemed.files import write_atomic
 from edgemed.loader import Augment, Loader, open_loader
 from edgemed.loop import (
-    Progress,
     autocast,
     cosine_schedule,
     gradients,
@@ -39,6 +38,7 @@ from edgemed.mae import MaskedAutoencoder, reconstruction_loss
 from edgemed.masking import removed_units
 from edgemed.models import create_backbone, load_backbone, normalisation
 from edgemed.preprocess import FrontEnd
+from edgemed.progress import Progress
 
 AUGMENT = Augment(scale=(0.4, 1.0), rotate=0.0, brightness=0.0, contrast=0.0)
 """Crops and flips only, as He et al. 2022 found enough for masked autoencoders."""

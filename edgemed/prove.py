@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -36,10 +36,10 @@ from edgemed.gates import (
 from edgemed.manifest import sha256_of
 from edgemed.operating import changed_decisions
 from edgemed.precision import Rounded, half_ensemble
+from edgemed.progress import Progress
 from edgemed.runtimes import ENTROPY, OUTPUTS, PlanModule, Session, runtime_module
 from edgemed.sources import Proof, Source
 
-Progress = Callable[[str, int, int, str], None]
 Check = tuple[str, Comparison]  # what was compared with PyTorch on real images, and how it went
 RUNTIMES = ("openvino", "onnxruntime")  # each graph has to pass in every one of them that works here
 _log = logging.getLogger("edgemed")

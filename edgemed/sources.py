@@ -11,7 +11,7 @@ of the user's own need `--check IMAGES`: an engine that was never compared with 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,8 @@ from edgemed.models import check_backbone, normalisation
 from edgemed.operating import POINT_NAME, read_operating_point
 from edgemed.predictions import read_predictions
 from edgemed.preprocess import FrontEnd
+from edgemed.progress import Progress, unseen
 from edgemed.run import load_run, network_from_file
-
-Progress = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def source_from_members(
     labels: Sequence[str],
     size: int,
     check: Path,
-    progress: Progress = lambda stage, done, total, detail: None,
+    progress: Progress = unseen,
 ) -> Source:
     """Checkpoints of the user's own: safetensors under timm's names, each with a classifier of `labels`' length.
 

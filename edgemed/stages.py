@@ -22,7 +22,7 @@ from edgemed.errors import InputError
 from edgemed.evaluate import evaluation, predict_files
 from edgemed.files import read_json, write_atomic, write_json
 from edgemed.finetune import finetune, logits_of_files
-from edgemed.loop import Progress, log
+from edgemed.loop import log
 from edgemed.models import create_backbone, imagenet_state, load_backbone, normalisation
 from edgemed.operating import POINT_NAME, write_operating_point
 from edgemed.place import note_another_place
@@ -31,6 +31,7 @@ from edgemed.point_quality import selective_metrics
 from edgemed.predictions import MEMBERS, predictions_csv, read_table
 from edgemed.preprocess import FrontEnd
 from edgemed.pretrain import pretrain
+from edgemed.progress import Progress
 from edgemed.reporting import report_of_run
 from edgemed.run import RETRAIN, require_same_weights, timed, trained_member
 

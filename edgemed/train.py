@@ -33,12 +33,13 @@ from edgemed.errors import InputError
 from edgemed.evaluate import evaluation
 from edgemed.files import held_alone, read_json, write_atomic, write_json
 from edgemed.loader import check_backend
-from edgemed.loop import Progress, log
+from edgemed.loop import log
 from edgemed.metrics import INTERVAL_METRICS
 from edgemed.models import check_backbone, create_backbone, freeze_stages, imagenet_state, load_backbone, weights_digest
 from edgemed.parallel import folds_at_once, gpus_of, run_jobs
 from edgemed.point_quality import selective_metrics
 from edgemed.predictions import MEMBERS, read_predictions
+from edgemed.progress import Progress
 from edgemed.reporting import report_of_run
 from edgemed.run import RETRAIN, begin_run, note_root, previous_run, require_same_settings, require_same_weights
 from edgemed.stages import train_one

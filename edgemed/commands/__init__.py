@@ -6,14 +6,10 @@ that several commands share.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-Progress = Callable[[str, int, int, str], None]
-"""(stage, done, total, detail): what the library's long functions call."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Runtime = Annotated[

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgemed import display
-from edgemed.commands import Json, MaxAurocDrop, MaxFlips, MaxProbError, Progress, Sign, Verify
+from edgemed.commands import Json, MaxAurocDrop, MaxFlips, MaxProbError, Sign, Verify
 from edgemed.errors import InputError, did_you_mean
+from edgemed.progress import Progress
 
 if TYPE_CHECKING:
     from edgemed.sources import Source

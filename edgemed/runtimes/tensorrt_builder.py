@@ -16,13 +16,14 @@ import importlib
 import logging
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from edgemed.errors import InputError
 from edgemed.files import write_atomic
 from edgemed.manifest import sha256_of
+from edgemed.progress import Progress, unseen
 from edgemed.records import PlanRecord, now
 from edgemed.runtimes import cache_folder
 from edgemed.runtimes.tensorrt import FLAVOURS
@@ -39,7 +40,6 @@ ELSEWHERE = {
 """GPUs that classic TensorRT serves and TensorRT-RTX does not."""
 WORKSPACE_SHARE = 0.5  # of the GPU's free memory: the rest is for the application beside it
 Range = tuple[int, int, int]
-Progress = Callable[[str, int, int, str], None]
 _log = logging.getLogger("edgemed")
 
 
@@ -51,7 +51,7 @@ def plan_from_onnx(
     targets: Sequence[str] | None = None,
     image_size: Range,
     batch: Range = (1, 1, 1),
-    progress: Progress = lambda stage, done, total, detail: None,
+    progress: Progress = unseen,
 ) -> tuple[PlanRecord, bytes]:
     """The serialised engine of an ONNX file made by `edgemed build-engine`, and the record that describes it.
 
