@@ -5,6 +5,7 @@ edgemed --help
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from typing import Annotated
@@ -60,6 +61,8 @@ app.add_typer(data.app, name="data")
 
 def main() -> None:
     """The entry point: runs a command, turns errors into one line and an exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal cannot show
     try:
         app()
     except EdgemedError as error:

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny_bundles as tiny
+from PIL import Image
 from rich.console import Console
 
 import edgemed as package
@@ -51,6 +53,18 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_a_name_that_the_terminal_cannot_show_is_told_by_its_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "\u00e9.png"
+    Image.fromarray(tiny.image(1)).save(image)
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    monkeypatch.setenv("COLUMNS", "200")
+    done = _edgemed("predict", str(tiny.bundle(tmp_path / "bundle").path), str(image))
+    assert done.returncode == 0
+    assert "\\xe9.png" in done.stdout
 
 
 def test_a_mistyped_command_gets_a_suggestion() -> None:
