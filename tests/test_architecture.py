@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = """
-errors files stats timing
+errors files progress stats timing
 kernels
 config metrics dicom_codecs dicom damage images phantoms
 duplicates columns patients rows splits dataset published recipes
@@ -30,7 +30,7 @@ display commands cli __main__
 """.split()
 
 RUNTIME_SIDE = """
-errors files stats timing dicom_codecs dicom damage images phantoms
+errors files progress stats timing dicom_codecs dicom damage images phantoms
 manifest operating records signature evidence bundle pack preflight
 runtimes gates engines infer certify plans nvml conditions power limits
 bench_stages startup bench bench_report bench_diff contenders decoders parity display commands cli

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_damaged as damaged
 import tiny_bundles as tiny
 from PIL import Image
 
@@ -24,8 +23,6 @@ from edgemed.images import pixels_sha256
 from edgemed.infer import Model, load
 from edgemed.manifest import OperatingPoint
 from edgemed.operating import disagreement
-from edgemed.preflight import Here
-from edgemed.runtimes.tensorrt import Flavour
 
 Edgemed = Callable[..., int]
 
@@ -276,42 +273,6 @@ def test_where_there_is_a_key_an_unsigned_certificate_does_not_count(
     capsys.readouterr()
     assert edgemed("inspect", path, "--verify", public) == (0 if signed else 2)
     assert ("is not signed" in " ".join(capsys.readouterr().err.split())) != signed
-
-
-def test_a_self_test_fails_by_wrong_answers_by_a_graph_that_does_not_run_and_where_nothing_ran(
-    tmp_path: Path, edgemed: Edgemed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    good = bundle(tmp_path / "good")
-    monkeypatch.setattr(Flavour, "availability", lambda self: None)  # so that TensorRT is asked, and has no plan
-    monkeypatch.setattr(Flavour, "here", lambda self: Here(self.name, "1.7.1", "sm86"))
-    assert edgemed("inspect", good, "--self-test", "--json") == 0
-    tests = json.loads(capsys.readouterr().out)["self_tests"]
-    assert {test["runtime"] for test in tests if test["not_run"]} == {"tensorrt", "tensorrt-rtx"}
-    for name, other in {"wrong": tiny.evidence_files(tiny.WEIGHTS[::-1]), "broken": {"model.fp16.onnx": b"x"}}.items():
-        files = tiny.fields()["files"] | other
-        assert edgemed("inspect", tiny.bundle(tmp_path / name, files=files).path, "--self-test") == 3
-    monkeypatch.setattr("edgemed.runtimes.openvino.availability", lambda: "not here")
-    monkeypatch.setattr("edgemed.runtimes.onnxruntime.availability", lambda: "not here")
-    assert edgemed("inspect", good, "--self-test") == 3
-
-
-@pytest.mark.parametrize(("target", "says"), [("sm86", "TensorRT refuses it"), ("sm120", "built for sm120")])
-def test_a_self_test_fails_by_a_plan_of_this_machine_that_does_not_run_and_not_by_another_machines(
-    target: str, says: str, tmp_path: Path, edgemed: Edgemed, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    def refused(*_: object, **__: object) -> None:
-        raise InputError("TensorRT refuses it")
-
-    monkeypatch.setattr(Flavour, "availability", lambda self: None)
-    monkeypatch.setattr(Flavour, "here", lambda self: damaged.HERE)
-    monkeypatch.setattr(Flavour, "open_plan", refused)
-    path = bundle(tmp_path / "bundle")
-    damaged.with_plan(damaged.RTX, targets=(target,))(path)
-    assert edgemed("inspect", path, "--self-test", "--json") == (3 if target == "sm86" else 0)
-    tests = json.loads(capsys.readouterr().out)["self_tests"]
-    [found] = [test for test in tests if (test["runtime"], test["precision"]) == ("tensorrt-rtx", "fp32")]
-    assert says in found["failure" if target == "sm86" else "not_run"]
 
 
 def test_a_certificate_that_verify_would_refuse_is_not_made(images: Path, tmp_path: Path, edgemed: Edgemed) -> None:
