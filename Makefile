@@ -76,8 +76,9 @@ kernels: .venv/all  ## the entropy kernels for nine GPU generations, into build/
 	$(BIN)/python -m edgemed.kernels.compile
 
 .PHONY: wheel
-wheel: .venv/all  ## build/dist/*.whl
-	$(BIN)/python -m build --wheel --outdir build/dist
+wheel: .venv/all  ## build/dist/*.whl, with the kernels of `make kernels` where they were made
+	@rm -rf build/lib kernels/binaries; if [ -d build/kernels ]; then cp -r build/kernels kernels/binaries; fi
+	$(BIN)/python -m build --wheel --outdir build/dist; status=$$?; rm -rf kernels/binaries; exit $$status
 
 .PHONY: clean
 clean:  ## remove build/ and the caches (not .venv)

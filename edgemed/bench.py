@@ -262,7 +262,9 @@ def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any
         "peak_host_bytes": peak,
         "conditions": conditions,
         "warnings": warnings(machine(), conditions),
-        "power": power_of(call, images=batch, seconds=part, streams=settings.streams, idle=idle),
+        "power": power_of(
+            call, images=batch, seconds=part, streams=settings.streams, idle=idle, warmup=settings.warmup
+        ),
         "times_ms": found.latencies,
     }
 

@@ -149,8 +149,9 @@ def _start(start: Any) -> str:
 
 def _bytes(start: dict[str, Any]) -> str:
     host, device = start["peak_host_bytes"], start["device_bytes"]
-    words = [f"host {host / 1e6:.0f} MB" if host != NOT_MEASURED else "host not measured"]
-    return ", ".join([*words, f"device {device / 1e6:.0f} MB" if device != NOT_MEASURED else "device not measured"])
+    told = [f"host {host / 1e6:.0f} MB" if host != NOT_MEASURED else "host not measured"]
+    told += [f"device {device / 1e6:.0f} MB beside its context" if device != NOT_MEASURED else "device not measured"]
+    return ", ".join(told)
 
 
 def _rows(report: dict[str, Any]) -> list[Sequence[str]]:

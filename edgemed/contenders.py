@@ -26,7 +26,7 @@ from edgemed.errors import EdgemedError, GateError, InputError
 from edgemed.gates import TIE_MARGINS, check, compare, default_gates
 from edgemed.infer import Model
 from edgemed.manifest import sha256_of
-from edgemed.runtimes import PlanModule, runtime_module
+from edgemed.runtimes import PlanModule, runtime_module, usable_cores
 from edgemed.stats import Interval
 from edgemed.timing import interleaved, percentile_intervals, ratio_interval
 
@@ -61,8 +61,9 @@ def contenders(model: Model, ensemble: Ensemble | None, shape: tuple[int, ...]) 
 
     ensemble: what the bundle was built from; None: those that need it say so when they are prepared.
     """
-    threads = model.session.threads
-    device = "cuda" if model.runtime.startswith("tensorrt") else "cpu"
+    on_gpu = isinstance(runtime_module(model.runtime), PlanModule)
+    threads = usable_cores() if on_gpu else model.session.threads  # a plan's one thread is no CPU runtime's choice
+    device = "cuda" if on_gpu else "cpu"
     torch_ = f"inference_mode, {threads} threads" if device == "cpu" else "inference_mode, on the GPU, without TF32"
 
     def given() -> Ensemble:
@@ -87,12 +88,12 @@ def contenders(model: Model, ensemble: Ensemble | None, shape: tuple[int, ...]) 
         Contender(
             BY_HAND["openvino"],
             f"the bundle's ONNX reshaped to {list(shape)}; LATENCY hint, precision hint f32, {threads} threads",
-            lambda: _openvino(model, shape),
+            lambda: _openvino(model, shape, threads),
         ),
         Contender(
             BY_HAND["onnxruntime"],
             f"the bundle's ONNX in a default session, {threads} threads",
-            lambda: _onnxruntime(model),
+            lambda: _onnxruntime(model, threads),
         ),
     ]
 
@@ -249,9 +250,7 @@ def _separate(model: Model, ensemble: Ensemble) -> Predict:
     sessions = []
     for member, temperature in zip(ensemble.members, ensemble.temperatures.tolist(), strict=True):
         graph = onnx_from_ensemble(Parts(ensemble.front, [member], [temperature]).eval(), image_size=sides)
-        sessions.append(
-            module.open_session(graph, threads=model.session.threads, cache_key=sha256_of(graph))
-        )
+        sessions.append(module.open_session(graph, threads=model.session.threads, cache_key=sha256_of(graph)))
 
     def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         answers = [session.run(pixels)["probabilities"] for session in sessions]
@@ -261,7 +260,7 @@ def _separate(model: Model, ensemble: Ensemble) -> Predict:
     return predict
 
 
-def _openvino(model: Model, shape: tuple[int, ...]) -> Predict:
+def _openvino(model: Model, shape: tuple[int, ...], threads: int) -> Predict:
     import openvino
 
     core = openvino.Core()
@@ -270,7 +269,7 @@ def _openvino(model: Model, shape: tuple[int, ...]) -> Predict:
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",  # without it, bfloat16 where the CPU can: other answers
-        "INFERENCE_NUM_THREADS": model.session.threads,
+        "INFERENCE_NUM_THREADS": threads,
     }
     request = core.compile_model(graph, "CPU", settings).create_infer_request()
 
@@ -281,11 +280,11 @@ def _openvino(model: Model, shape: tuple[int, ...]) -> Predict:
     return predict
 
 
-def _onnxruntime(model: Model) -> Predict:
+def _onnxruntime(model: Model, threads: int) -> Predict:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = model.session.threads
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
         model.bundle.read_model(model.precision), options, providers=["CPUExecutionProvider"]

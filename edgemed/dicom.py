@@ -25,6 +25,7 @@ No patient is named by what is read here, but pixels may have a name burned in. 
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 import zlib
@@ -59,7 +60,7 @@ def is_dicom(data: bytes) -> bool:
 def frame_of(path: str | Path) -> tuple[Path, int | None]:
     """`scan.dcm#3` -> (scan.dcm, 3); any other path, and one that exists as it is -> (path, None)."""
     match = _FRAME.fullmatch(str(path))
-    if match is None or Path(path).exists():
+    if match is None or os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name that is too long
         return Path(path), None
     return Path(match[1]), int(match[2])
 

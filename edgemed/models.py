@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from edgemed.errors import InputError, did_you_mean
 
-FAMILIES = re.compile(r"convnext_(atto|femto|pico|nano|tiny|small|base|large)|resnet\d+d?|tf_efficientnet_lite[0-4]")
+FAMILIES = re.compile(
+    r"convnext_(atto|femto|pico|nano|tiny|small|base|large|xlarge)|resnet\d+d?|tf_efficientnet_lite[0-4]"
+)
 
 
 def check_backbone(name: str) -> None:
@@ -33,7 +35,10 @@ def check_backbone(name: str) -> None:
     if name in known:
         return
     why = (
-        "is not of the families convnext, resnet, tf_efficientnet_lite" if timm.is_model(name) else "is unknown to timm"
+        "is none that is pretrained here: convnext_atto to convnext_xlarge, resnetNN, resnetNNd, tf_efficientnet_lite0 "
+        "to tf_efficientnet_lite4"
+        if timm.is_model(name)
+        else "is unknown to timm"
     )
     raise InputError(f"--backbone '{name}' {why}.{did_you_mean(name, known)}")
 

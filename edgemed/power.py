@@ -43,11 +43,13 @@ def power_of(
     seconds: float,
     streams: int = 1,
     idle: float = 0.0,
+    warmup: float = 0.0,
     meters: Sequence[Meter] | None = None,
 ) -> dict[str, Any] | str:
     """Mean power in watts and energy per image in joules of `call`, run again and again; images: how many one call has.
 
-    streams, idle: as `timing.timed` takes them; what the machine draws while it waits is in the energy of its images.
+    streams, idle, warmup: as `timing.timed` takes them. What the machine draws while it waits is in the energy of its
+    images; the warm-up, in which each stream sets itself up, is not.
 
     {"seconds", "images", "poll_ms", "sources": [{"name", "watts", "joules_per_image", "readings"}, ...]}, or "not
     measured" where no source answers. meters: by default all that this machine has.
@@ -68,15 +70,21 @@ def power_of(
         return NOT_MEASURED
     counters = [meter for meter in sources if meter.unit == "J"]
     poller = threading.Thread(target=poll, daemon=True)
-    if polled:
-        poller.start()
-    begin, before = time.perf_counter(), [meter.read() for meter in counters]
+    began: list[float] = []
+    before: list[float | None] = []
+
+    def begin() -> None:
+        if polled:
+            poller.start()
+        before.extend(meter.read() for meter in counters)
+        began.append(time.perf_counter())
+
     try:
-        calls = len(timed(call, seconds=seconds, streams=streams, idle=idle).latencies)
-        took, after = time.perf_counter() - begin, [meter.read() for meter in counters]
+        calls = len(timed(call, seconds=seconds, streams=streams, idle=idle, warmup=warmup, begin=begin).latencies)
+        took, after = time.perf_counter() - began[0], [meter.read() for meter in counters]
     finally:
         done.set()
-        if polled:
+        if poller.ident is not None:
             poller.join()
     found: list[tuple[str, float, int]] = []  # name, watts, readings
     for meter, first, last in zip(counters, before, after, strict=True):

@@ -38,7 +38,7 @@ from edgemed.operating import changed_decisions
 from edgemed.precision import Rounded, half_ensemble
 from edgemed.progress import Progress
 from edgemed.runtimes import ENTROPY, OUTPUTS, PlanModule, Session, runtime_module
-from edgemed.sources import Proof, Source
+from edgemed.sources import Source
 
 Check = tuple[str, Comparison]  # what was compared with PyTorch on real images, and how it went
 RUNTIMES = ("openvino", "onnxruntime")  # each graph has to pass in every one of them that works here
@@ -189,7 +189,7 @@ class Judge:
         # A member counts 1/M in the mean, and so does its error.
         loose = Gates(max_flips=each.n, max_prob_error=number * gates.max_prob_error)
         _check(each, loose, f"a member in {what}", [name for name in names for _ in range(number)], precision)
-        labels = _all_classes(self.proofs[:count], classes)
+        labels = [proof.label for proof in self.proofs[:count]]
         margin, point = TIE_MARGINS[precision], self._point
         found = compare(truth, probabilities, tie_margin=margin, labels=labels)
         if point is not None:
@@ -230,9 +230,3 @@ def _telling_first(chosen: Sequence[int], source: Source) -> list[int]:
         ranks.append((seen[label], label, k))
         seen[label] += 1
     return [k for _, _, k in sorted(ranks)]
-
-
-def _all_classes(proofs: Sequence[Proof], classes: int) -> list[int] | None:
-    """The labels, for the AUROC; None where a class is missing, since it is not defined then."""
-    labels = [proof.label for proof in proofs]
-    return labels if len(set(labels)) == classes else None

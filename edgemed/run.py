@@ -5,7 +5,8 @@
     members/imagenet/{model.safetensors, history.jsonl}   members/mae/{pretrained.safetensors, model..., history...}
     folds/K/  with --folds: each a run of its own
 
-`split.csv`, `predictions.csv`, `duplicates.json` and `report.html` name or show patient data.
+`split.csv`, `predictions.csv`, `duplicates.json` and `report.html` name or show patient data; so may a warning in
+`run.json`, by a file's name.
 """
 
 from __future__ import annotations

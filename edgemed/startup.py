@@ -45,8 +45,8 @@ def start_up(
 
     Each: milliseconds of "process" (interpreter and imports), "verify" (reading and hashing the bundle), "runtime"
     (importing it), "engine" (compiling the graph, or taking it from the cache), "first_answer", and "total";
-    "from_cache" (None: the runtime has none); "peak_host_bytes", "device_bytes". A start that failed is "not measured"
-    and why.
+    "from_cache" (None: the runtime has none); "peak_host_bytes"; "device_bytes": by how much the device's free memory,
+    with a context of CUDA there, was less after the answer. A start that failed is "not measured" and why.
     """
     request = {
         "bundle": str(bundle.resolve()), "runtime": runtime, "precision": precision, "threads": threads, "side": side,

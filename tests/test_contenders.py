@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -126,6 +128,15 @@ def test_a_wrong_answer_gets_a_reason_and_no_time(model: Model) -> None:
     assert "2.00e-03" in report["not_timed"]["wrong"] and "inf" in report["not_timed"]["no number"]
     text = "\n".join(lines_of(report))
     assert "not timed: its answers are not the bundle's" in text
+
+
+def test_beside_a_plan_the_cpus_runtimes_get_all_cores(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgemed.contenders.usable_cores", lambda: 7)
+    told = {way.name: way.what for way in contenders(model, None, (1, 48, 48, 3))}
+    assert told["OpenVINO by hand"].endswith(" 1 threads")  # as the bundle here
+    plan = replace(model, session=cast(Any, SimpleNamespace(name="tensorrt-rtx", threads=1)))
+    told = {way.name: way.what for way in contenders(plan, None, (1, 48, 48, 3))}
+    assert {told[name].rpartition(", ")[2] for name in ("OpenVINO by hand", "ONNX Runtime by hand")} == {"7 threads"}
 
 
 def test_a_library_that_is_not_there_is_a_reason(model: Model) -> None:

@@ -115,6 +115,12 @@ def test_colour_bars_keep_their_colours_in_every_encoding(name: str) -> None:
         assert np.abs(image[row, 50] - colour).max() <= BAR_FILES[name], row
 
 
+def test_a_name_that_is_too_long_for_the_disk_is_a_files_name_like_any_other() -> None:
+    assert reader.frame_of("x" * 300 + "#2") == (Path("x" * 300), 2)
+    with pytest.raises(InputError):
+        image_from_file("x" * 300 + "#2")
+
+
 def test_the_second_frame_of_the_colour_bars_is_their_negative() -> None:
     first, second = (image_from_file(SHIPPED / f"SC_rgb_rle_2frame.dcm#{k}") for k in (1, 2))
     np.testing.assert_array_equal(second, 255 - first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from pathlib import Path
 
@@ -78,6 +79,23 @@ def test_waiting_is_in_the_energy_of_a_sparse_image() -> None:
     assert isinstance(found, dict)
     assert found["images"] <= 3
     assert found["sources"][0]["joules_per_image"] > 5.0 * 0.05
+
+
+def test_what_a_stream_does_to_set_itself_up_is_in_no_images_energy() -> None:
+    ready = threading.local()
+    energy = [0.0]  # J: each set-up costs 100, each call 1
+    counting = threading.Lock()
+
+    def call() -> None:
+        with counting:
+            energy[0] += 1 if hasattr(ready, "done") else 100
+        ready.done = True
+        time.sleep(0.01)
+
+    meters = [Meter("package", "J", lambda: energy[0])]
+    found = power_of(call, images=1, seconds=0.1, streams=3, warmup=0.01, meters=meters)
+    assert isinstance(found, dict)
+    assert found["sources"][0]["joules_per_image"] == pytest.approx(1.0, abs=0.2)
 
 
 def test_a_counter_that_starts_anew_counts_on() -> None:

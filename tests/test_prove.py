@@ -17,7 +17,7 @@ from edgemed import build, precision, prove
 from edgemed.ensemble import Ensemble, predict_callable
 from edgemed.errors import GateError
 from edgemed.evaluate import predict_files
-from edgemed.gates import default_gates
+from edgemed.gates import Gates, default_gates
 from edgemed.images import image_from_file, pixels_sha256
 from edgemed.manifest import OperatingPoint
 from edgemed.sources import Proof, source_from_run
@@ -80,6 +80,21 @@ def test_the_images_that_half_precision_is_tried_on_are_the_least_certain_of_all
         kind = (proof.label, "validation")
         others = [k for k, other in enumerate(source.proofs) if (other.label, other.split) == kind]
         assert certain[source.proofs.index(proof)] == min(certain[others])
+
+
+def test_the_auroc_is_judged_on_images_that_lack_a_class_as_certify_does(made: Made) -> None:
+    source = source_from_run(made.run.path)
+    two = [k for k, proof in enumerate(source.proofs) if proof.label < 2]
+    source = replace(source, proofs=tuple(source.proofs[k] for k in two), noted=source.noted[two])
+    golden = made.bundle.golden()
+    loose = Gates(max_flips=999, max_prob_error=1, max_auroc_drop=0.1)
+    judge = prove.Judge(source, 999, SIDES, {"fp16": loose}, golden, lambda *_: None)
+    share = np.array([0.9 if proof.label == 0 else 0.1 for proof in judge.proofs], np.float32)  # the right way round
+    judge._truth = np.stack([share, 1 - share, 0 * share], axis=1)
+    worse = np.concatenate([judge._truth[:, [1, 0, 2]], [item.probabilities for item in golden]])
+    members = np.concatenate([judge._members, [item.members for item in golden]])
+    with pytest.raises(GateError, match="AUROC lower by 1.0000, at most 0.1 allowed"):
+        judge.rounded(precision.Rounded(worse, members, {}))
 
 
 @pytest.mark.parametrize("golden_image", [0, 5])

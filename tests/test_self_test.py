@@ -31,6 +31,7 @@ def test_a_self_test_fails_by_wrong_answers_by_a_graph_that_does_not_run_and_whe
     assert edgemed("inspect", good, "--self-test", "--json") == 0
     tests = json.loads(capsys.readouterr().out)["self_tests"]
     assert {test["runtime"] for test in tests if test["not_run"]} == {"tensorrt", "tensorrt-rtx"}
+    assert {test["state"] for test in tests if not test["not_run"]} == {"self-tested"}
     for name, other in {"wrong": tiny.evidence_files(tiny.WEIGHTS[::-1]), "broken": {"model.fp16.onnx": b"x"}}.items():
         files = tiny.fields()["files"] | other
         assert edgemed("inspect", tiny.bundle(tmp_path / name, files=files).path, "--self-test") == 3
