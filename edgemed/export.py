@@ -8,6 +8,7 @@ taken apart, a softmax in half precision, an operator of some runtime's own. `ed
 ConvNeXt's MLPs stay the matrix products that timm writes. As 1x1 convolutions with the same weights, OpenVINO takes 2.5
 to 3 % less processor time and ONNX Runtime 9 % less on one CPU; of the latency on two threads OpenVINO saves
 8 % (6 to 13; `python benchmarks/graph_forms.py`). Not taken so far: what TensorRT makes of it is not measured.
+Nor is the layer scale folded into the weights before it: in half precision, a small factor could round them to 0.
 """
 
 from __future__ import annotations
@@ -27,12 +28,11 @@ from torch import nn
 from edgemed.ensemble import ENTROPY_PATCH, Ensemble, WithEntropy
 from edgemed.errors import GateError, InputError
 from edgemed.precision import half_ensemble
+from edgemed.runtimes import ENTROPY, OUTPUTS
 
 OPSET = 20  # the first with Gelu as one operator
-OUTPUTS = ("probabilities", "member_probabilities")
-ENTROPY = "entropy"  # a third output, where it is asked for
-FLOAT32_WEIGHT = re.compile(r"members\.\d+\.(?:network\.)?(.+?)\.layer\.")
-"""A weight inside of `precision.Float32`. Graphs of earlier builds have "network." in its name."""
+FLOAT32_WEIGHT = re.compile(r"members\.\d+\.(.+?)\.layer\.")
+"""A weight inside of `precision.Float32`."""
 MAX_BATCH = 1024  # a bound that torch.export wants; memory ends earlier
 PRECISIONS = ("fp32", "fp16")
 

@@ -22,8 +22,8 @@ models preprocess masking mae norms distributed
 evaluate curves ensemble place predictions run point point_quality calibrate loop parallel pretrain finetune
 report_page report_plots report_training report_evidence report examples reporting
 stages train recalibrate ablation ablate
-precision export
 runtimes
+precision export
 gates engines infer certify plans sources card prove build nvml conditions power limits
 bench_stages startup bench bench_report bench_diff contenders judge decoders parity
 display commands cli __main__
