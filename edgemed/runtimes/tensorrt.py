@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import logging
 import threading
-import weakref
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -23,24 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.errors import EdgemedError, InputError
+from edgemed.errors import InputError
 from edgemed.preflight import Here
 from edgemed.records import PlanRecord
 from edgemed.runtimes import OUTPUTS, PlanModule, Session, outputs_of
 from edgemed.runtimes.tensorrt_cache import KernelCache
-from edgemed.runtimes.tensorrt_limits import (
-    CudaError,
-    Shape,
-    check_shape,
-    checked,
-    is_fixed,
-    output_shapes,
-    served_capabilities,
-)
+from edgemed.runtimes.tensorrt_lane import Lane
+from edgemed.runtimes.tensorrt_limits import CudaError, checked, is_fixed, served_capabilities
 from edgemed.runtimes.tensorrt_log import process_logger
-
-_NON_BLOCKING = 1  # cudaStreamNonBlocking
-_log = logging.getLogger("edgemed")
 
 
 @dataclass(frozen=True)
@@ -107,7 +95,7 @@ FLAVOURS = {
 
 
 class _Session:
-    """One deserialised engine; a `_Lane` for each thread that calls `run`."""
+    """One deserialised engine; a `Lane` for each thread that calls `run`."""
 
     threads = 1
 
@@ -156,133 +144,16 @@ class _Session:
                 self._cuda.cudaEventDestroy(event)
         return outputs, dict(zip(("h2d", "compute", "d2h"), map(float, spans), strict=True))
 
-    def _lane(self) -> _Lane:
+    def _lane(self) -> Lane:
         self._log.said()  # what nobody asked for is not about this request
-        lane: _Lane | None = getattr(self._local, "lane", None)
+        lane: Lane | None = getattr(self._local, "lane", None)
         if lane is None:
             context = self._cache.context(self._engine)
             if context is None:
                 why = self._log.said()
                 raise InputError(f"{self.name} cannot make a context for plan {self._record.id}: {why}; free memory")
-            lane = self._local.lane = _Lane(self._cuda, context, self._record, self._declared, self._cache, self._log)
+            lane = self._local.lane = Lane(self._cuda, context, self._record, self._declared, self._cache, self._log)
         return lane
-
-
-class _Lane:
-    """What one thread needs to run requests: a context, a stream, pinned and device buffers, a CUDA graph."""
-
-    def __init__(
-        self, cuda: Any, context: Any, record: PlanRecord, declared: dict[str, Shape], cache: KernelCache, log: Any
-    ) -> None:
-        self._cuda, self._context, self._record, self._declared, self._cache = cuda, context, record, declared, cache
-        self._log = log
-        self._stream = checked(cuda.cudaStreamCreateWithFlags(_NON_BLOCKING), "cudaStreamCreate")
-        self._buffers: dict[str, tuple[int, int, int]] = {}  # by tensor: pinned address, device address, bytes
-        self._shape: Shape = ()
-        self._graphs: list[Any] = []  # the captured one, if any
-        self._capturable = True
-        weakref.finalize(self, _release, cuda, self._stream, self._buffers, self._graphs)
-
-    def run(
-        self, images: NDArray[np.uint8], *, graph: bool, events: list[Any] | None = None
-    ) -> dict[str, NDArray[np.float32]]:
-        shape = images.shape
-        shapes = output_shapes(self._declared, shape[0])
-        if shape != self._shape:
-            self._prepare(shape, shapes)
-        self._pinned("image", shape, np.uint8)[...] = images
-        if self._graphs and graph:
-            checked(self._cuda.cudaGraphLaunch(self._graphs[0], self._stream), "cudaGraphLaunch")
-        else:
-            self._enqueue(shapes, events)
-        checked(self._cuda.cudaStreamSynchronize(self._stream), "cudaStreamSynchronize")
-        if graph and not self._graphs and self._capturable:
-            try:
-                self._capture(shapes)  # after a plain request: a context may not be captured before it has run
-            except EdgemedError as error:  # the answer is there, and the next ones need no graph
-                self._capturable = False
-                _log.warning("no CUDA graph is used: %s", error)
-        self._cache.keep()
-        return {name: self._pinned(name, wanted, np.float32).copy() for name, wanted in shapes.items()}
-
-    def _prepare(self, shape: Shape, shapes: dict[str, Shape]) -> None:
-        check_shape(self._record, shape)
-        self._shape = ()
-        self._reserve("image", int(np.prod(shape)))
-        for name, wanted in shapes.items():
-            self._reserve(name, 4 * int(np.prod(wanted)))
-        if not self._context.set_input_shape("image", shape):
-            why = self._log.said()
-            raise InputError(f"TensorRT refuses the shape {shape} for plan {self._record.id}: {why}; build it again")
-        self._shape = shape
-
-    def _reserve(self, name: str, size: int) -> None:
-        """Pinned and device memory for a tensor, at least `size` bytes, told to the context."""
-        pinned, device, have = self._buffers.get(name, (0, 0, 0))
-        if have < size:
-            self._buffers.pop(name, None)
-            if have:
-                self._cuda.cudaFreeHost(pinned)
-                self._cuda.cudaFree(device)
-            pinned = int(checked(self._cuda.cudaHostAlloc(size, 0), "cudaHostAlloc"))
-            try:
-                device = int(checked(self._cuda.cudaMalloc(size), "cudaMalloc"))
-            except EdgemedError:  # the next request, with memory free again, starts from nothing
-                self._cuda.cudaFreeHost(pinned)
-                raise
-            self._buffers[name] = (pinned, device, size)
-        self._context.set_tensor_address(name, device)
-
-    def _enqueue(self, shapes: dict[str, Shape], events: list[Any] | None = None) -> None:
-        def mark(number: int) -> None:
-            if events is not None:
-                checked(self._cuda.cudaEventRecord(events[number], self._stream), "cudaEventRecord")
-
-        kinds = self._cuda.cudaMemcpyKind
-        mark(0)
-        pinned, device, _ = self._buffers["image"]
-        self._copy(device, pinned, int(np.prod(self._shape)), kinds.cudaMemcpyHostToDevice)
-        mark(1)
-        if not self._context.execute_async_v3(int(self._stream)):
-            why = self._log.said()
-            raise InputError(f"TensorRT failed to run plan {self._record.id}: {why}; build it again")
-        mark(2)
-        for name, shape in shapes.items():
-            pinned, device, _ = self._buffers[name]
-            self._copy(pinned, device, 4 * int(np.prod(shape)), kinds.cudaMemcpyDeviceToHost)
-        mark(3)
-
-    def _copy(self, to: int, source: int, size: int, kind: Any) -> None:
-        checked(self._cuda.cudaMemcpyAsync(to, source, size, kind, self._stream), "cudaMemcpyAsync")
-
-    def _capture(self, shapes: dict[str, Shape]) -> None:
-        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        checked(self._cuda.cudaStreamBeginCapture(self._stream, mode), "cudaStreamBeginCapture")
-        try:
-            self._enqueue(shapes)
-        finally:
-            graph = checked(self._cuda.cudaStreamEndCapture(self._stream), "cudaStreamEndCapture")
-        try:
-            self._graphs.append(checked(self._cuda.cudaGraphInstantiate(graph, 0), "cudaGraphInstantiate"))
-        finally:
-            self._cuda.cudaGraphDestroy(graph)
-
-    def _pinned(self, name: str, shape: Shape, dtype: Any) -> NDArray[Any]:
-        """The pinned buffer of a tensor as an array."""
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        raw = (ctypes.c_uint8 * size).from_address(self._buffers[name][0])
-        return np.frombuffer(raw, dtype=dtype).reshape(shape)
-
-
-def _release(cuda: Any, stream: Any, buffers: dict[str, tuple[int, int, int]], graphs: list[Any]) -> None:
-    cuda.cudaStreamSynchronize(stream)
-    for graph in graphs:
-        cuda.cudaGraphExecDestroy(graph)
-    for pinned, device, _ in buffers.values():
-        cuda.cudaFreeHost(pinned)
-        if device:
-            cuda.cudaFree(device)
-    cuda.cudaStreamDestroy(stream)
 
 
 def _capability(cuda: Any) -> str:
