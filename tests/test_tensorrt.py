@@ -211,6 +211,22 @@ def test_kernels_that_were_compiled_here_are_kept_and_a_damaged_cache_is_not_use
     assert (third.from_cache, kernels.given) == (False, None)
 
 
+def test_rtx_answers_the_first_request_of_a_shape_with_the_kernels_that_serve_later(
+    cuda: Cuda, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    monkeypatch.setattr(Flavour, "_cuda", staticmethod(lambda: cuda))
+    monkeypatch.setattr(Flavour, "_tensorrt", lambda self: modules(cuda, kernels=Kernels()))
+    found = FLAVOURS["tensorrt-rtx"].open_plan(PLAN, record(bundle, PLAN, image_side=(16, 48, 512)))
+    for side in (48, 64, 48):
+        assert all(right(found, tiny.image(1, side, side)[None]))
+
+
+def test_the_wheel_has_what_the_stand_in_stands_for() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="extra rtx is not installed")
+    assert hasattr(trt.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
+    assert hasattr(trt.DynamicShapesKernelSpecializationStrategy, "EAGER")
+
+
 def test_cudas_errors_say_what_to_do() -> None:
     assert checked((Status.cudaSuccess, 7), "call") == 7
     assert checked((Status.cudaSuccess,), "call") == ()

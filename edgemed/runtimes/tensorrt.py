@@ -3,7 +3,8 @@
 A request copies its pixels into pinned memory; one stream then carries upload, execution and download. Every thread
 has a context, a stream and buffers of its own, so requests of several threads may overlap. Buffers grow to the largest
 request seen. A plan of one fixed shape is captured into a CUDA graph after its first request: one launch then stands
-for all three steps. TensorRT-RTX compiles its kernels on the device at first use; they are kept in the user's cache.
+for all three steps. TensorRT-RTX compiles its kernels on the device before the first answer of a shape; they are kept
+in the user's cache.
 
 Written against TensorRT 10.3 to 11 and TensorRT-RTX 1.7; the tests run its logic on a stand-in, `make test-gpu` on a
 GPU. `edgemed bench BUNDLE --runtime tensorrt-rtx`
@@ -121,7 +122,7 @@ class _Session:
         if missing:
             raise InputError(f"plan {record.id} has no tensor '{min(missing)}'; it is not a plan of this edgemed")
         self._declared = {name: tuple(self._engine.get_tensor_shape(name)) for name in outputs_of(names)}
-        self._cache = KernelCache(self._engine, record, self.version, self.device)
+        self._cache = KernelCache(trt, self._engine, record, self.device)
         self.from_cache = self._cache.loaded
         self._local = threading.local()
 

@@ -1,4 +1,4 @@
-"""TensorRT-RTX compiles its kernels on the device when a plan first runs: here they are kept across processes.
+"""TensorRT-RTX compiles its kernels on the device when it meets a shape: here they are kept across processes.
 
 In the user's cache folder, by plan, version and GPU: the second `edgemed.load` of a bundle is the fast one.
 """
@@ -20,7 +20,7 @@ _log = logging.getLogger("edgemed")
 class KernelCache:
     """The kernels of one plan. `loaded`: whether they came from the cache; None: classic TensorRT, which needs none."""
 
-    def __init__(self, engine: Any, record: PlanRecord, version: str, device: str) -> None:
+    def __init__(self, trt: Any, engine: Any, record: PlanRecord, device: str) -> None:
         self.loaded: bool | None = None
         self._config: Any = None
         self._unsaved = False
@@ -29,9 +29,11 @@ class KernelCache:
         config = engine.create_runtime_config()
         if not hasattr(config, "create_runtime_cache"):
             return
+        # By default a fallback answers until these are compiled: what serves would not be what was tested and timed.
+        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         self._config, self._kernels, self.loaded = config, config.create_runtime_cache(), False
         try:
-            self._file = cache_folder("tensorrt-rtx", str(record.sha256), version, device) / "kernels.bin"
+            self._file = cache_folder("tensorrt-rtx", str(record.sha256), str(trt.__version__), device) / "kernels.bin"
             note = self._file.with_suffix(".sha256")
             if self._file.is_file() and note.is_file():
                 data = self._file.read_bytes()

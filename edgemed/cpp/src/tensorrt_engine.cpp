@@ -166,6 +166,8 @@ void TensorRtEngine::check_tensor(const char* tensor, nvinfer1::DataType type, s
 Kernels::Kernels(nvinfer1::ICudaEngine& engine, const Source& source, const char* device)
     : config_(engine.createRuntimeConfig()), warn_(source.warn) {
     if (!config_) throw Error(EDGEMED_ERROR_RUNTIME, std::string(runtime_name) + " makes no configuration of its runtime");
+    // By default a fallback answers until these are compiled: what serves would not be what was tested and timed.
+    config_->setDynamicShapesKernelSpecializationStrategy(nvinfer1::DynamicShapesKernelSpecializationStrategy::kEAGER);
     cache_.reset(config_->createRuntimeCache());
     if (!cache_) throw Error(EDGEMED_ERROR_RUNTIME, std::string(runtime_name) + " makes no cache for its kernels");
     try {

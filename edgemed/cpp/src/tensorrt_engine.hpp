@@ -46,7 +46,7 @@ public:
 };
 
 #ifdef TRT_MAJOR_RTX
-// TensorRT-RTX compiles its kernels on the device when a plan first runs: here they are kept, in the folder and the
+// TensorRT-RTX compiles its kernels on the device when it meets a shape: here they are kept, in the folder and the
 // form of tensorrt_cache.py, so that Python and this library share them. Only RTX's own headers declare what it needs.
 class Kernels {
 public:

@@ -15,6 +15,7 @@ namespace nvinfer1 {
 
 using AsciiChar = char;
 enum class DataType : int32_t { kFLOAT = 0, kUINT8 = 5 };
+enum class DynamicShapesKernelSpecializationStrategy : int32_t { kLAZY = 0, kEAGER = 1, kNONE = 2 };
 
 struct Dims {
     int32_t nbDims;
@@ -47,6 +48,8 @@ public:
     virtual ~IRuntimeConfig() noexcept = default;
     virtual IRuntimeCache* createRuntimeCache() const noexcept = 0;
     virtual bool setRuntimeCache(IRuntimeCache const& cache) noexcept = 0;
+    virtual void setDynamicShapesKernelSpecializationStrategy(
+        DynamicShapesKernelSpecializationStrategy strategy) noexcept = 0;
 };
 
 class IExecutionContext {

@@ -1,6 +1,7 @@
 // Stands for libtensorrt_rtx.so.1. An engine copies within the GPU's memory, on the stream it is given, so its answers
-// are known: each output takes as many of the image's first bytes as it has. With CUDA's real library everything around
-// it is real too: pinned memory, uploads, streams, CUDA graphs.
+// are known: each output takes as many of the image's first bytes as it has; those from the second on where a fallback
+// kernel answers the first request of a shape. With CUDA's real library everything around it is real too: pinned memory,
+// uploads, streams, CUDA graphs.
 //
 // The plan's text, after its header of 64 bytes, makes it misbehave: "refuse" (does not deserialise), "labels" (another
 // number of labels), "fail" (execution fails), "uncapturable" (only within a capture). With "entropy" it has that output.
@@ -18,6 +19,8 @@ constexpr std::size_t header = 64;
 const char kernels[] = "compiled kernels";
 
 bool is(char const* name, const char* other) { return std::strcmp(name, other) == 0; }
+
+using Strategy = DynamicShapesKernelSpecializationStrategy;
 
 class Kernels final : public IHostMemory {
 public:
@@ -37,14 +40,18 @@ class Config final : public IRuntimeConfig {
 public:
     IRuntimeCache* createRuntimeCache() const noexcept override { return new (std::nothrow) Cache; }
     bool setRuntimeCache(IRuntimeCache const&) noexcept override { return true; }
+    void setDynamicShapesKernelSpecializationStrategy(Strategy chosen) noexcept override { strategy = chosen; }
+
+    Strategy strategy = Strategy::kLAZY;
 };
 
 class Context final : public IExecutionContext {
 public:
-    Context(const std::string& plan, ILogger& log) : plan_(plan), log_(log) {}
+    Context(const std::string& plan, ILogger& log, const Config& config) : plan_(plan), log_(log), config_(config) {}
 
     bool setInputShape(char const* tensor, Dims const& shape) noexcept override {
         batch_ = std::size_t(shape.d[0]);
+        fallback_ = config_.strategy == Strategy::kLAZY;
         return is(tensor, "image") && shape.nbDims == 4;
     }
 
@@ -65,15 +72,20 @@ public:
             return false;
         }
         const auto copy = [&](void* to, std::size_t floats) {
-            return cudaMemcpyAsync(to, image_, 4 * floats * batch_, cudaMemcpyDeviceToDevice, stream) == cudaSuccess;
+            const char* const from = static_cast<const char*>(image_) + fallback_;
+            return cudaMemcpyAsync(to, from, 4 * floats * batch_, cudaMemcpyDeviceToDevice, stream) == cudaSuccess;
         };
-        return copy(mean_, 3) && copy(members_, 6) && (plan_ != "entropy" || copy(entropy_, 16));
+        const bool copied = copy(mean_, 3) && copy(members_, 6) && (plan_ != "entropy" || copy(entropy_, 16));
+        fallback_ = false;
+        return copied;
     }
 
 private:
     const std::string plan_;
     ILogger& log_;
+    const Config& config_;
     std::size_t batch_ = 0;
+    bool fallback_ = false;
     void *image_ = nullptr, *mean_ = nullptr, *members_ = nullptr, *entropy_ = nullptr;
 };
 
@@ -93,8 +105,8 @@ public:
         return is(tensor, "image") ? DataType::kUINT8 : DataType::kFLOAT;
     }
     IRuntimeConfig* createRuntimeConfig() noexcept override { return new (std::nothrow) Config; }
-    IExecutionContext* createExecutionContext(IRuntimeConfig*) noexcept override {
-        return new (std::nothrow) Context(plan_, log_);
+    IExecutionContext* createExecutionContext(IRuntimeConfig* config) noexcept override {
+        return new (std::nothrow) Context(plan_, log_, static_cast<const Config&>(*config));
     }
 
 private:
