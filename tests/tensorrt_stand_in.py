@@ -132,12 +132,16 @@ class Cuda:
 class Context:
     """An execution context that computes the tiny graph from device memory.
 
-    TensorRT-RTX by default answers the first request of a shape with a fallback kernel: here with another answer.
+    TensorRT-RTX by default answers the first request of a shape with a fallback kernel: here with another answer. What
+    it computes with, a context of the user's own memory has been given, or it fails.
     """
+
+    SCRATCH = 4096
 
     def __init__(self, cuda: Cuda, entropy: bool, config: Any) -> None:
         self.cuda, self.entropy, self.config = cuda, entropy, config
         self.compiled: set[tuple[int, ...]] = set()
+        self.given = 0  # bytes
         self.shape: tuple[int, ...] = ()
         self.addresses: dict[str, int] = {}
 
@@ -149,7 +153,13 @@ class Context:
         self.addresses[name] = address
         return True
 
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert size <= len(self.cuda.memory[address])
+        self.given = size
+
     def execute_async_v3(self, stream: int) -> bool:
+        if getattr(self.config, "allocation", "static") == "user managed" and self.given < self.SCRATCH:
+            return False
         shape, addresses = self.shape, dict(self.addresses)
         lazy = getattr(self.config, "dynamic_shapes_kernel_specialization_strategy", None) == "lazy"
         fallback = 1e-3 * (lazy and shape not in self.compiled)
@@ -167,6 +177,35 @@ class Context:
 
         self.cuda.push(stream, "execute", compute)
         return True
+
+
+class RtxContext(Context):
+    """What only TensorRT-RTX's contexts have. `capturable`: what they say."""
+
+    capturable = True
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        assert isinstance(stream, int)
+        return self.capturable
+
+
+class Config:
+    """TensorRT-RTX's runtime configuration."""
+
+    dynamic_shapes_kernel_specialization_strategy = "lazy"
+    allocation = "static"
+
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels = kernels
+
+    def create_runtime_cache(self) -> Kernels:
+        return self.kernels
+
+    def set_runtime_cache(self, cache: Kernels) -> bool:
+        return True
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.allocation = strategy
 
 
 class Logger:
@@ -187,9 +226,20 @@ class Kernels:
         return True
 
 
-def modules(cuda: Cuda, refuses: bool = False, kernels: Kernels | None = None, entropy: bool = False) -> Any:
-    """A stand-in for the module tensorrt_rtx; with `kernels`, one that compiles on the device."""
-    names = {"image": (-1, -1, -1, 3), "probabilities": (-1, 3), "member_probabilities": (-1, 2, 3)}
+def modules(
+    cuda: Cuda,
+    refuses: bool = False,
+    kernels: Kernels | None = None,
+    entropy: bool = False,
+    shape: tuple[int, int, int] | None = None,
+) -> Any:
+    """A stand-in for the module tensorrt_rtx; with `kernels`, one that compiles on the device.
+
+    shape: of the images, where the plan is built for it alone and by REQUIRE_USER_ALLOCATION: as the real one, it then
+    makes no context but one that is given its memory.
+    """
+    n, *sides = shape or (-1, -1, -1)
+    names = {"image": (n, *sides, 3), "probabilities": (n, 3), "member_probabilities": (n, 2, 3)}
     names |= {"entropy": (-1, 2, 2)} if entropy else {}
     engine = SimpleNamespace(
         num_io_tensors=len(names),
@@ -198,10 +248,10 @@ def modules(cuda: Cuda, refuses: bool = False, kernels: Kernels | None = None, e
         create_execution_context=lambda config=None: Context(cuda, entropy, config),
     )
     if kernels is not None:
-        engine.create_runtime_config = lambda: SimpleNamespace(
-            create_runtime_cache=lambda: kernels,
-            set_runtime_cache=lambda cache: None,
-            dynamic_shapes_kernel_specialization_strategy="lazy",
+        engine.device_memory_size_v2 = Context.SCRATCH
+        engine.create_runtime_config = lambda: Config(kernels)
+        engine.create_execution_context = lambda config: (
+            None if shape and config.allocation != "user managed" else RtxContext(cuda, entropy, config)
         )
 
     def opened(log: Any, plan: bytes) -> Any:
@@ -212,6 +262,7 @@ def modules(cuda: Cuda, refuses: bool = False, kernels: Kernels | None = None, e
     return SimpleNamespace(
         __version__=HERE.version,
         ILogger=Logger,
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
         DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
         Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=partial(opened, log)),
     )

@@ -2,9 +2,9 @@
 
 A request copies its pixels into pinned memory; one stream then carries upload, execution and download. Every thread
 has a context, a stream and buffers of its own, so requests of several threads may overlap. Buffers grow to the largest
-request seen. A plan of one fixed shape is captured into a CUDA graph after its first request: one launch then stands
-for all three steps. TensorRT-RTX compiles its kernels on the device before the first answer of a shape; they are kept
-in the user's cache.
+request seen. A plan of one fixed shape is captured into a CUDA graph after its first request, where TensorRT can be
+captured: one launch then stands for all three steps. TensorRT-RTX compiles its kernels on the device before the first
+answer of a shape; they are kept in the user's cache.
 
 Written against TensorRT 10.3 to 11 and TensorRT-RTX 1.7; the tests run its logic on a stand-in, `make test-gpu` on a
 GPU. `edgemed bench BUNDLE --runtime tensorrt-rtx`
@@ -107,7 +107,7 @@ class _Session:
         self.device, self.capability = _device_name(cuda), _capability(cuda)
         self.from_cache: bool | None = None
         self._cuda, self._record = cuda, record
-        self._graphs = cuda_graph and is_fixed(record)
+        self._graphs = cuda_graph and is_fixed(record.batch, record.image_side)
         self._log = process_logger(trt.ILogger, flavour.package)
         self._log.said()  # of an earlier failure
         self._runtime = trt.Runtime(self._log)

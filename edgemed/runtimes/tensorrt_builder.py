@@ -27,7 +27,7 @@ from edgemed.progress import Progress, unseen
 from edgemed.records import PlanRecord, now
 from edgemed.runtimes import cache_folder
 from edgemed.runtimes.tensorrt import FLAVOURS
-from edgemed.runtimes.tensorrt_limits import served_capabilities
+from edgemed.runtimes.tensorrt_limits import Range, is_fixed, served_capabilities
 from edgemed.runtimes.tensorrt_log import process_logger
 
 TARGETS = ("sm80", "sm86", "sm89", "sm120")
@@ -39,7 +39,6 @@ ELSEWHERE = {
 }
 """GPUs that classic TensorRT serves and TensorRT-RTX does not."""
 WORKSPACE_SHARE = 0.5  # of the GPU's free memory: the rest is for the application beside it
-Range = tuple[int, int, int]
 _log = logging.getLogger("edgemed")
 
 
@@ -57,8 +56,8 @@ def plan_from_onnx(
 
     runtime: "tensorrt" or "tensorrt-rtx". precision: what the graph is, "fp32" or "fp16"; it is not changed here.
     targets: like "sm86"; None = `TARGETS` for TensorRT-RTX, this machine's GPU for classic TensorRT. image_size, batch:
-    min, opt, max of H and W in pixels, and of N: a context reserves memory for the largest. float32 is float32: TF32
-    is off.
+    min, opt, max of H and W in pixels, and of N: a context reserves memory for the largest; a plan of one shape is
+    built so that a CUDA graph can hold it. float32 is float32: TF32 is off.
 
     Raises:
         InputError: TensorRT is not installed, cannot serve a target, or refuses the graph: every reason is named.
@@ -88,6 +87,9 @@ def plan_from_onnx(
         config.num_compute_capabilities = len(wanted)
         for k, target in enumerate(wanted):
             config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), k)
+        if is_fixed(batch, image_size):  # for a CUDA graph, within which TensorRT-RTX must not allocate
+            network.get_input(0).shape = (batch[0], image_size[0], image_size[0], 3)
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     else:
         timings = _Timings(config, str(trt.__version__), wanted[0])
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(flavour.free_memory() * WORKSPACE_SHARE))

@@ -13,15 +13,21 @@ from edgemed.files import write_atomic
 from edgemed.manifest import sha256_of
 from edgemed.records import PlanRecord
 from edgemed.runtimes import cache_folder
+from edgemed.runtimes.tensorrt_limits import is_fixed
 
 _log = logging.getLogger("edgemed")
 
 
 class KernelCache:
-    """The kernels of one plan. `loaded`: whether they came from the cache; None: classic TensorRT, which needs none."""
+    """The kernels of one plan, and the contexts that run them.
+
+    loaded: whether the kernels came from the cache; None: classic TensorRT, which needs none. scratch: bytes of the
+    GPU's memory that each context has to be given; 0: it brings its own.
+    """
 
     def __init__(self, trt: Any, engine: Any, record: PlanRecord, device: str) -> None:
         self.loaded: bool | None = None
+        self.scratch = 0
         self._config: Any = None
         self._unsaved = False
         if not hasattr(engine, "create_runtime_config"):
@@ -31,6 +37,9 @@ class KernelCache:
             return
         # By default a fallback answers until these are compiled: what serves would not be what was tested and timed.
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        if is_fixed(record.batch, record.image_side):  # built by REQUIRE_USER_ALLOCATION
+            config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            self.scratch = int(engine.device_memory_size_v2)
         self._config, self._kernels, self.loaded = config, config.create_runtime_cache(), False
         try:
             self._file = cache_folder("tensorrt-rtx", str(record.sha256), str(trt.__version__), device) / "kernels.bin"

@@ -28,11 +28,15 @@ class Lane:
         self._cuda, self._context, self._record, self._declared, self._cache = cuda, context, record, declared, cache
         self._log = log
         self._stream = checked(cuda.cudaStreamCreateWithFlags(_NON_BLOCKING), "cudaStreamCreate")
-        self._buffers: dict[str, tuple[int, int, int]] = {}  # by tensor: pinned address, device address, bytes
+        self._buffers: dict[str, tuple[int, int, int]] = {}  # by tensor: pinned, device, bytes; and "scratch"
         self._shape: Shape = ()
         self._graphs: list[Any] = []  # the captured one, if any
         self._capturable = True
         weakref.finalize(self, _release, cuda, self._stream, self._buffers, self._graphs)
+        if cache.scratch:
+            address = int(checked(cuda.cudaMalloc(cache.scratch), "cudaMalloc"))
+            self._buffers["scratch"] = (0, address, cache.scratch)
+            context.set_device_memory(address, cache.scratch)
 
     def run(
         self, images: NDArray[np.uint8], *, graph: bool, events: list[Any] | None = None
@@ -107,6 +111,9 @@ class Lane:
         checked(self._cuda.cudaMemcpyAsync(to, source, size, kind, self._stream), "cudaMemcpyAsync")
 
     def _capture(self, shapes: dict[str, Shape]) -> None:
+        capturable = getattr(self._context, "is_stream_capturable", None)  # TensorRT-RTX's alone
+        if capturable is not None and not capturable(int(self._stream)):
+            raise InputError(f"TensorRT-RTX cannot capture plan {self._record.id}")
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         checked(self._cuda.cudaStreamBeginCapture(self._stream, mode), "cudaStreamBeginCapture")
         try:
@@ -130,7 +137,7 @@ def _release(cuda: Any, stream: Any, buffers: dict[str, tuple[int, int, int]], g
     for graph in graphs:
         cuda.cudaGraphExecDestroy(graph)
     for pinned, device, _ in buffers.values():
-        cuda.cudaFreeHost(pinned)
-        if device:
-            cuda.cudaFree(device)
+        if pinned:
+            cuda.cudaFreeHost(pinned)
+        cuda.cudaFree(device)
     cuda.cudaStreamDestroy(stream)

@@ -12,6 +12,8 @@ from edgemed.errors import EdgemedError, InputError
 from edgemed.records import PlanRecord
 
 Shape = tuple[int, ...]
+Range = tuple[int, int, int]
+"""min, opt, max"""
 
 HELP = {
     "cudaErrorInsufficientDriver": "the NVIDIA driver is missing or older than this CUDA; install a newer driver",
@@ -47,9 +49,9 @@ def checked(answer: tuple[Any, ...], call: str) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def is_fixed(record: PlanRecord) -> bool:
-    """Whether the plan takes one shape only, so that a CUDA graph can stand for every request."""
-    return record.batch[0] == record.batch[2] and record.image_side[0] == record.image_side[2]
+def is_fixed(batch: Range, image_side: Range) -> bool:
+    """Whether a plan of this profile takes one shape only, so that a CUDA graph can stand for every request."""
+    return batch[0] == batch[2] and image_side[0] == image_side[2]
 
 
 def check_shape(record: PlanRecord, shape: Shape) -> None:

@@ -3,9 +3,9 @@
 //
 // A request puts its pixels into pinned memory; a stream of the handle's own then carries upload, execution and
 // download. Buffers grow to the largest request seen and keep their addresses otherwise, so that a plan of one fixed
-// shape is captured into a CUDA graph once, after its first request: one launch then stands for execution and download.
-// The upload is outside of it: pixels come from pinned memory, or from the caller's own device memory, which is copied
-// within the GPU, since TensorRT wants aligned addresses and the graph wants lasting ones.
+// shape is captured into a CUDA graph once, after its first request, where TensorRT can be captured: one launch then
+// stands for execution and download. The upload is outside of it: pixels come from pinned memory, or from the caller's
+// own device memory, which is copied within the GPU, since TensorRT wants aligned addresses and the graph lasting ones.
 #include <cstring>
 #include <exception>
 
@@ -27,7 +27,7 @@ edgemed_status guarded(Message& error, Work work) noexcept {
 struct Lane {
     Stream stream;
     Memory<OnHost> pixels, probabilities, members, entropy;
-    Memory<OnGpu> gpu_pixels, gpu_probabilities, gpu_members, gpu_entropy;
+    Memory<OnGpu> gpu_pixels, gpu_probabilities, gpu_members, gpu_entropy, scratch;
     std::unique_ptr<nvinfer1::IExecutionContext> context;  // destroyed before the memory that it knows
     Graph graph;
 };
@@ -36,7 +36,7 @@ class TensorRtSession final : public Session {
 public:
     explicit TensorRtSession(std::shared_ptr<TensorRtEngine> engine)
         : engine_(std::move(engine)), graphs_(engine_->is_fixed()), lane_(std::make_unique<Lane>()) {
-        lane_->context = engine_->context();
+        lane_->context = engine_->context(lane_->scratch);
     }
 
     ~TensorRtSession() override {
@@ -150,6 +150,7 @@ private:
         engine_->keep_kernels();
         if (!graphs_) return;
         try {
+            engine_->check_capturable(*lane_->context, lane_->stream);
             lane_->graph.capture(lane_->stream, [&] { execute(lane_->stream); });
         } catch (const Error& failure) {
             engine_->warn((std::string("no CUDA graph is used: ") + failure.what()).c_str());

@@ -107,7 +107,7 @@ TensorRtEngine::TensorRtEngine(const Source& source, const char* device_name)
     if (engine_->getNbIOTensors() != (entropy ? 4 : 3))
         throw Error(EDGEMED_ERROR_BUNDLE, "plan " + name + " has other outputs than the manifest says; build it again");
     if (entropy) check_tensor("entropy", nvinfer1::DataType::kFLOAT, {source.entropy_side, source.entropy_side});
-    kernels_ = std::make_unique<Kernels>(*engine_, source, device_name);
+    kernels_ = std::make_unique<Kernels>(*engine_, source, device_name, is_fixed());
 }
 
 TensorRtEngine::~TensorRtEngine() {
@@ -117,11 +117,20 @@ TensorRtEngine::~TensorRtEngine() {
     runtime_.reset();
 }
 
-std::unique_ptr<nvinfer1::IExecutionContext> TensorRtEngine::context() {
+std::unique_ptr<nvinfer1::IExecutionContext> TensorRtEngine::context(Memory<OnGpu>& scratch) {
     const std::lock_guard<std::mutex> hold(mutex_);
     std::unique_ptr<nvinfer1::IExecutionContext> made(kernels_->context(*engine_));
     if (!made) fail("cannot make a context for plan " + name + " (is the GPU's memory full?)");
+    if (const size_t bytes = kernels_->scratch()) {
+        scratch.reserve(bytes);
+        made->setDeviceMemoryV2(scratch.data(), int64_t(bytes));
+    }
     return made;
+}
+
+void TensorRtEngine::check_capturable(nvinfer1::IExecutionContext& context, cudaStream_t stream) const {
+    if (!Kernels::capturable(context, stream))
+        throw Error(EDGEMED_ERROR_RUNTIME, "TensorRT-RTX cannot capture plan " + name);
 }
 
 void TensorRtEngine::check_shape(const Shape& shape) const {
@@ -163,11 +172,15 @@ void TensorRtEngine::check_tensor(const char* tensor, nvinfer1::DataType type, s
 }
 
 #ifdef TRT_MAJOR_RTX
-Kernels::Kernels(nvinfer1::ICudaEngine& engine, const Source& source, const char* device)
+Kernels::Kernels(nvinfer1::ICudaEngine& engine, const Source& source, const char* device, bool fixed)
     : config_(engine.createRuntimeConfig()), warn_(source.warn) {
     if (!config_) throw Error(EDGEMED_ERROR_RUNTIME, std::string(runtime_name) + " makes no configuration of its runtime");
     // By default a fallback answers until these are compiled: what serves would not be what was tested and timed.
     config_->setDynamicShapesKernelSpecializationStrategy(nvinfer1::DynamicShapesKernelSpecializationStrategy::kEAGER);
+    if (fixed) {  // built by REQUIRE_USER_ALLOCATION
+        config_->setExecutionContextAllocationStrategy(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED);
+        scratch_ = size_t(engine.getDeviceMemorySizeV2());
+    }
     cache_.reset(config_->createRuntimeCache());
     if (!cache_) throw Error(EDGEMED_ERROR_RUNTIME, std::string(runtime_name) + " makes no cache for its kernels");
     try {

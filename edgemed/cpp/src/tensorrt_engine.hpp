@@ -50,13 +50,18 @@ public:
 // form of tensorrt_cache.py, so that Python and this library share them. Only RTX's own headers declare what it needs.
 class Kernels {
 public:
-    Kernels(nvinfer1::ICudaEngine& engine, const Source& source, const char* device);
+    Kernels(nvinfer1::ICudaEngine& engine, const Source& source, const char* device, bool fixed);
     nvinfer1::IExecutionContext* context(nvinfer1::ICudaEngine& engine) { return engine.createExecutionContext(config_.get()); }
+    size_t scratch() const noexcept { return scratch_; }  // bytes that each context has to be given; 0: it has its own
+    static bool capturable(nvinfer1::IExecutionContext& context, cudaStream_t stream) {
+        return context.isStreamCapturable(stream);
+    }
     void keep();  // writes them down, once, after the first request
 
 private:
     std::unique_ptr<nvinfer1::IRuntimeConfig> config_;
     std::unique_ptr<nvinfer1::IRuntimeCache> cache_;
+    size_t scratch_ = 0;
     std::string file_;
     Warn warn_;
     bool unsaved_ = false;
@@ -64,8 +69,10 @@ private:
 #else
 class Kernels {
 public:
-    Kernels(nvinfer1::ICudaEngine&, const Source&, const char*) {}
+    Kernels(nvinfer1::ICudaEngine&, const Source&, const char*, bool) {}
     nvinfer1::IExecutionContext* context(nvinfer1::ICudaEngine& engine) { return engine.createExecutionContext(); }
+    size_t scratch() const noexcept { return 0; }
+    static bool capturable(nvinfer1::IExecutionContext&, cudaStream_t) { return true; }
     void keep() {}
 };
 #endif
@@ -81,9 +88,10 @@ public:
     const int device;
     const Warn warn;
 
-    std::unique_ptr<nvinfer1::IExecutionContext> context();
+    std::unique_ptr<nvinfer1::IExecutionContext> context(Memory<OnGpu>& scratch);  // scratch: the memory it is given
     bool is_fixed() const noexcept { return batch_[0] == batch_[2] && side_[0] == side_[2]; }
     void check_shape(const Shape& shape) const;       // Error(EDGEMED_ERROR_INPUT) outside the plan's profile
+    void check_capturable(nvinfer1::IExecutionContext& context, cudaStream_t stream) const;
     [[noreturn]] void fail(const std::string& what);  // with TensorRT's own words
     void keep_kernels();
 

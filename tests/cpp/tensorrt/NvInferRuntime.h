@@ -15,6 +15,7 @@ namespace nvinfer1 {
 
 using AsciiChar = char;
 enum class DataType : int32_t { kFLOAT = 0, kUINT8 = 5 };
+enum class ExecutionContextAllocationStrategy : int32_t { kSTATIC = 0, kON_PROFILE_CHANGE = 1, kUSER_MANAGED = 2 };
 enum class DynamicShapesKernelSpecializationStrategy : int32_t { kLAZY = 0, kEAGER = 1, kNONE = 2 };
 
 struct Dims {
@@ -48,6 +49,7 @@ public:
     virtual ~IRuntimeConfig() noexcept = default;
     virtual IRuntimeCache* createRuntimeCache() const noexcept = 0;
     virtual bool setRuntimeCache(IRuntimeCache const& cache) noexcept = 0;
+    virtual void setExecutionContextAllocationStrategy(ExecutionContextAllocationStrategy strategy) noexcept = 0;
     virtual void setDynamicShapesKernelSpecializationStrategy(
         DynamicShapesKernelSpecializationStrategy strategy) noexcept = 0;
 };
@@ -55,6 +57,8 @@ public:
 class IExecutionContext {
 public:
     virtual ~IExecutionContext() noexcept = default;
+    virtual void setDeviceMemoryV2(void* memory, int64_t size) noexcept = 0;
+    virtual bool isStreamCapturable(cudaStream_t stream) const noexcept = 0;
     virtual bool setInputShape(char const* tensor, Dims const& shape) noexcept = 0;
     virtual bool setTensorAddress(char const* tensor, void* data) noexcept = 0;
     virtual bool enqueueV3(cudaStream_t stream) noexcept = 0;
@@ -64,6 +68,7 @@ class ICudaEngine {
 public:
     virtual ~ICudaEngine() noexcept = default;
     virtual int32_t getNbIOTensors() const noexcept = 0;
+    virtual int64_t getDeviceMemorySizeV2() const noexcept = 0;
     virtual Dims getTensorShape(char const* tensor) const noexcept = 0;
     virtual DataType getTensorDataType(char const* tensor) const noexcept = 0;
     virtual IRuntimeConfig* createRuntimeConfig() noexcept = 0;

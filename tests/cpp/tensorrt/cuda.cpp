@@ -159,8 +159,9 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* 
     return cudaSuccess;
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    const Hold hold(mutex);
     stream->captured = new std::vector<Copy>;
-    return cudaSuccess;
+    return called("cudaStreamBeginCapture");
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
     *graph = new CUgraph_st{std::move(*stream->captured)};

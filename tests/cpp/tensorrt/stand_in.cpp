@@ -4,7 +4,9 @@
 // uploads, streams, CUDA graphs.
 //
 // The plan's text, after its header of 64 bytes, makes it misbehave: "refuse" (does not deserialise), "labels" (another
-// number of labels), "fail" (execution fails), "uncapturable" (only within a capture). With "entropy" it has that output.
+// number of labels), "fail" (execution fails), "uncapturable" (only within a capture), "no capture" (and says so). With
+// "entropy" it has that output. "user allocation" makes only contexts that are given their memory, as a plan built by
+// REQUIRE_USER_ALLOCATION does; such a context computes in that memory.
 #include <cstring>
 #include <new>
 #include <string>
@@ -15,11 +17,12 @@ using namespace nvinfer1;
 
 namespace {
 
-constexpr std::size_t header = 64;
+constexpr std::size_t header = 64, scratch_size = 4096;
 const char kernels[] = "compiled kernels";
 
 bool is(char const* name, const char* other) { return std::strcmp(name, other) == 0; }
 
+using Allocation = ExecutionContextAllocationStrategy;
 using Strategy = DynamicShapesKernelSpecializationStrategy;
 
 class Kernels final : public IHostMemory {
@@ -41,8 +44,10 @@ public:
     IRuntimeCache* createRuntimeCache() const noexcept override { return new (std::nothrow) Cache; }
     bool setRuntimeCache(IRuntimeCache const&) noexcept override { return true; }
     void setDynamicShapesKernelSpecializationStrategy(Strategy chosen) noexcept override { strategy = chosen; }
+    void setExecutionContextAllocationStrategy(Allocation chosen) noexcept override { allocation = chosen; }
 
     Strategy strategy = Strategy::kLAZY;
+    Allocation allocation = Allocation::kSTATIC;
 };
 
 class Context final : public IExecutionContext {
@@ -63,17 +68,29 @@ public:
         return reinterpret_cast<std::uintptr_t>(data) % 256 == 0;  // as TensorRT demands
     }
 
+    void setDeviceMemoryV2(void* memory, int64_t size) noexcept override {
+        if (size == int64_t(scratch_size)) scratch_ = memory;
+    }
+
+    bool isStreamCapturable(cudaStream_t) const noexcept override { return plan_ != "no capture"; }
+
     bool enqueueV3(cudaStream_t stream) noexcept override {
         cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
         cudaStreamIsCapturing(stream, &capturing);
-        if (plan_ == "fail" || (plan_ == "uncapturable" && capturing != cudaStreamCaptureStatusNone)) {
+        const bool uncapturable = plan_ == "uncapturable" || plan_ == "no capture";
+        if (plan_ == "fail" || (uncapturable && capturing != cudaStreamCaptureStatusNone)) {
             log_.log(ILogger::Severity::kERROR, "the stand-in fails, as its plan says\nand says more");
             log_.log(ILogger::Severity::kERROR, "a consequence of that");
             return false;
         }
         const auto copy = [&](void* to, std::size_t floats) {
             const char* const from = static_cast<const char*>(image_) + fallback_;
-            return cudaMemcpyAsync(to, from, 4 * floats * batch_, cudaMemcpyDeviceToDevice, stream) == cudaSuccess;
+            const std::size_t bytes = 4 * floats * batch_;
+            const auto move = [&](void* target, const void* source) {
+                return cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToDevice, stream) == cudaSuccess;
+            };
+            if (config_.allocation != Allocation::kUSER_MANAGED) return move(to, from);
+            return move(scratch_, from) && move(to, scratch_);
         };
         const bool copied = copy(mean_, 3) && copy(members_, 6) && (plan_ != "entropy" || copy(entropy_, 16));
         fallback_ = false;
@@ -86,13 +103,14 @@ private:
     const Config& config_;
     std::size_t batch_ = 0;
     bool fallback_ = false;
-    void *image_ = nullptr, *mean_ = nullptr, *members_ = nullptr, *entropy_ = nullptr;
+    void *scratch_ = nullptr, *image_ = nullptr, *mean_ = nullptr, *members_ = nullptr, *entropy_ = nullptr;
 };
 
 class Engine final : public ICudaEngine {
 public:
     Engine(const std::string& plan, ILogger& log) : plan_(plan), log_(log) {}
 
+    int64_t getDeviceMemorySizeV2() const noexcept override { return scratch_size; }
     int32_t getNbIOTensors() const noexcept override { return plan_ == "entropy" ? 4 : 3; }
     Dims getTensorShape(char const* tensor) const noexcept override {
         if (is(tensor, "image")) return {4, {-1, -1, -1, 3}};
@@ -106,7 +124,9 @@ public:
     }
     IRuntimeConfig* createRuntimeConfig() noexcept override { return new (std::nothrow) Config; }
     IExecutionContext* createExecutionContext(IRuntimeConfig* config) noexcept override {
-        return new (std::nothrow) Context(plan_, log_, static_cast<const Config&>(*config));
+        const Config& chosen = static_cast<const Config&>(*config);
+        if (plan_ == "user allocation" && chosen.allocation != Allocation::kUSER_MANAGED) return nullptr;
+        return new (std::nothrow) Context(plan_, log_, chosen);
     }
 
 private:

@@ -134,11 +134,29 @@ void what_tensorrt_says_of_an_engine_is_heard_after_another_one_is_closed() {
 }
 
 void a_plan_that_cannot_be_captured_runs_without_a_graph() {
+    for (const auto& [behaviour, tries] : {std::pair{"uncapturable", 1}, std::pair{"no capture", 0}}) {
+        Message error;
+        const Opened session = open(fixed_size, behaviour, error);
+        warnings.clear();
+#ifndef REAL_CUDA
+        const int before = stand_in::count("cudaStreamBeginCapture");
+#endif
+        for (unsigned seed = 0; seed < 5; ++seed) CHECK(right(*session, {2, 48, 48}, seed));
+        CHECK(warnings.size() == 1 && warnings[0].find("no CUDA graph is used") == 0);
+#ifndef REAL_CUDA
+        CHECK(stand_in::count("cudaStreamBeginCapture") == before + tries);
+#endif
+    }
+}
+
+void a_fixed_plan_is_given_the_memory_that_it_asks_for() {
     Message error;
-    const Opened session = open(fixed_size, "uncapturable", error);
-    warnings.clear();
-    for (unsigned seed = 0; seed < 5; ++seed) CHECK(right(*session, {2, 48, 48}, seed));
-    CHECK(warnings.size() == 1 && warnings[0].find("no CUDA graph is used") == 0);
+    Opened session = open(fixed_size, "user allocation", error);
+    CHECK(session, "%s", error.text);
+    const Opened clone(session->clone(error));
+    CHECK(clone, "%s", error.text);
+    for (unsigned seed = 0; seed < 5; ++seed)
+        CHECK(right(*session, {2, 48, 48}, seed) && right(*clone, {2, 48, 48}, seed + 10), "%u", seed);
 }
 
 #ifdef REAL_CUDA
@@ -179,7 +197,7 @@ void calls_are_those_that_are_needed() {
     for (unsigned seed = 0; seed < 5; ++seed) CHECK(right(*session, {2, 48, 48}, seed, true));
     CHECK(stand_in::count("cudaGraphLaunch") == 5 && stand_in::count("cudaGraphInstantiate") == 1);
     CHECK(stand_in::count("cudaMemcpyAsync") == copies + 5);  // the uploads; the rest is in the graph
-    CHECK(stand_in::count("cudaMalloc") == blocks && blocks == 3);
+    CHECK(stand_in::count("cudaMalloc") == blocks && blocks == 4);
     const Opened free_size = open(any_size);
     CHECK(right(*free_size, {1, 48, 48}, 0) && right(*free_size, {1, 48, 48}, 1));
     CHECK(stand_in::count("cudaGraphLaunch") == 5 && stand_in::count("cudaGraphInstantiate") == 1);
@@ -264,6 +282,7 @@ int main(int count, char** arguments) {
     what_tensorrt_says_is_in_the_message();
     what_tensorrt_says_of_an_engine_is_heard_after_another_one_is_closed();
     a_plan_that_cannot_be_captured_runs_without_a_graph();
+    a_fixed_plan_is_given_the_memory_that_it_asks_for();
 #ifdef REAL_CUDA
     times_are_taken();
 #else
