@@ -184,6 +184,10 @@ class RtxContext(Context):
 
     capturable = True
 
+    def execute_async_v3(self, stream: int) -> bool:
+        self.config.kernels.compile(self.shape)
+        return super().execute_async_v3(stream)
+
     def is_stream_capturable(self, stream: int) -> bool:
         assert isinstance(stream, int)
         return self.capturable
@@ -217,12 +221,19 @@ class Kernels:
 
     def __init__(self) -> None:
         self.given: bytes | None = None
+        self.shapes: set[str] = set()
+        self.serialized = 0  # how often
+
+    def compile(self, shape: tuple[int, ...]) -> None:
+        self.shapes.add(" x ".join(map(str, shape[:3])))
 
     def serialize(self) -> bytes:
-        return b"compiled kernels"
+        self.serialized += 1
+        return "\n".join(sorted(self.shapes)).encode()
 
     def deserialize(self, data: bytes) -> bool:
         self.given = data
+        self.shapes |= set(data.decode().splitlines())
         return True
 
 

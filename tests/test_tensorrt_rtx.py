@@ -17,6 +17,7 @@ from test_damaged import record
 from test_tensorrt import right
 
 from edgemed.bundle import Bundle
+from edgemed.errors import InputError
 from edgemed.plans import PlanOptions, add_plans
 from edgemed.runtimes import Session
 from edgemed.runtimes.tensorrt import FLAVOURS, Flavour
@@ -114,9 +115,41 @@ def test_kernels_that_were_compiled_here_are_kept_and_a_damaged_cache_is_not_use
     assert first.from_cache is False
     assert all(right(first, tiny.image(1)[None]))
     second, kernels = opened()
-    assert (second.from_cache, kernels.given) == (True, b"compiled kernels")
+    assert (second.from_cache, kernels.given) == (True, b"1 x 40 x 56")
     (file,) = cache.rglob("kernels.bin")
     assert file.parent.stat().st_mode & 0o777 == 0o700
-    file.write_bytes(b"compiled kernelz")
+    file.write_bytes(b"1 x 40 x 57")
     third, kernels = opened()
     assert (third.from_cache, kernels.given) == (False, None)
+
+
+def test_kernels_of_a_shape_that_is_new_are_kept_too_and_others_are_not_written_again(
+    opened: Open, cache: Path
+) -> None:
+    first, kernels = opened()
+    for side in (48, 64, 48, 64):
+        assert all(right(first, tiny.image(1, side, side)[None]))
+    assert kernels.serialized == 2
+    (file,) = cache.rglob("kernels.bin")
+    written = file.stat().st_mtime_ns
+    second, kernels = opened()
+    assert kernels.given == b"1 x 48 x 48\n1 x 64 x 64"
+    for side in (64, 48):
+        assert all(right(second, tiny.image(1, side, side)[None]))
+    assert file.stat().st_mtime_ns == written  # they were read, and nothing was compiled anew
+    assert all(right(second, tiny.image(1, 32, 32)[None]))
+    _, kernels = opened()
+    assert kernels.given == b"1 x 32 x 32\n1 x 48 x 48\n1 x 64 x 64"
+
+
+def test_a_cache_that_cannot_be_written_is_told_of_once_and_stops_nothing(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*written: Any) -> None:
+        raise InputError("no space left")
+
+    monkeypatch.setattr("edgemed.runtimes.tensorrt_cache.write_atomic", full)
+    found, _ = opened()
+    for side in (48, 64):
+        assert all(right(found, tiny.image(1, side, side)[None]))
+    assert caplog.text.count("kernel cache is not kept: no space left") == 1

@@ -6,6 +6,8 @@ In the user's cache folder, by plan, version and GPU: the second `edgemed.load` 
 from __future__ import annotations
 
 import logging
+import threading
+from pathlib import Path
 from typing import Any
 
 from edgemed.errors import InputError
@@ -13,7 +15,7 @@ from edgemed.files import write_atomic
 from edgemed.manifest import sha256_of
 from edgemed.records import PlanRecord
 from edgemed.runtimes import cache_folder
-from edgemed.runtimes.tensorrt_limits import is_fixed
+from edgemed.runtimes.tensorrt_limits import Shape, is_fixed
 
 _log = logging.getLogger("edgemed")
 
@@ -29,7 +31,10 @@ class KernelCache:
         self.loaded: bool | None = None
         self.scratch = 0
         self._config: Any = None
-        self._unsaved = False
+        self._file: Path | None = None  # where the kernels are kept; None: nowhere
+        self._written = ""  # the digest of what is there
+        self._shapes: set[Shape] = set()  # whose kernels are there
+        self._lock = threading.Lock()
         if not hasattr(engine, "create_runtime_config"):
             return
         config = engine.create_runtime_config()
@@ -47,9 +52,9 @@ class KernelCache:
             if self._file.is_file() and note.is_file():
                 data = self._file.read_bytes()
                 # Kernels are code: what was damaged or cut short is compiled anew.
-                self.loaded = note.read_bytes() == sha256_of(data).encode()
-                self.loaded = self.loaded and bool(self._kernels.deserialize(data))
-            self._unsaved = not self.loaded
+                digest = sha256_of(data)
+                self.loaded = note.read_bytes() == digest.encode() and bool(self._kernels.deserialize(data))
+                self._written = digest if self.loaded else ""
         except OSError as error:
             _log.warning("TensorRT-RTX's kernel cache is not used: %s", error)
         config.set_runtime_cache(self._kernels)
@@ -58,14 +63,22 @@ class KernelCache:
         """A new execution context, or None where TensorRT cannot make one."""
         return engine.create_execution_context(*(() if self._config is None else (self._config,)))
 
-    def keep(self) -> None:
-        """Write the kernels down, once, after the first request."""
-        if not self._unsaved:
+    def keep(self, shape: Shape) -> None:
+        """Write the kernels down after the first request of a shape, where it needed new ones."""
+        if self._file is None or shape in self._shapes:
             return
-        self._unsaved = False
-        try:
-            data = bytes(self._kernels.serialize())
-            write_atomic(self._file, data)
-            write_atomic(self._file.with_suffix(".sha256"), sha256_of(data))
-        except InputError as error:
-            _log.warning("TensorRT-RTX's kernel cache is not kept: %s", error)
+        with self._lock:
+            self._shapes.add(shape)
+            kernels = self._kernels.serialize()
+            if kernels is None or self._file is None:
+                return
+            data = bytes(kernels)
+            if (digest := sha256_of(data)) == self._written:
+                return
+            try:
+                write_atomic(self._file, data)
+                write_atomic(self._file.with_suffix(".sha256"), digest)
+                self._written = digest
+            except InputError as error:
+                self._file = None
+                _log.warning("TensorRT-RTX's kernel cache is not kept: %s", error)

@@ -57,7 +57,7 @@ class Lane:
             except EdgemedError as error:  # the answer is there, and the next ones need no graph
                 self._capturable = False
                 _log.warning("no CUDA graph is used: %s", error)
-        self._cache.keep()
+        self._cache.keep(shape)
         return {name: self._pinned(name, wanted, np.float32).copy() for name, wanted in shapes.items()}
 
     def _prepare(self, shape: Shape, shapes: dict[str, Shape]) -> None:

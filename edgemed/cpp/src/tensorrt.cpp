@@ -35,7 +35,7 @@ struct Lane {
 class TensorRtSession final : public Session {
 public:
     explicit TensorRtSession(std::shared_ptr<TensorRtEngine> engine)
-        : engine_(std::move(engine)), graphs_(engine_->is_fixed()), lane_(std::make_unique<Lane>()) {
+        : engine_(std::move(engine)), to_capture_(engine_->is_fixed()), lane_(std::make_unique<Lane>()) {
         lane_->context = engine_->context(lane_->scratch);
     }
 
@@ -97,7 +97,8 @@ private:
             std::memcpy(answers.probabilities, lane_->probabilities.data(), n);
             std::memcpy(answers.member_probabilities, lane_->members.data(), n * engine_->members);
             if (answers.entropy) std::memcpy(answers.entropy, lane_->entropy.data(), entropy_bytes());
-            if (!ran_) after_the_first();
+            if (!(shape == kept_)) engine_->keep_kernels(kept_ = shape);
+            if (to_capture_) capture();
         });
         if (status != EDGEMED_OK) cudaStreamSynchronize(stream);  // nothing may still read the caller's pixels
         return status;
@@ -144,11 +145,9 @@ private:
         check(cudaMemcpyAsync(to, from, bytes, kind, stream), "cudaMemcpyAsync");
     }
 
-    // A context may not be captured before it has run, and the kernels are compiled by then.
-    void after_the_first() {
-        ran_ = true;
-        engine_->keep_kernels();
-        if (!graphs_) return;
+    // After a request: a context may not be captured before it has run.
+    void capture() {
+        to_capture_ = false;
         try {
             engine_->check_capturable(*lane_->context, lane_->stream);
             lane_->graph.capture(lane_->stream, [&] { execute(lane_->stream); });
@@ -158,10 +157,10 @@ private:
     }
 
     const std::shared_ptr<TensorRtEngine> engine_;
-    const bool graphs_;
+    bool to_capture_;
     std::unique_ptr<Lane> lane_;
-    Shape shape_;       // what buffers and context are ready for
-    bool ran_ = false;  // whether a request has been answered
+    Shape shape_;  // what buffers and context are ready for
+    Shape kept_;   // of the last request that was answered
 };
 
 class TensorRt final : public Runtime {

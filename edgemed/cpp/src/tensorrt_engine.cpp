@@ -153,9 +153,9 @@ void TensorRtEngine::fail(const std::string& what) {
                                            runtime_name + "`");
 }
 
-void TensorRtEngine::keep_kernels() {
+void TensorRtEngine::keep_kernels(const Shape& shape) {
     const std::lock_guard<std::mutex> hold(mutex_);
-    kernels_->keep();
+    kernels_->keep(shape);
 }
 
 // A tensor of the plan has to be (N, sides...), where -1 stands for any side.
@@ -186,13 +186,13 @@ Kernels::Kernels(nvinfer1::ICudaEngine& engine, const Source& source, const char
     try {
         const std::filesystem::path folder = cache_folder("tensorrt-rtx", {source.sha256, library().version, device});
         file_ = (folder / "kernels.bin").string();
-        unsaved_ = true;
         std::error_code unseen;  // what cannot be looked at is written anew
         if (std::filesystem::exists(file_, unseen) && std::filesystem::exists(folder / "kernels.sha256", unseen)) {
             const Bytes data = plain_content(file_, SIZE_MAX), note = plain_content((folder / "kernels.sha256").string(), 65);
+            const std::string digest = sha256_of(data.data(), data.size());
             // Kernels are code: what was damaged or cut short is compiled anew.
-            unsaved_ = std::string(note.begin(), note.end()) != sha256_of(data.data(), data.size()) ||
-                       !cache_->deserialize(data.data(), data.size());
+            if (std::string(note.begin(), note.end()) == digest && cache_->deserialize(data.data(), data.size()))
+                written_ = digest;
         }
     } catch (const Error& error) {
         warn_((std::string("TensorRT-RTX's kernel cache is not used: ") + error.what()).c_str());
@@ -200,16 +200,18 @@ Kernels::Kernels(nvinfer1::ICudaEngine& engine, const Source& source, const char
     config_->setRuntimeCache(*cache_);
 }
 
-void Kernels::keep() {
-    if (!unsaved_) return;
-    unsaved_ = false;
+void Kernels::keep(const Shape& shape) {
+    if (file_.empty() || !shapes_.insert({shape.n, shape.height, shape.width}).second) return;
     try {
         const std::unique_ptr<nvinfer1::IHostMemory> data(cache_->serialize());
         if (!data) return;
-        const std::string note = sha256_of(data->data(), data->size());
+        const std::string digest = sha256_of(data->data(), data->size());
+        if (digest == written_) return;
         write_atomic(file_, data->data(), data->size());
-        write_atomic(std::filesystem::path(file_).replace_extension(".sha256").string(), note.data(), note.size());
+        write_atomic(std::filesystem::path(file_).replace_extension(".sha256").string(), digest.data(), digest.size());
+        written_ = digest;
     } catch (const Error& error) {
+        file_.clear();
         warn_((std::string("TensorRT-RTX's kernel cache is not kept: ") + error.what()).c_str());
     }
 }

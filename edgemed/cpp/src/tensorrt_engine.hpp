@@ -3,8 +3,10 @@
 
 #include <NvInferRuntime.h>
 
+#include <array>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 
 #include "runtime.hpp"
@@ -56,15 +58,16 @@ public:
     static bool capturable(nvinfer1::IExecutionContext& context, cudaStream_t stream) {
         return context.isStreamCapturable(stream);
     }
-    void keep();  // writes them down, once, after the first request
+    void keep(const Shape& shape);  // writes them down after the first request of a shape, where it needed new ones
 
 private:
     std::unique_ptr<nvinfer1::IRuntimeConfig> config_;
     std::unique_ptr<nvinfer1::IRuntimeCache> cache_;
     size_t scratch_ = 0;
-    std::string file_;
+    std::string file_;     // where the kernels are kept; "": nowhere
+    std::string written_;  // the digest of what is there
+    std::set<std::array<int64_t, 3>> shapes_;  // whose kernels are there
     Warn warn_;
-    bool unsaved_ = false;
 };
 #else
 class Kernels {
@@ -73,7 +76,7 @@ public:
     nvinfer1::IExecutionContext* context(nvinfer1::ICudaEngine& engine) { return engine.createExecutionContext(); }
     size_t scratch() const noexcept { return 0; }
     static bool capturable(nvinfer1::IExecutionContext&, cudaStream_t) { return true; }
-    void keep() {}
+    void keep(const Shape&) {}
 };
 #endif
 
@@ -93,7 +96,7 @@ public:
     void check_shape(const Shape& shape) const;       // Error(EDGEMED_ERROR_INPUT) outside the plan's profile
     void check_capturable(nvinfer1::IExecutionContext& context, cudaStream_t stream) const;
     [[noreturn]] void fail(const std::string& what);  // with TensorRT's own words
-    void keep_kernels();
+    void keep_kernels(const Shape& shape);  // after a request
 
 private:
     void check_tensor(const char* tensor, nvinfer1::DataType type, std::initializer_list<int64_t> sides) const;

@@ -8,7 +8,10 @@
 // "entropy" it has that output. "user allocation" makes only contexts that are given their memory, as a plan built by
 // REQUIRE_USER_ALLOCATION does; such a context computes in that memory.
 #include <cstring>
+#include <mutex>
 #include <new>
+#include <set>
+#include <sstream>
 #include <string>
 
 #include "NvInferRuntime.h"
@@ -18,7 +21,6 @@ using namespace nvinfer1;
 namespace {
 
 constexpr std::size_t header = 64, scratch_size = 4096;
-const char kernels[] = "compiled kernels";
 
 bool is(char const* name, const char* other) { return std::strcmp(name, other) == 0; }
 
@@ -27,25 +29,51 @@ using Strategy = DynamicShapesKernelSpecializationStrategy;
 
 class Kernels final : public IHostMemory {
 public:
-    void* data() const noexcept override { return const_cast<char*>(kernels); }
-    std::size_t size() const noexcept override { return sizeof kernels; }
+    explicit Kernels(const std::set<std::string>& shapes) {
+        for (const std::string& shape : shapes) text_ += shape + "\n";
+    }
+    void* data() const noexcept override { return const_cast<char*>(text_.data()); }
+    std::size_t size() const noexcept override { return text_.size(); }
+
+private:
+    std::string text_;
 };
 
+// Of each shape a line: "kernels of 1 x 48 x 48".
 class Cache final : public IRuntimeCache {
 public:
-    IHostMemory* serialize() const noexcept override { return new (std::nothrow) Kernels; }
-    bool deserialize(void const* blob, std::size_t size) noexcept override {
-        return size == sizeof kernels && std::memcmp(blob, kernels, size) == 0;
+    IHostMemory* serialize() const noexcept override {
+        const std::lock_guard<std::mutex> hold(mutex_);
+        return new (std::nothrow) Kernels(shapes_);
     }
+    bool deserialize(void const* blob, std::size_t size) noexcept override {
+        std::istringstream lines(std::string(static_cast<char const*>(blob), size));
+        for (std::string line; std::getline(lines, line);) shapes_.insert(line);
+        return true;
+    }
+    void compile(Dims const& shape) {
+        const std::lock_guard<std::mutex> hold(mutex_);
+        std::string line = "kernels of ";
+        for (int k = 0; k < 3; ++k) line += (k ? " x " : "") + std::to_string(shape.d[k]);
+        shapes_.insert(line);
+    }
+
+private:
+    mutable std::mutex mutex_;
+    std::set<std::string> shapes_;
 };
 
 class Config final : public IRuntimeConfig {
 public:
     IRuntimeCache* createRuntimeCache() const noexcept override { return new (std::nothrow) Cache; }
-    bool setRuntimeCache(IRuntimeCache const&) noexcept override { return true; }
+    bool setRuntimeCache(IRuntimeCache const& chosen) noexcept override {
+        cache = const_cast<Cache*>(static_cast<Cache const*>(&chosen));
+        return true;
+    }
     void setDynamicShapesKernelSpecializationStrategy(Strategy chosen) noexcept override { strategy = chosen; }
     void setExecutionContextAllocationStrategy(Allocation chosen) noexcept override { allocation = chosen; }
 
+    Cache* cache = nullptr;
     Strategy strategy = Strategy::kLAZY;
     Allocation allocation = Allocation::kSTATIC;
 };
@@ -55,7 +83,7 @@ public:
     Context(const std::string& plan, ILogger& log, const Config& config) : plan_(plan), log_(log), config_(config) {}
 
     bool setInputShape(char const* tensor, Dims const& shape) noexcept override {
-        batch_ = std::size_t(shape.d[0]);
+        shape_ = shape, batch_ = std::size_t(shape.d[0]);
         fallback_ = config_.strategy == Strategy::kLAZY;
         return is(tensor, "image") && shape.nbDims == 4;
     }
@@ -94,6 +122,7 @@ public:
         };
         const bool copied = copy(mean_, 3) && copy(members_, 6) && (plan_ != "entropy" || copy(entropy_, 16));
         fallback_ = false;
+        config_.cache->compile(shape_);
         return copied;
     }
 
@@ -101,6 +130,7 @@ private:
     const std::string plan_;
     ILogger& log_;
     const Config& config_;
+    Dims shape_{};
     std::size_t batch_ = 0;
     bool fallback_ = false;
     void *scratch_ = nullptr, *image_ = nullptr, *mean_ = nullptr, *members_ = nullptr, *entropy_ = nullptr;
