@@ -1,132 +1,16 @@
-"""A stand-in for CUDA and TensorRT: "device" and pinned memory are real host buffers, and it computes the tiny graph.
-
-A copy in the wrong direction, a missing upload or a buffer that is too small gives a wrong answer here too.
-"""
+"""A stand-in for TensorRT, which computes the tiny graph in the memory of the stand-in for CUDA."""
 
 from __future__ import annotations
 
 import ctypes
-from enum import IntEnum
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import tiny_bundles as tiny
+from cuda_stand_in import Cuda
 from test_damaged import HERE
-
-
-class Status(IntEnum):
-    cudaSuccess = 0
-    cudaErrorMemoryAllocation = 2
-    cudaErrorInsufficientDriver = 35
-
-
-class Cuda:
-    """Enough of `cuda.bindings.runtime`: work is queued on a stream and done at its synchronisation."""
-
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="h2d", cudaMemcpyDeviceToHost="d2h")
-    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread")
-    cudaDeviceAttr = SimpleNamespace(cudaDevAttrComputeCapabilityMajor=8, cudaDevAttrComputeCapabilityMinor=6)
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.memory: dict[int, Any] = {}
-        self.work: dict[int, list[Any]] = {}
-        self.capturing: dict[int, list[Any]] = {}
-        self.streams = 0
-        self.full: tuple[str, ...] = ()  # which memory is: "host", "device"
-        self.graphs = 0  # those that are there
-        self.graphs_fail = False
-
-    def cudaDeviceGetAttribute(self, name: int, device: int) -> tuple[Status, int]:
-        return Status.cudaSuccess, name
-
-    def cudaGetDeviceProperties(self, device: int) -> tuple[Status, Any]:
-        return Status.cudaSuccess, SimpleNamespace(name=b"Stand-in 3090\0\0")
-
-    def _allocate(self, size: int, kind: str) -> tuple[Status, int]:
-        if kind in self.full:
-            return Status.cudaErrorMemoryAllocation, 0
-        buffer = (ctypes.c_uint8 * size)()
-        address = ctypes.addressof(buffer)
-        self.memory[address] = buffer
-        return Status.cudaSuccess, address
-
-    def cudaHostAlloc(self, size: int, flags: int) -> tuple[Status, int]:
-        return self._allocate(size, "host")
-
-    def cudaMalloc(self, size: int) -> tuple[Status, int]:
-        return self._allocate(size, "device")
-
-    def cudaFree(self, address: int) -> tuple[Status]:
-        del self.memory[address]
-        return (Status.cudaSuccess,)
-
-    cudaFreeHost = cudaFree
-
-    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Status, int]:
-        self.streams += 1
-        self.work[self.streams] = []
-        return Status.cudaSuccess, self.streams
-
-    def cudaStreamDestroy(self, stream: int) -> tuple[Status]:
-        return (Status.cudaSuccess,)
-
-    def push(self, stream: int, name: str, action: Any) -> None:
-        self.calls.append(name)
-        self.capturing.get(stream, self.work[stream]).append(action)
-
-    def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: str, stream: int) -> tuple[Status]:
-        assert size <= min(len(self.memory[to]), len(self.memory[source]))
-        self.push(stream, kind, lambda: ctypes.memmove(to, source, size))
-        return (Status.cudaSuccess,)
-
-    def cudaStreamSynchronize(self, stream: int) -> tuple[Status]:
-        self.calls.append("sync")
-        for action in self.work[stream]:
-            action()
-        self.work[stream].clear()
-        return (Status.cudaSuccess,)
-
-    def cudaStreamBeginCapture(self, stream: int, mode: str) -> tuple[Status]:
-        self.calls.append("capture")
-        self.capturing[stream] = []
-        return (Status.cudaSuccess,)
-
-    def cudaStreamEndCapture(self, stream: int) -> tuple[Status, Any]:
-        return Status.cudaSuccess, self.capturing.pop(stream)
-
-    def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[Status, Any]:
-        if self.graphs_fail:
-            return Status.cudaErrorMemoryAllocation, None
-        self.graphs += 1
-        return Status.cudaSuccess, list(graph)
-
-    def cudaGraphExecDestroy(self, graph: Any) -> tuple[Status]:
-        self.graphs -= 1
-        return (Status.cudaSuccess,)
-
-    def cudaGraphDestroy(self, graph: Any) -> tuple[Status]:
-        return (Status.cudaSuccess,)
-
-    def cudaGraphLaunch(self, graph: Any, stream: int) -> tuple[Status]:
-        self.calls.append("launch")
-        self.work[stream] += graph
-        return (Status.cudaSuccess,)
-
-    def cudaEventCreate(self) -> tuple[Status, list[int]]:
-        return Status.cudaSuccess, [0]
-
-    def cudaEventRecord(self, event: list[int], stream: int) -> tuple[Status]:
-        event[0] = len(self.calls)
-        return (Status.cudaSuccess,)
-
-    def cudaEventElapsedTime(self, first: list[int], second: list[int]) -> tuple[Status, float]:
-        return Status.cudaSuccess, float(second[0] - first[0])
-
-    def cudaEventDestroy(self, event: list[int]) -> tuple[Status]:
-        return (Status.cudaSuccess,)
 
 
 class Context:
@@ -139,6 +23,7 @@ class Context:
     SCRATCH = 4096
 
     def __init__(self, cuda: Cuda, entropy: bool, config: Any) -> None:
+        cuda.used("context")
         self.cuda, self.entropy, self.config = cuda, entropy, config
         self.compiled: set[tuple[int, ...]] = set()
         self.given = 0  # bytes
@@ -199,7 +84,8 @@ class Config:
     dynamic_shapes_kernel_specialization_strategy = "lazy"
     allocation = "static"
 
-    def __init__(self, kernels: Kernels) -> None:
+    def __init__(self, cuda: Cuda, kernels: Kernels) -> None:
+        cuda.used("create_runtime_config")
         self.kernels = kernels
 
     def create_runtime_cache(self) -> Kernels:
@@ -260,7 +146,7 @@ def modules(
     )
     if kernels is not None:
         engine.device_memory_size_v2 = Context.SCRATCH
-        engine.create_runtime_config = lambda: Config(kernels)
+        engine.create_runtime_config = lambda: Config(cuda, kernels)
         engine.create_execution_context = lambda config: (
             None if shape and config.allocation != "user managed" else RtxContext(cuda, entropy, config)
         )
@@ -268,6 +154,7 @@ def modules(
     def opened(log: Any, plan: bytes) -> Any:
         if refuses:
             log.log(Logger.Severity.ERROR, "the plan is\n of another version")
+        cuda.used("deserialize")
         return None if refuses else engine
 
     return SimpleNamespace(

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_bundles as tiny
-from tensorrt_stand_in import Cuda, Status, modules
+from cuda_stand_in import Cuda, Status
+from tensorrt_stand_in import modules
 from test_damaged import record
 
 from edgemed.bundle import Bundle

@@ -5,6 +5,7 @@ What only a GPU can show: `make test-gpu`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_bundles as tiny
-from tensorrt_stand_in import Cuda, Kernels, RtxContext, modules
+from cuda_stand_in import Cuda
+from tensorrt_stand_in import Kernels, RtxContext, modules
 from test_damaged import record
 from test_tensorrt import right
 
@@ -72,6 +74,29 @@ def test_a_fixed_plan_is_given_memory_and_captured_where_tensorrt_says_that_it_c
     assert caplog.text.count("no CUDA graph is used: TensorRT-RTX cannot capture plan") == (0 if capturable else 1)
     del found
     assert len(cuda.memory) == 0 or not capturable  # pytest keeps the warning, and that the lane
+
+
+def test_cudas_device_0_is_used_and_the_applications_own_stays_current(opened: Open, cuda: Cuda) -> None:
+    images = np.stack([tiny.image(1, 48, 48), tiny.image(2, 48, 48)])
+
+    def work(session: Any) -> None:
+        cuda.cudaSetDevice(1)
+        assert all(right(session, images))
+        session.run_timed(images)
+        done.append(cuda.cudaGetDevice()[1])
+
+    done: list[int] = []
+    cuda.cudaSetDevice(1)
+    found, _ = opened((2, 48, 48))
+    thread = threading.Thread(target=work, args=(found,))
+    thread.start()
+    thread.join()
+    del thread
+    work(found)
+    assert FLAVOURS["tensorrt-rtx"].free_memory() == 1000
+    assert done == [1, 1]
+    del found
+    assert (cuda.elsewhere, len(cuda.memory), cuda.cudaGetDevice()[1]) == ([], 0, 1)
 
 
 @pytest.mark.parametrize(

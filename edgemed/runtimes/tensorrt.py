@@ -4,7 +4,8 @@ A request copies its pixels into pinned memory; one stream then carries upload, 
 has a context, a stream and buffers of its own, so requests of several threads may overlap. Buffers grow to the largest
 request seen. A plan of one fixed shape is captured into a CUDA graph after its first request, where TensorRT can be
 captured: one launch then stands for all three steps. TensorRT-RTX compiles its kernels on the device before the first
-answer of a shape; they are kept in the user's cache.
+answer of a shape; they are kept in the user's cache. The GPU is CUDA's number 0, whichever the application has made
+current; CUDA_VISIBLE_DEVICES chooses another.
 
 Written against TensorRT 10.3 to 11 and TensorRT-RTX 1.7; the tests run its logic on a stand-in, `make test-gpu` on a
 GPU. `edgemed bench BUNDLE --runtime tensorrt-rtx`
@@ -27,7 +28,7 @@ from edgemed.preflight import Here
 from edgemed.records import PlanRecord
 from edgemed.runtimes import OUTPUTS, PlanModule, Session, outputs_of
 from edgemed.runtimes.tensorrt_cache import KernelCache
-from edgemed.runtimes.tensorrt_lane import Lane
+from edgemed.runtimes.tensorrt_lane import DEVICE, Lane, on_device
 from edgemed.runtimes.tensorrt_limits import CudaError, checked, is_fixed, served_capabilities
 from edgemed.runtimes.tensorrt_log import process_logger
 
@@ -75,7 +76,8 @@ class Flavour(PlanModule):
 
     def free_memory(self) -> int:
         """Bytes of the GPU's memory that are free now."""
-        return int(checked(self._cuda().cudaMemGetInfo(), "cudaMemGetInfo")[0])
+        with on_device(self._cuda()):
+            return int(checked(self._cuda().cudaMemGetInfo(), "cudaMemGetInfo")[0])
 
     def _tensorrt(self) -> Any:
         return importlib.import_module(self.package)
@@ -110,8 +112,9 @@ class _Session:
         self._graphs = cuda_graph and is_fixed(record.batch, record.image_side)
         self._log = process_logger(trt.ILogger, flavour.package)
         self._log.said()  # of an earlier failure
-        self._runtime = trt.Runtime(self._log)
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        with on_device(cuda):
+            self._runtime = trt.Runtime(self._log)
+            self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise InputError(
                 f"{self.name} {self.version} refuses plan {record.id}: {self._log.said()}; "
@@ -122,27 +125,30 @@ class _Session:
         if missing:
             raise InputError(f"plan {record.id} has no tensor '{min(missing)}'; it is not a plan of this edgemed")
         self._declared = {name: tuple(self._engine.get_tensor_shape(name)) for name in outputs_of(names)}
-        self._cache = KernelCache(trt, self._engine, record, self.device)
+        with on_device(cuda):
+            self._cache = KernelCache(trt, self._engine, record, self.device)
         self.from_cache = self._cache.loaded
         self._local = threading.local()
 
     def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """See `runtimes.Session.run`. InputError for a shape outside the plan's profile."""
-        return self._lane().run(images, graph=self._graphs)
+        with on_device(self._cuda):
+            return self._lane().run(images, graph=self._graphs)
 
     def run_timed(self, images: NDArray[np.uint8]) -> tuple[dict[str, NDArray[np.float32]], dict[str, float]]:
         """`run` without a CUDA graph, with the milliseconds of each stage on the stream: h2d, compute, d2h."""
-        lane = self._lane()
-        events = [checked(self._cuda.cudaEventCreate(), "cudaEventCreate") for _ in range(4)]
-        try:
-            outputs = lane.run(images, graph=False, events=events)
-            spans = [
-                checked(self._cuda.cudaEventElapsedTime(first, second), "cudaEventElapsedTime")
-                for first, second in pairwise(events)
-            ]
-        finally:
-            for event in events:
-                self._cuda.cudaEventDestroy(event)
+        with on_device(self._cuda):
+            lane = self._lane()
+            events = [checked(self._cuda.cudaEventCreate(), "cudaEventCreate") for _ in range(4)]
+            try:
+                outputs = lane.run(images, graph=False, events=events)
+                spans = [
+                    checked(self._cuda.cudaEventElapsedTime(first, second), "cudaEventElapsedTime")
+                    for first, second in pairwise(events)
+                ]
+            finally:
+                for event in events:
+                    self._cuda.cudaEventDestroy(event)
         return outputs, dict(zip(("h2d", "compute", "d2h"), map(float, spans), strict=True))
 
     def _lane(self) -> Lane:
@@ -160,10 +166,10 @@ class _Session:
 def _capability(cuda: Any) -> str:
     kinds = cuda.cudaDeviceAttr
     names = (kinds.cudaDevAttrComputeCapabilityMajor, kinds.cudaDevAttrComputeCapabilityMinor)
-    numbers = (checked(cuda.cudaDeviceGetAttribute(name, 0), "cudaDeviceGetAttribute") for name in names)
+    numbers = (checked(cuda.cudaDeviceGetAttribute(name, DEVICE), "cudaDeviceGetAttribute") for name in names)
     return "sm" + "".join(map(str, numbers))
 
 
 def _device_name(cuda: Any) -> str:
-    name = checked(cuda.cudaGetDeviceProperties(0), "cudaGetDeviceProperties").name
+    name = checked(cuda.cudaGetDeviceProperties(DEVICE), "cudaGetDeviceProperties").name
     return name.decode(errors="replace").strip("\0 ") if isinstance(name, bytes) else str(name)

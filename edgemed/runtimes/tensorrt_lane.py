@@ -1,10 +1,15 @@
-"""What one thread runs requests with on the GPU: a context, a stream, buffers, a CUDA graph. See `tensorrt.py`."""
+"""What one thread runs requests with on the GPU: a context, a stream, buffers, a CUDA graph. See `tensorrt.py`.
+
+Made and used within `on_device`.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import logging
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,8 +20,21 @@ from edgemed.records import PlanRecord
 from edgemed.runtimes.tensorrt_cache import KernelCache
 from edgemed.runtimes.tensorrt_limits import Shape, check_shape, checked, output_shapes
 
+DEVICE = 0  # CUDA's number of the GPU that is used
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
 _log = logging.getLogger("edgemed")
+
+
+@contextmanager
+def on_device(cuda: Any) -> Iterator[None]:
+    """Makes `DEVICE` current for this thread, and the one before it afterwards."""
+    _, before = cuda.cudaGetDevice()
+    cuda.cudaSetDevice(DEVICE)
+    try:
+        yield
+    finally:
+        if before:
+            cuda.cudaSetDevice(before)
 
 
 class Lane:
@@ -133,11 +151,12 @@ class Lane:
 
 
 def _release(cuda: Any, stream: Any, buffers: dict[str, tuple[int, int, int]], graphs: list[Any]) -> None:
-    cuda.cudaStreamSynchronize(stream)
-    for graph in graphs:
-        cuda.cudaGraphExecDestroy(graph)
-    for pinned, device, _ in buffers.values():
-        if pinned:
-            cuda.cudaFreeHost(pinned)
-        cuda.cudaFree(device)
-    cuda.cudaStreamDestroy(stream)
+    with on_device(cuda):
+        cuda.cudaStreamSynchronize(stream)
+        for graph in graphs:
+            cuda.cudaGraphExecDestroy(graph)
+        for pinned, device, _ in buffers.values():
+            if pinned:
+                cuda.cudaFreeHost(pinned)
+            cuda.cudaFree(device)
+        cuda.cudaStreamDestroy(stream)
