@@ -39,7 +39,7 @@ def test_a_plan_gives_the_golden_answers(tmp_path: Path, runtime: str) -> None:
     assert model.runtime == runtime
 
 
-def test_a_cuda_graph_changes_nothing(tmp_path: Path, runtime: str) -> None:
+def test_a_cuda_graph_changes_nothing(tmp_path: Path, runtime: str, caplog: pytest.LogCaptureFixture) -> None:
     bundle = built(tmp_path / "bundle", runtime, side=48)
     (record,) = bundle.plans()
     images = [tiny.image(seed, 48, 48)[None] for seed in range(5)]
@@ -47,6 +47,7 @@ def test_a_cuda_graph_changes_nothing(tmp_path: Path, runtime: str) -> None:
     for graph in (True, False):
         session = FLAVOURS[runtime].open_plan(bundle.read_plan(record), record, cuda_graph=graph)
         answers.append(np.concatenate([session.run(one)["member_probabilities"] for one in images]))
+    assert "no CUDA graph is used" not in caplog.text
     assert np.array_equal(*answers)
     assert np.allclose(answers[0], np.concatenate([tiny.expected(one)[1] for one in images]), atol=1e-3)
 
