@@ -78,6 +78,11 @@ def fitted_temperatures(logits: Sequence[Tensor], labels: Sequence[int]) -> list
     return [within(factor * value) for value in own]
 
 
+def at_a_limit(temperature: float) -> bool:
+    """Whether a fitted temperature ended where its search does: what calibrates those images lies beyond."""
+    return not LOWEST * (1 + 1e-3) < temperature < HIGHEST / (1 + 1e-3)
+
+
 def fitted_temperature(logits: Tensor, labels: Sequence[int]) -> float:
     """The T in 0.1..10 that minimises the cross-entropy of softmax(logits / T), logits float (N, K).
 

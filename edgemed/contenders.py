@@ -26,6 +26,7 @@ from edgemed.errors import EdgemedError, GateError, InputError
 from edgemed.gates import TIE_MARGINS, check, compare, default_gates
 from edgemed.infer import Model
 from edgemed.manifest import sha256_of
+from edgemed.progress import Progress, unseen
 from edgemed.runtimes import PlanModule, runtime_module, usable_cores
 from edgemed.stats import Interval
 from edgemed.timing import interleaved, percentile_intervals, ratio_interval
@@ -99,7 +100,8 @@ def contenders(model: Model, ensemble: Ensemble | None, shape: tuple[int, ...]) 
 
 
 def compared(
-    model: Model, others: Sequence[Contender], *, batch: int = 1, side: int | None = None, seconds: float = 5.0
+    model: Model, others: Sequence[Contender], *, batch: int = 1, side: int | None = None, seconds: float = 5.0,
+    progress: Progress = unseen,
 ) -> dict[str, Any]:
     """Check and time `model` and every one of `others` on requests of `batch` images of `side` pixels (None: typical).
 
@@ -116,7 +118,8 @@ def compared(
     wanted = [_bundle_call(model)(request) for request in requests]
     ready: dict[str, Predict] = {BUNDLE: _bundle_call(model)}
     errors, not_timed = dict[str, float](), dict[str, str]()
-    for other in others:
+    for done, other in enumerate(others):
+        progress("prepare contenders", done, len(others), other.name)
         try:
             predict = other.prepare()
             answers = [predict(request) for request in requests]

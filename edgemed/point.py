@@ -139,6 +139,10 @@ def _max_disagreement(wanted: Wanted, point: OperatingPoint, classes: Sequence[s
     limit = _just_below(wrong, allowed)
     if (wrong <= limit).sum() > allowed:  # with a disagreement of 0
         raise InputError(f"--max-error {wanted.max_error:g} is out of reach: the members are wrong together too often")
+    if not (apart <= limit).any():
+        raise InputError(
+            f"--max-error {wanted.max_error:g} is out of reach: every calibration image would be referred; ask for more"
+        )
     return limit
 
 

@@ -60,6 +60,13 @@ def read_key(path: Path) -> bytes:
     return key
 
 
+def read_private_key(path: Path) -> bytes:
+    """`read_key`, which also sees that it is what signs. InputError where not: before the work that it is to sign."""
+    key = read_key(path)
+    _private(key)
+    return key
+
+
 def _private(pem: bytes) -> Any:
     def load(data: bytes) -> Any:
         return _cryptography().load_pem_private_key(data, password=None)

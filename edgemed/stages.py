@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from edgemed.calibrate import fitted_temperatures
+from edgemed.calibrate import at_a_limit, fitted_temperatures
 from edgemed.config import TrainConfig, derive_seed
 from edgemed.dataset import Dataset
 from edgemed.distributed import cpu_threads, on_all_ranks
@@ -112,6 +112,11 @@ def _evaluate(config: TrainConfig, dataset: Dataset, out: Path, progress: Progre
     fitted_on = dataset.subset("calibration" if calibrated else "validation")
     logits = [logits_of_files(model, front, fitted_on.files, "cpu") for model in members]
     temperatures = fitted_temperatures(logits, fitted_on.labels)
+    if beyond := [f"{name} {t:.2f}" for name, t in zip(MEMBERS, temperatures, strict=True) if at_a_limit(t)]:
+        log.warning(
+            "a temperature is at a limit of its search (%s): by the %d images that it is fitted on, the probabilities "
+            "could not be calibrated; give more of them, or train longer", ", ".join(beyond), len(fitted_on.rows),
+        )  # fmt: skip
     ensemble = Ensemble(front, members, temperatures).eval()
     results, predictions = {}, []
     for split in ("validation", *(["calibration"] if calibrated else []), "test"):

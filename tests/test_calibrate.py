@@ -17,7 +17,7 @@ pytest.importorskip("torch", reason="extra train is not installed")
 import torch
 
 from edgemed.bundle import open_bundle
-from edgemed.calibrate import fitted_temperature, fitted_temperatures, with_calibration
+from edgemed.calibrate import at_a_limit, fitted_temperature, fitted_temperatures, with_calibration
 from edgemed.config import TrainConfig
 from edgemed.dataset import Dataset, Row, scan, split_dataset
 from edgemed.errors import InputError
@@ -52,6 +52,14 @@ def rows(counts: dict[str, int], split: str, size: int = 1) -> list[Row]:
 def whole(counts: dict[str, int], size: int = 1) -> Dataset:
     every = [row for split in ("train", "validation", "test") for row in rows(counts, split, size)]
     return Dataset(Path(), tuple(every), tuple(sorted(counts)))
+
+
+def test_a_temperature_says_when_its_search_ended_at_a_limit() -> None:
+    labels = [k % 3 for k in range(60)]
+    right = torch.nn.functional.one_hot(torch.tensor(labels), 3).double()
+    assert at_a_limit(fitted_temperature(1e-3 * right, labels))  # sure beyond what the range allows
+    assert at_a_limit(fitted_temperature(1e3 * right.roll(1, 1), labels))  # wrong throughout
+    assert not at_a_limit(fitted_temperature(right, labels))
 
 
 def test_calibration_is_cut_from_training_alone_by_whole_groups() -> None:

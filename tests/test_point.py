@@ -21,7 +21,7 @@ from edgemed import point_quality
 from edgemed.errors import InputError
 from edgemed.evaluate import Table
 from edgemed.manifest import OperatingPoint
-from edgemed.operating import REFER, decide
+from edgemed.operating import REFER, decide, disagreement
 from edgemed.point import Wanted, allowed_failures, fitted_point
 from edgemed.point_quality import Part, judged, selective_metrics
 
@@ -133,6 +133,17 @@ def test_members_that_are_wrong_together_cannot_be_told_by_their_disagreement() 
     table = drawn(np.random.default_rng(0), 60, members=1)
     with pytest.raises(InputError, match="wrong together"):
         fitted_point(Wanted(max_error=0.05), CLASSES, table)
+
+
+def test_a_limit_that_refers_every_image_is_no_operating_point() -> None:
+    table = drawn(np.random.default_rng(0), 60)
+    apart = disagreement(table.probabilities, table.members)
+    first = int(apart.argmin())  # wrong, and less apart than any other
+    shares = table.members.copy()
+    shares[first] = np.roll(shares[first], 1 + table.labels[first] - shares[first].mean(0).argmax(), axis=-1)
+    wrong = Table(table.paths, table.labels, table.groups, shares)
+    with pytest.raises(InputError, match="every calibration image would be referred"):
+        fitted_point(Wanted(max_error=1 / 61, coverage=0), CLASSES, wrong)
 
 
 @pytest.mark.parametrize(

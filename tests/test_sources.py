@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import edgemed as package
+from edgemed import build
 from edgemed.bundle import open_bundle
 from edgemed.ensemble import predict_callable
 from edgemed.errors import InputError
@@ -151,3 +152,13 @@ def test_evaluate_does_not_pretend_that_a_run_has_runtimes(
 ) -> None:
     assert edgemed("evaluate", tiny_run, phantoms, *flag) == 2
     assert "are for a bundle" in " ".join(capfd.readouterr().err.split())
+
+
+def test_a_key_that_cannot_sign_is_refused_before_anything_is_built(
+    members: list[Path], phantoms: Path, tmp_path: Path, edgemed: Callable[..., int], key_files: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(build, "build_bundle", lambda *_, **__: pytest.fail("it was built"))
+    out, public = tmp_path / "b", key_files[1]
+    assert edgemed("build-engine", *flags(members, phantoms), "--out", out, "--sign", public) == 2
+    assert "private" in capsys.readouterr().err

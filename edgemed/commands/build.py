@@ -90,12 +90,12 @@ def build_engine(
     from edgemed.gates import default_gates
     from edgemed.manifest import MANIFEST_NAME
     from edgemed.plans import PlanOptions, add_plans
-    from edgemed.signature import read_key
+    from edgemed.signature import read_key, read_private_key
 
     if precision not in PRECISIONS:
         raise InputError(f"--precision '{precision}' is unknown.{did_you_mean(precision, PRECISIONS)}")
     precisions = PRECISIONS[precision]
-    key = None if sign is None else read_key(sign)
+    key = None if sign is None else read_private_key(sign)
     sides = None if image_size is None else _range("--image-size", image_size)
     wanted = tuple(targets.split(",")) if targets else None
     limits = _range("--batch", batch)

@@ -43,12 +43,12 @@ def certify(
     from edgemed.certify import certify as run_certify
     from edgemed.gates import default_gates
     from edgemed.infer import load
-    from edgemed.signature import public_of, read_key
+    from edgemed.signature import public_of, read_key, read_private_key
 
     gates = default_gates(precision, max_flips=max_flips, max_prob_error=max_prob_error, max_auroc_drop=max_auroc_drop)
     if verify is not None and sign is None:
         raise InputError("with --verify, sign the certificate too (--sign KEY): without, --verify will refuse it")
-    key = None if sign is None else read_key(sign)
+    key = None if sign is None else read_private_key(sign)
     # The plan is this device's: signed, if at all, by the key that will sign its certificate.
     keys = {} if verify is None or key is None else {"public_key": read_key(verify), "plan_key": public_of(key)}
     opened = open_bundle(bundle, **keys)
