@@ -45,8 +45,8 @@ from edgemed.records import Bounds, Certificate, Change, PlanRecord, least_batch
 class Finding:
     """What a certification found. `flips`: the files whose label or decision changed.
 
-    unmatched: files without a reference. unfit: known images whose size the engine does not take: nothing is known of
-    its answers there, since it gives none.
+    unmatched: files without a reference, or copies of another file. unfit: known images whose size the engine does not
+    take: nothing is known of its answers there, since it gives none.
     """
 
     record: PlanRecord

@@ -137,6 +137,8 @@ def test_a_map_is_judged_in_every_row_and_place() -> None:
                 check_entropy([true, true], [true[None], rows], "it")
             with pytest.raises(GateError, match="largest error"):
                 check_entropy([true, rows[1]], [true[None], true[None]], "it")
+            with pytest.raises(GateError, match="largest error"):
+                check_entropy([true, true], [rows, true[None]], "it")  # the first image's
     for shape in ((1, 1, 1), (2, 2), (1, 3, 3), (0, 2, 2)):
         with pytest.raises(GateError, match="gives an entropy of the shape"):
             check_entropy([true], [np.ones(shape)], "it")
@@ -151,10 +153,11 @@ def test_a_batch_is_compared_with_single_images_row_by_row() -> None:
 
     check_rows(run, images, 2, "fp32", "a batch of 3,")
     for name, message in {"probabilities": "probab", "member_probabilities": "member", "entropy": "entropy"}.items():
-        wrong = {key: values.copy() for key, values in true.items()}
-        wrong[name][2].flat[1] += 0.03
-        with pytest.raises(GateError, match=f"a batch of 3,.*{message}"):
-            check_rows(partial(run, together=wrong), images, 2, "fp32", "a batch of 3,")
+        for place in (1, -1):  # the last is the last member's
+            wrong = {key: values.copy() for key, values in true.items()}
+            wrong[name][2].flat[place] += 0.03
+            with pytest.raises(GateError, match=f"a batch of 3,.*{message}"):
+                check_rows(partial(run, together=wrong), images, 2, "fp32", "a batch of 3,")
 
 
 @pytest.mark.parametrize(("error", "right"), [(0.01, True), (0.03, False)])

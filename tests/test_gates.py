@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from edgemed.errors import GateError, InputError
-from edgemed.gates import TIE_MARGINS, Gates, check, compare, compare_batches, default_gates, in_each_place
+from edgemed.evidence import Golden
+from edgemed.gates import (
+    TIE_MARGINS,
+    Gates,
+    check,
+    compare,
+    compare_batches,
+    default_gates,
+    in_each_place,
+    judged_golden,
+)
 
 REFERENCE = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
 
@@ -117,6 +127,33 @@ def test_two_images_that_change_places_are_no_fall_of_auroc_however_few_there_ar
     check(compare_batches(reference, twice, tie_margin=0, labels=labels), every)
     with pytest.raises(GateError, match="AUROC lower by"):
         check(compare(reference, two, tie_margin=0, labels=labels), every)
+
+
+def test_a_pair_of_the_rarest_class_weighs_most_and_its_change_of_places_is_no_fall_of_auroc_either() -> None:
+    pytest.importorskip("sklearn")
+    labels = [0] * 6 + [1] * 2 + [2]
+    reference = np.eye(3)[labels] * 0.5 + 0.2
+    reference[:, 2] = np.arange(1, 10) / 10
+    swapped = reference.copy()
+    swapped[7:, 2] = reference[[8, 7], 2]  # the only image of class 2, and the next below it
+    found = compare(reference, swapped, tie_margin=0, labels=labels)
+    assert found.auroc_drop == pytest.approx(1 / (1 * 8) / 3)
+    check(found, Gates(max_flips=9, max_prob_error=1, max_auroc_drop=0))
+    two_of_three = compare(reference, reference, tie_margin=0, labels=[0] * 6 + [1] * 3)
+    assert two_of_three.auroc_step == pytest.approx(1 / (6 * 3) / 2)  # a pair of one of two curves
+
+
+@pytest.mark.parametrize("member", [0, 1])
+def test_a_self_test_judges_each_member_though_the_mean_is_within_its_gate(member: int) -> None:
+    of_members = np.array([[0.7, 0.3], [0.6, 0.4]], np.float32)
+    golden = Golden(np.zeros((2, 2, 3), np.uint8), of_members.mean(0), of_members)
+    off = of_members.copy()
+    off[member] += np.float32([1.5e-3, -1.5e-3])
+    answers = {"probabilities": off.mean(0)[None], "member_probabilities": off[None]}
+    with pytest.raises(GateError, match=f"it, member {'ab'[member]}, differs .* probability error 1.50e-03"):
+        judged_golden([golden], [answers], "fp32", "ab", "it")
+    right = {"probabilities": of_members.mean(0)[None], "member_probabilities": of_members[None]}
+    assert judged_golden([golden], [right], "fp32", "ab", "it").max_prob_error == 0
 
 
 def test_the_error_of_a_gate_lists_every_figure_that_is_beyond_it() -> None:

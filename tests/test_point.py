@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("torch", reason="extra train is not installed")
@@ -22,7 +22,7 @@ from edgemed.errors import InputError
 from edgemed.evaluate import Table
 from edgemed.manifest import OperatingPoint
 from edgemed.operating import REFER, decide, disagreement
-from edgemed.point import Wanted, allowed_failures, fitted_point
+from edgemed.point import Wanted, allowed_failures, fitted_point, outcomes
 from edgemed.point_quality import Part, judged, selective_metrics
 
 WANTED = Wanted("malignant", sensitivity=0.9, answer=0.8)
@@ -52,6 +52,7 @@ def test_the_sets_hold_the_true_label_as_often_as_stated_on_new_images(groups: i
 
 
 @given(st.integers(1, 300), st.integers(1, 99))
+@example(9, 90)  # as many as 90 % needs: a float of 0.1 is a little less
 def test_the_rank_is_that_of_split_conformal_prediction(images: int, percent: int) -> None:
     rank = math.ceil((images + 1) * Fraction(percent, 100))  # of the score that bounds the set
     assert allowed_failures(1 - percent / 100, images, images) == images - rank
@@ -105,6 +106,31 @@ def test_sensitivity_and_answers_hold_on_new_images_on_average() -> None:
     for values, promised in ((found, 0.9), (answered, 0.8), (1 - np.array(wrong), 0.9)):
         error = np.std(values) / math.sqrt(len(values))
         assert promised - 2 * error < np.mean(values) < promised + 0.05
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Wanted(),
+        Wanted("malignant", sensitivity=0.8, coverage=0),
+        Wanted("malignant", specificity=0.8, coverage=0),
+        Wanted(answer=0.8, coverage=0),
+        Wanted(max_error=0.2, coverage=0),
+    ],
+)
+def test_more_images_of_the_same_patients_promise_no_more(wanted: Wanted) -> None:
+    once, thrice = (drawn(np.random.default_rng(3), 60, copies) for copies in (1, 3))
+    point = fitted_point(wanted, CLASSES, thrice)
+    assert point == fitted_point(wanted, CLASSES, once).model_copy(update={"images": 180})
+
+
+def test_wrong_answers_are_those_of_the_decisions_by_the_threshold() -> None:
+    """A low threshold calls many images malignant that are not the most probably so: these errors are referred, too."""
+    table = drawn(np.random.default_rng(4), 200)
+    point = fitted_point(Wanted("malignant", sensitivity=0.98, max_error=0.2, coverage=0), CLASSES, table)
+    truth = [CLASSES[k] for k in table.labels]
+    wrong = [one.decision not in (REFER, name) for one, name in zip(decisions(point, table), truth, strict=True)]
+    assert sum(wrong) == allowed_failures(0.2, 200, 200)  # as few are referred as that takes
 
 
 def test_what_so_few_images_cannot_promise_is_refused_with_what_they_can() -> None:
@@ -175,6 +201,7 @@ def test_the_judgement_counts_what_the_decisions_do() -> None:
     assert found["sets"]["coverage"]["value"] == pytest.approx(covered(point, test))
     assert found["referral"]["answered"]["value"] == pytest.approx(np.mean(made != REFER))
     assert found["referral"]["wrong_answers"]["value"] == pytest.approx(np.mean((made != truth) & (made != REFER)))
+    assert found["referral"]["accuracy_of_answers"]["value"] == pytest.approx(np.mean((made == truth)[made != REFER]))
     positive, answered, named = truth == WANTED.positive, made != REFER, made == WANTED.positive
     threshold = found["threshold"]["of_answers"]
     assert threshold["sensitivity"]["value"] == pytest.approx(named[positive & answered].mean())
@@ -185,6 +212,14 @@ def test_the_judgement_counts_what_the_decisions_do() -> None:
     assert found["sets"]["share_by_size"] == pytest.approx(
         [np.mean([len(one.prediction_set) == size for one in each]) for size in range(4)]
     )
+
+
+def test_an_image_at_the_limit_of_disagreement_is_judged_as_it_is_decided() -> None:
+    members = np.array([[[0.875, 0.125, 0], [0.625, 0.375, 0]], [[1, 0, 0], [0.5, 0.5, 0]]], np.float32)  # 1/8, 1/4
+    table = Table(("a", "b"), np.array([0, 0]), ("a", "b"), members)
+    point = OperatingPoint(images=9, max_disagreement=0.125)
+    assert [one.decision for one in decisions(point, table)] == [CLASSES[0], REFER]
+    assert outcomes(point, CLASSES, table).referred.tolist() == [False, True]
 
 
 def test_few_positive_groups_promise_nothing_and_those_that_are_all_right_no_certainty() -> None:
@@ -218,6 +253,21 @@ def test_the_interval_of_the_coverage_is_honest_about_the_draw_of_the_calibratio
             hits.append(found[name]["low"] <= 0.9 <= found[name]["high"])
     assert np.mean(both) > 0.85
     assert np.mean(alone) < 0.7
+
+
+def test_the_interval_of_the_coverage_is_that_of_the_sets_that_were_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fitted again on the very calibration images, the sets hold the true label as often as those that are stated."""
+    rng, seen, real = np.random.default_rng(2), list[float](), point_quality.group_bootstrap
+
+    def noted(*arguments: Any, **settings: Any) -> Any:
+        found = real(*arguments, **settings)
+        seen.append(found.value)
+        return found
+
+    monkeypatch.setattr(point_quality, "group_bootstrap", noted)
+    calibration, test = drawn(rng, 40), drawn(rng, 400)
+    found = judged([Part(fitted_point(Wanted(), CLASSES, calibration), calibration, test)], CLASSES)["sets"]
+    assert seen == [pytest.approx(found["coverage"]["value"], abs=1 / 400)]
 
 
 def test_folds_that_were_fitted_for_different_things_are_not_pooled(

@@ -1,0 +1,117 @@
+"""The figures of a certificate: the change of AUROC has a sign and counts patients, limits have a margin at fp16."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_bundles as tiny
+from PIL import Image
+
+from edgemed.certify import certify, image_files
+from edgemed.errors import GateError
+from edgemed.evidence import reference_file
+from edgemed.gates import Gates, default_gates
+from edgemed.images import pixels_sha256
+from edgemed.infer import Model, load
+from edgemed.manifest import OperatingPoint
+from edgemed.metrics import auroc_change
+
+pytestmark = pytest.mark.usefixtures("cache")
+WIDE = Gates(max_flips=99, max_prob_error=1, max_auroc_drop=1)
+
+
+def noted(folder: Path, members: np.ndarray, groups: Sequence[int], precision: str = "fp32", **fields: Any) -> Model:
+    """A model of which PyTorch is said to have answered `members` (N, M, K) on the N images in `folder`/data.
+
+    Image k is of class k % 3.
+    """
+    (folder / "data").mkdir()
+    pixels = [tiny.image(k) for k in range(len(members))]
+    for k, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / "data" / f"{k:02d}.png")
+    labels = [k % 3 for k in range(len(pixels))]
+    hashes = [pixels_sha256(image) for image in pixels]
+    table = reference_file(hashes, labels, groups, ["test"] * len(pixels), members)
+    files = {**tiny.fields()["files"], "reference.npz": table}
+    return load(tiny.bundle(folder / "bundle", files=files, **fields).path, runtime="openvino", precision=precision)
+
+
+def answers(count: int) -> np.ndarray:
+    """What the tiny model's members answer: (count, M, K)."""
+    return np.concatenate([tiny.expected(tiny.image(k)[None])[1] for k in range(count)])
+
+
+def test_the_change_of_auroc_is_the_engines_minus_pytorchs_with_an_interval_over_patients(tmp_path: Path) -> None:
+    """Where PyTorch ranked better than the engine does, the change is negative."""
+    count, groups = 36, [k // 3 for k in range(36)]
+    given, labels = answers(count), np.arange(count) % 3
+    better = given * 0.6
+    better[np.arange(count), :, labels] += 0.4
+    found = certify(noted(tmp_path, better, groups), tmp_path / "data", WIDE)
+    expected = auroc_change(labels, better.mean(1), given.mean(1), groups)
+    assert expected is not None and expected.value < -0.1
+    assert found.change is not None
+    # The table is sorted by hash, so that the resamples draw the patients in another order.
+    assert found.change.value == pytest.approx(expected.value, abs=1e-6)
+    assert found.change.high - found.change.low == pytest.approx(expected.high - expected.low, rel=0.15)
+    of_images = auroc_change(labels, better.mean(1), given.mean(1), range(count))
+    assert of_images is not None and abs(of_images.high - of_images.low - expected.high + expected.low) > 0.03
+
+
+def test_few_patients_give_a_certificate_no_interval_of_the_auroc_and_no_bounds_that_are_no_numbers(
+    tmp_path: Path,
+) -> None:
+    found = certify(noted(tmp_path, answers(18), [k // 2 for k in range(18)]), tmp_path / "data", Gates())
+    assert found.change is None
+    assert found.record.certificate is not None and found.record.certificate.auroc_change is None
+
+
+def test_each_place_of_a_plans_batch_is_compared_with_its_own_image(tmp_path: Path) -> None:
+    """By label, by AUROC and by the operating point: an engine that is right in all places has changed nothing."""
+    point = OperatingPoint(images=9, positive="malignant", threshold=0.4, target="sensitivity", target_value=0.9)
+    model = noted(tmp_path, answers(12), range(12), operating_point=point)
+    record = certify(model, tmp_path / "data", Gates()).record
+    plan = replace(model, record=record.model_copy(update={"batch": (2, 2, 4)}))
+    found = certify(plan, tmp_path / "data", Gates())
+    assert found.flips == ()
+    assert found.change is not None and found.change.value == 0
+
+
+@pytest.mark.parametrize(("precision", "flips"), [("fp32", ["03.png"]), ("fp16", [])])
+def test_at_fp16_a_decision_that_pytorch_was_not_clear_about_does_not_count(
+    precision: str, flips: list[str], tmp_path: Path
+) -> None:
+    members = answers(12)
+    share = float(members[3, :, 0].mean())
+    members[3] += 4e-3 * np.array([1, -1, 0])
+    point = OperatingPoint(images=9, coverage=0.9, min_probability=share + 2e-3)
+    model = noted(tmp_path, members, range(12), precision, operating_point=point)
+    gates = default_gates(precision, max_flips=1, max_prob_error=5e-3)
+    assert [path.name for path in certify(model, tmp_path / "data", gates).flips] == flips
+
+
+@pytest.mark.parametrize(("off", "name"), [((2.9e-3, -1e-3), "imagenet"), ((-1e-3, 2.9e-3), "mae")])
+def test_each_member_is_judged(off: tuple[float, float], name: str, tmp_path: Path) -> None:
+    """The mean is within the gate, and so is the other member."""
+    members = answers(3)
+    members[1] += np.array(off)[:, None] * np.array([1, -1, 0])
+    with pytest.raises(GateError, match=rf"member {name}, differs .* error 2\.90e-03, at most 0\.002"):
+        certify(noted(tmp_path, members, range(3)), tmp_path / "data", Gates())
+
+
+def test_a_certificate_states_the_gates_that_it_kept(tmp_path: Path) -> None:
+    gates = Gates(max_flips=2, max_prob_error=3e-3, max_auroc_drop=0.04)
+    certificate = certify(noted(tmp_path, answers(3), range(3)), tmp_path / "data", gates).record.certificate
+    assert certificate is not None
+    assert certificate.gates.model_dump() == vars(gates)
+
+
+def test_a_csv_of_excels_names_the_files_as_any_other(tmp_path: Path) -> None:
+    """It begins with a byte order mark, which is no part of the first column's name."""
+    (tmp_path / "data.csv").write_text("path,label\na.png,benign\n", encoding="utf-8-sig")
+    assert [path.name for path in image_files(tmp_path / "data.csv")] == ["a.png"]
