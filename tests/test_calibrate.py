@@ -78,9 +78,12 @@ def test_calibration_is_cut_from_training_alone_by_whole_groups() -> None:
 
 
 def test_a_class_that_is_too_small_to_share_keeps_its_images_and_is_named() -> None:
-    after = with_calibration(whole({"a": 80, "rare": 2}), 0.2, seed=0)
+    after = with_calibration(replace(whole({"a": 80, "rare": 2}), warnings=("of the scan",)), 0.2, seed=0)
     assert sum(row.label == "rare" for row in after.subset("train").rows) == 2
-    assert after.warnings == ("no calibration image of rare: the operating point does not speak for these.",)
+    assert after.warnings == (
+        "of the scan",
+        "no calibration image of rare: the operating point does not speak for these.",
+    )
 
 
 def test_a_calibration_split_of_the_data_is_kept_and_one_that_is_too_small_is_refused() -> None:
@@ -90,6 +93,9 @@ def test_a_calibration_split_of_the_data_is_kept_and_one_that_is_too_small_is_re
         with_calibration(own, 0.2, seed=0)
     with pytest.raises(InputError, match="2 images in 2 groups, too few"):
         with_calibration(whole({"a": 9, "b": 9}), 0.1, seed=0)
+    many = Dataset(Path(), (*own.rows[:-10], *rows({"a": 4, "b": 4}, "calibration", size=20)), ("a", "b"))
+    with pytest.raises(InputError, match="160 images in 8 groups, too few"):  # images of one patient are alike
+        with_calibration(many, 0.0, seed=0)
 
 
 def test_a_csv_may_name_the_calibration_split(tmp_path: Path) -> None:

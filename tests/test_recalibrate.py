@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ pytest.importorskip("torch", reason="extra train is not installed")
 
 from answers import CLASSES, drawn
 
+from edgemed.curves import risk_coverage
 from edgemed.errors import InputError
 from edgemed.operating import read_operating_point
 from edgemed.point import Wanted, fitted_point
+from edgemed.point_quality import Part, judged, selective_metrics
 from edgemed.predictions import read_table
 from edgemed.recalibrate import recalibrate
 
@@ -75,6 +78,25 @@ def test_a_test_row_need_not_even_be_readable(tmp_path: Path) -> None:
     assert fitted_point(WANTED, CLASSES, read_table(run, CLASSES, "calibration")) == point
 
 
+def judged_by_hand(run: Path) -> dict[str, Any]:
+    """What the operating point in the folder of a run is worth on that run's test rows."""
+    point, calibration = read_operating_point(run), read_table(run, CLASSES, "calibration")
+    assert point is not None
+    asked = {"positive": "malignant", "sensitivity": 0.9, "answer": 0.8, "coverage": 0.9}
+    return judged([Part(point, calibration, read_table(run, CLASSES, "test"))], CLASSES) | {"wanted": asked}
+
+
+@pytest.mark.usefixtures("no_report")
+def test_training_judges_its_operating_point_as_a_refitting_does_on_the_test_rows(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_run(run, 0)
+    refitted = recalibrate(run, WANTED)["operating"]
+    assert refitted == judged_by_hand(run)
+    found = selective_metrics([run], CLASSES)  # what `edgemed train` writes
+    assert found["operating"] | {"wanted": refitted["wanted"]} == refitted
+    assert found["risk_coverage"] == risk_coverage(read_table(run, CLASSES, "test"))
+
+
 @pytest.mark.usefixtures("no_report")
 def test_refitting_replaces_the_whole_point_and_keeps_the_other_metrics(tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -123,6 +145,9 @@ def test_a_folded_run_gets_a_point_in_every_fold_and_their_pooled_figures(tmp_pa
     for part, key in (("sets", "coverage"), ("referral", "answered")):  # 80 images each, so the mean is the pooled one
         assert found[part][key]["value"] == pytest.approx(np.mean([fold[part][key]["value"] for fold in each]))
     assert np.sum(found["decisions"]) == 240
+    for k, fold in enumerate(each):
+        assert fold["points"] == found["points"][k : k + 1]
+        assert fold == judged_by_hand(run / "folds" / str(k))
 
 
 @pytest.mark.usefixtures("no_report")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgemed.errors import InputError
-from edgemed.stats import group_bootstrap
+from edgemed.stats import group_bootstrap, share
 
 
 def test_an_ordinary_bootstrap_of_a_mean_has_the_textbook_width() -> None:
@@ -83,3 +83,17 @@ def test_nothing_to_compute_from_is_refused() -> None:
         group_bootstrap(lambda index: 0.0, [1], level=95)
     with pytest.raises(InputError, match="resamples"):
         group_bootstrap(lambda index: 0.0, [1], resamples=0)
+
+
+def test_where_nothing_varies_the_bounds_are_those_of_so_many_patients_and_not_images() -> None:
+    pytest.importorskip("sklearn")
+    from edgemed.metrics import metrics_with_intervals, paired_difference
+
+    groups, labels = np.repeat(range(20), 5), np.arange(100) % 2
+    right = np.stack([1 - labels, labels], axis=1).astype(float)
+    least = 0.025 ** (1 / 20)  # Clopper and Pearson's for 20 of 20
+    every = np.ones(100, np.bool_)
+    assert share(every, every, groups.tolist()) == (1, pytest.approx(least), 1)
+    accuracy = metrics_with_intervals(labels, right, groups, ["a", "b"], resamples=20)["accuracy"]
+    assert accuracy == {"value": 1, "low": pytest.approx(least), "high": 1}
+    assert paired_difference(labels, right, right, groups) == (0, pytest.approx(least - 1), pytest.approx(1 - least))
