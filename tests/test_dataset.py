@@ -70,6 +70,16 @@ def test_images_of_few_grey_levels_are_warned_of_and_refused_where_most_of_every
     assert scan(folder, min_classes=1).warnings[0].startswith(f"7 {few}")  # nothing is learnt from what is evaluated
 
 
+@pytest.mark.parametrize(("levels", "warned"), [(19, True), (20, False)])
+def test_an_image_of_as_many_levels_as_the_warning_says_is_not_warned_of(
+    folder: Path, levels: int, warned: bool
+) -> None:
+    half = np.zeros((96, 96), np.uint8)
+    half[:48] = levels - 1
+    Image.fromarray(half).save(folder / "benign" / "0.png")
+    assert ["fewer than 20" in warning for warning in scan(folder).warnings] == [True] * warned
+
+
 def test_masks_beside_their_images_are_warned_of(folder: Path) -> None:
     _save(folder / "benign" / "face_mask.png", 50)  # of no other image
     assert scan(folder).warnings == ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,28 @@ def test_copies_of_the_owners_test_images_are_left_out_of_the_other_splits(tmp_p
     assert all(row.split == SPLITS[k % 3] for k, row in enumerate(joined.rows, start=1))
     [warning] = [warning for warning in joined.warnings if "left out" in warning]
     assert "3 images are left out (3 of train)" in warning
+
+
+def test_a_wrong_label_that_nothing_learns_from_is_not_warned_of_and_the_scans_warnings_stay(tmp_path: Path) -> None:
+    lines = ["path,label,split"]
+    for k in range(5):  # 4 is a copy of 2, which tests, with the other label
+        _save(tmp_path / f"{k}.png", k % 4 if k < 4 else 2)
+        lines.append(f"{k}.png,{'ab'[k // 2 % 2] if k < 4 else 'a'},{'test' if k == 2 else 'train'}")
+    dataset = replace(scan(_csv(tmp_path, *lines)), warnings=("of the scan",))
+    joined, pairs = join_near_duplicates(dataset)
+    assert [(pair.a, pair.b, pair.conflicting) for pair in pairs] == [("2.png", "4.png", True)]
+    assert joined.warnings[0] == "of the scan"
+    assert ["left out" in warning for warning in joined.warnings[1:]] == [True]
+
+
+def test_a_search_in_blocks_finds_what_one_block_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    images = [Image.fromarray(phantom("oval", k, 120, 150)) for k in range(9)]
+    thumbnails = [_thumbnail(image) for image in (*images, *(_altered(image, rng) for image in images))]
+    found = duplicate_pairs(thumbnails)
+    assert [(i, j) for i, j, _ in found] == [(k, k + 9) for k in range(9)]
+    monkeypatch.setattr(duplicates, "_BLOCK", 4)
+    assert duplicate_pairs(thumbnails) == found
 
 
 def test_a_black_background_neither_hides_a_copy_nor_makes_one() -> None:

@@ -85,9 +85,9 @@ def test_draws_without_a_rare_class_do_not_lift_the_bounds_of_its_averages() -> 
 
 
 def test_the_calibration_error_by_chance_is_that_of_coins_which_fall_as_often_as_they_are_said_to() -> None:
-    rights = np.arange(26)  # of 25 images, all of confidence 0.8, which share a bin
-    error, weight = np.abs(rights / 25 - 0.8), binom.pmf(rights, 25, 0.8)
-    chance = calibration_error_by_chance(np.tile([0.8, 0.15, 0.05], (25, 1)), resamples=4000)
+    rights = np.arange(61)  # of 60 images, all of confidence 0.8, which share a bin
+    error, weight = np.abs(rights / 60 - 0.8), binom.pmf(rights, 60, 0.8)
+    chance = calibration_error_by_chance(np.tile([0.8, 0.15, 0.05], (60, 1)), resamples=4000)
     assert chance["mean"] == pytest.approx((error * weight).sum(), rel=0.03)
     assert weight[error > chance["high"] + 1e-9].sum() < 0.025 < weight[error >= chance["high"] - 1e-9].sum()
 
@@ -111,6 +111,19 @@ def test_a_class_without_labels_is_undefined_and_leaves_the_averages_alone() -> 
     assert metrics["balanced_accuracy"] == 0.75
     assert metrics["specificity"]["c"] == pytest.approx(2 / 3)
     json.dumps(metrics, allow_nan=False)
+
+
+def test_a_decision_for_a_class_without_labels_is_in_the_interval_of_the_macro_f1_as_in_its_value() -> None:
+    labels = np.arange(200) % 2
+    decided = np.where(np.arange(200) < 10, 2, labels)  # ten for class c, whose F1 is 0
+    found = metrics_with_intervals(labels, np.eye(3)[decided], range(200), CLASSES)["macro_f1"]
+    assert found["low"] < found["value"] < found["high"] < 0.7
+
+
+def test_the_difference_of_one_that_is_always_right_and_one_that_never_is_lies_within_its_bounds() -> None:
+    right = np.eye(2)[np.arange(40) % 2]
+    found = paired_difference(np.arange(40) % 2, right, right[:, ::-1], range(40))
+    assert found.low <= found.value == 1 <= found.high
 
 
 def test_one_class_alone_has_no_auroc_and_no_interval_for_it() -> None:

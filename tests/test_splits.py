@@ -21,7 +21,7 @@ from edgemed.dataset import (
     split_dataset,
 )
 from edgemed.errors import InputError
-from edgemed.splits import held_out_groups
+from edgemed.splits import assigned_parts, held_out_groups
 
 
 def _rows(counts: dict[str, dict[str, int]]) -> Dataset:
@@ -74,6 +74,17 @@ def test_large_groups_do_not_spoil_the_shares() -> None:
         for split, fraction in zip(SPLITS, (0.6, 0.2, 0.2), strict=True):
             share = sum(row.split == split for row in dataset.rows if row.label == label) / sum(groups.values())
             assert share == pytest.approx(fraction, abs=0.01)
+
+
+def test_a_rare_class_gets_its_shares_though_its_images_lie_among_those_of_a_common_one() -> None:
+    rng = np.random.default_rng(2)  # patients of 1 to 29 images of class a, and 0 to 2 of class b
+    counts = {f"p{k}": (int(rng.integers(1, 30)), int(rng.integers(3))) for k in range(60)}
+    labels = [k for of_both in counts.values() for k in (0, 1) for _ in range(of_both[k])]
+    groups = [group for group, of_both in counts.items() for _ in range(sum(of_both))]
+    parts = assigned_parts(labels, groups, "ab", (0.7, 0.15, 0.15), seed=0)
+    for k in (0, 1):
+        where = [parts[group] for group, label in zip(groups, labels, strict=True) if label == k]
+        assert np.bincount(where) / len(where) == pytest.approx([0.7, 0.15, 0.15], abs=0.03)
 
 
 def test_the_split_follows_the_seed_and_not_the_order_of_the_rows() -> None:
