@@ -17,10 +17,12 @@ pytest.importorskip("cv2", reason="extra train is not installed")
 from edgemed import duplicates
 from edgemed.dataset import (
     SPLITS,
+    Dataset,
+    Row,
     join_near_duplicates,
     scan,
 )
-from edgemed.duplicates import duplicate_pairs, thumbnail
+from edgemed.duplicates import duplicate_pairs, merged_groups, thumbnail
 from edgemed.images import image_from_file
 from edgemed.phantoms import phantom
 
@@ -127,6 +129,36 @@ def test_a_search_in_blocks_finds_what_one_block_does(monkeypatch: pytest.Monkey
     assert [(i, j) for i, j, _ in found] == [(k, k + 9) for k in range(9)]
     monkeypatch.setattr(duplicates, "_BLOCK", 4)
     assert duplicate_pairs(thumbnails) == found
+
+
+def test_a_pair_is_named_by_its_place_among_all_images_where_others_are_equal() -> None:
+    image = Image.fromarray(phantom("oval", 1, 120, 150))
+    other = _thumbnail(Image.fromarray(phantom("oval", 2, 120, 150)))
+    found = duplicate_pairs([other, other, _thumbnail(image), _thumbnail(_altered(image, np.random.default_rng(0)))])
+    assert [(i, j) for i, j, _ in found] == [(0, 1), (2, 3)]
+
+
+def test_merged_groups_take_the_name_that_sorts_first() -> None:
+    assert merged_groups(["c", "b", "a", "d"], [(0, 1), (1, 2)]) == ["a", "a", "a", "d"]
+
+
+def test_nothing_but_the_same_small_mark_makes_no_copies() -> None:
+    marked = [np.full((96, 96), value, np.uint8) for value in (100, 140)]
+    for image in marked:
+        image[48, 48] += 60
+    assert duplicate_pairs(marked) == []
+
+
+@pytest.mark.parametrize(("others", "reported"), [(47, True), (57, False)])
+def test_a_large_group_is_one_of_its_own_class_however_many_images_there_are(others: int, reported: bool) -> None:
+    rng = np.random.default_rng(0)
+    labels = "a" * (3 + others) + "b" * 40
+    rows = tuple(Row(f"{k}.png", label, f"{k}", "") for k, label in enumerate(labels))
+    pictures = [np.zeros((96, 96), np.uint8)] * 3 + [rng.integers(0, 256, (96, 96), np.uint8) for _ in labels[3:]]
+    thumbnails = {row.path: picture for row, picture in zip(rows, pictures, strict=True)}
+    joined, _ = join_near_duplicates(Dataset(Path(), rows, ("a", "b"), thumbnails=thumbnails))
+    said = f"near-duplicates joined 3 of {3 + others} images of class 'a'"
+    assert [warning.startswith(said) for warning in joined.warnings] == [True] * reported
 
 
 def test_a_black_background_neither_hides_a_copy_nor_makes_one() -> None:

@@ -63,6 +63,14 @@ def test_pseudonyms_are_hashes_salted_with_the_images(clinic: Path) -> None:
     assert not set(patient_groups(files).values()) & set(groups.values())  # other data, other pseudonyms
 
 
+def test_spaces_around_an_id_make_no_other_patient_and_alone_name_none(tmp_path: Path) -> None:
+    files = [tmp_path / f"{k}.dcm" for k in range(4)]
+    for k, patient in enumerate(("P1", " P1 ", "P1", "  ")):
+        files[k].write_bytes(_scan_of(patient, k, "oval"))
+    groups = patient_groups(files)
+    assert list(groups) == files[:3] and len(set(groups.values())) == 1
+
+
 def test_a_folder_of_dicom_files_needs_no_suffixes(clinic: Path) -> None:
     before = scan(clinic)
     for file in clinic.rglob("*.dcm"):

@@ -86,6 +86,7 @@ MEANT: dict[str, tuple[Sequence[object], str | None]] = {
     "lesion_id": (range(8), None),  # another for each
     "scanner_id": ([1, 2] * 10, None),  # two of them
     "phase ": (("arterial", "venous") * 4, None),
+    "serial": ([f"S{k % 19}" for k in range(20)], None),  # nearly another for each
     "taken": ([f"2020-01-{k // 2:02d}" for k in range(20)], None),
     "tumour": ([f"T{k % 3}N{k % 2}" for k in range(20)], None),
 }
