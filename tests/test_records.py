@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import calendar
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from edgemed.manifest import ImageInput, sha256_of
 from edgemed.pack import add_plan
 from edgemed.plans import tried
 from edgemed.preflight import Here
+from edgemed.records import now
 from edgemed.runtimes.tensorrt import Flavour
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -106,6 +109,19 @@ def test_a_self_test_gives_a_plan_as_many_images_at_once_as_it_wants(
     monkeypatch.setattr(model.session, "run", lambda pixels: asked.add(len(pixels)) or real(pixels))
     replace(model, record=test_bundle.record(PLAN, batch=(least, 4, 8))).self_test()
     assert asked == {least}
+
+
+def test_a_record_states_the_time_in_utc_wherever_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(time, "tzset"):
+        pytest.skip("this system's time zone cannot be changed for a process")
+    monkeypatch.setenv("TZ", "XYZ-11")  # eleven hours ahead of UTC
+    time.tzset()
+    try:
+        stated = calendar.timegm(time.strptime(now(), "%Y-%m-%dT%H:%M:%SZ"))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert abs(stated - time.time()) < 60
 
 
 def test_known_images_that_do_not_fit_are_not_counted_as_unknown_too(
