@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "extra file": (lambda f: (f / "run.sh").write_text("rm"), "run.sh is not listed"),
     "extra in golden": (lambda f: (f / "golden" / "x.png").write_text(""), "golden/x.png is not listed"),
     "truncated": (lambda f: os.truncate(f / "model.fp32.onnx", 100), "has 100 bytes, the manifest states"),
+    "longer": (lambda f: (f / "model_card.md").write_bytes(b"# Tiny\n\n"), "has 8 bytes, the manifest states 7"),
     "symbolic link": (replace_by_link, "is a symbolic link"),
     "linked folder": (lambda f: (f / "plans").symlink_to(f / "golden"), "plans is a symbolic link"),
     "pipe": (lambda f: os.mkfifo(f / "pipe"), "is not a plain file"),
@@ -205,6 +207,26 @@ def test_a_plan_of_another_graph_or_with_a_wrong_record_is_not_added(tmp_path: P
     assert not (opened.path / "plans").exists()
     with pytest.raises(ValueError, match="id"):
         record(b"x", id="../x")
+
+
+def test_a_plan_that_was_copied_from_another_models_bundle_is_not_read(tmp_path: Path) -> None:
+    plan = b"machine code"
+    opened = tiny.bundle(tmp_path / "one", complete=lambda staged: add_plan(staged, record(plan), plan))
+    files = {**tiny.fields()["files"], "model.fp32.onnx": tiny.model(-tiny.WEIGHTS)}
+    other = tiny.bundle(tmp_path / "other", files=files)
+    shutil.copytree(opened.path / "plans", other.path / "plans")
+    for refused in (lambda: other.read_plan(other.plans()[0]), other.verify):
+        with pytest.raises(InputError, match="plan rtx-fp32 was built from another fp32 graph"):
+            refused()
+    opened.verify()
+
+
+def test_with_a_key_an_unsigned_record_is_refused_though_there_is_no_plan_to_it(tmp_path: Path) -> None:
+    opened = tiny.bundle(tmp_path / "bundle")
+    add_plan(opened, record(None, id="cpu", runtime="openvino"), None)
+    opened.verify()
+    with pytest.raises(InputError, match="cpu.json is not signed"):
+        replace(opened, plan_key=b"a key").verify()
 
 
 def test_unknown_names_get_a_suggestion(tmp_path: Path) -> None:
