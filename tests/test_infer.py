@@ -21,6 +21,7 @@ from edgemed import engines
 from edgemed.bundle import Bundle
 from edgemed.errors import GateError, InputError
 from edgemed.infer import Model
+from edgemed.manifest import OperatingPoint
 from edgemed.runtimes import openvino
 
 
@@ -57,6 +58,17 @@ def test_a_prediction_says_what_numpy_computes(model: Model, bundle: Bundle) -> 
     assert (found.runtime, found.bundle_id, found.path) == ("openvino", bundle.manifest.bundle_id, None)
 
 
+def test_the_label_is_the_most_probable_one_whatever_the_operating_point_decides(tmp_path: Path) -> None:
+    shares = tiny.expected(tiny.image(1)[None])[0][0]
+    first, second = np.argsort(-shares)[:2]
+    threshold = float(shares[second]) - 1e-3
+    point = OperatingPoint(
+        images=9, positive=tiny.LABELS[second], threshold=threshold, target="sensitivity", target_value=0.9
+    )
+    found = edgemed.load(tiny.bundle(tmp_path / "bundle", operating_point=point).path)(tiny.image(1))
+    assert (found.label, found.decision) == (tiny.LABELS[first], tiny.LABELS[second])
+
+
 def test_the_json_object_has_exactly_the_promised_fields(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "scan.png"
     path.write_bytes(png(tiny.image(1)))
@@ -86,7 +98,7 @@ def test_every_source_of_the_same_pixels_gives_the_same_probabilities(model: Mod
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_a_list_keeps_its_order_whatever_the_sizes_and_the_batch(model: Model, batch: int) -> None:
-    sizes = [(40, 56), (40, 56), (40, 56), (64, 48), (40, 56), (40, 56), (30, 30), (30, 30)]
+    sizes = [(40, 56), (40, 56), (40, 56), (56, 40), (40, 56), (40, 56), (30, 30), (30, 30)]
     images = [tiny.image(seed, *size) for seed, size in enumerate(sizes)]
     found = model(images, batch=batch)
     assert len(found) == len(images)

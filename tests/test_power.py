@@ -35,6 +35,7 @@ def test_jetpack_4_gives_milliwatts(tmp_path: Path) -> None:
 
 def test_rapl_counts_the_package_and_not_its_parts_twice(tmp_path: Path) -> None:
     assert read(trees.write(tmp_path, trees.DESKTOP)) == {"rapl package-0 (J)": pytest.approx(1.0)}
+    assert [meter.wraps_at for meter in all_meters(tmp_path)] == [pytest.approx(262143.32885)]  # joules, too
 
 
 @pytest.mark.parametrize("error", [PermissionError, FileNotFoundError])
@@ -57,6 +58,13 @@ def test_the_gpus_counter_is_preferred_to_polling(tmp_path: Path, monkeypatch: p
     assert read(tmp_path) == {"gpu (J)": pytest.approx(123.456)}
     monkeypatch.setattr(nvml, "first_gpu", lambda: polled)
     assert read(tmp_path) == {"gpu (W)": pytest.approx(71.5)}
+
+
+def test_a_rail_that_reads_nothing_at_times_is_read_all_the_same() -> None:
+    watts = itertools.cycle([0.0, 4.0])
+    found = power_of(lambda: time.sleep(0.02), images=1, seconds=0.4, meters=[Meter("rail", "W", lambda: next(watts))])
+    assert isinstance(found, dict)
+    assert 1 < found["sources"][0]["watts"] < 3
 
 
 def test_energy_per_image_of_a_counter_and_of_a_polled_rail() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import calendar
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -67,6 +68,16 @@ def test_a_plans_certificate_is_none_for_the_onnx_file(onnx: tuple[Model, Findin
     (model.bundle.path / "plans" / f"{found.record.id}.json").unlink()
     assert replace(model, record=of_plan).state == "certified"
     assert model.state == "built"
+
+
+def test_a_certificate_that_was_copied_from_another_models_bundle_counts_for_nothing(
+    onnx: tuple[Model, Finding], tmp_path: Path
+) -> None:
+    assert onnx[0].state == "certified"
+    files = {**tiny.fields()["files"], "model.fp32.onnx": tiny.model(-tiny.WEIGHTS)}
+    other = tiny.bundle(tmp_path / "other", files=files)
+    shutil.copytree(onnx[0].bundle.path / "plans", other.path / "plans")
+    assert load(other.path, runtime="openvino").state == "built"
 
 
 @pytest.mark.parametrize(("capability", "state"), [("sm86", "self-tested"), ("sm89", "built")])
