@@ -130,6 +130,17 @@ def test_a_wrong_answer_gets_a_reason_and_no_time(model: Model) -> None:
     assert "not timed: its answers are not the bundle's" in text
 
 
+def test_a_contender_has_to_be_right_on_every_image_and_not_on_the_timed_one_alone(model: Model) -> None:
+    first: list[NDArray[np.float32]] = []  # the answer that it gives ever after
+
+    def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        first.append(model.predict_pixels(pixels)[0])
+        return first[0]
+
+    report = compared(model, [Contender("cached", "made up", lambda: predict)], side=SIDE, seconds=0.01)
+    assert not report["timed"] and "its answers are not the bundle's" in report["not_timed"]["cached"]
+
+
 def test_beside_a_plan_the_cpus_runtimes_get_all_cores(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgemed.contenders.usable_cores", lambda: 7)
     told = {way.name: way.what for way in contenders(model, None, (1, 48, 48, 3))}
