@@ -58,6 +58,16 @@ def test_a_change_counts_above_five_percent(scale: float, expected: str) -> None
     assert verdict(latencies(0), latencies(1, scale)) == expected
 
 
+@pytest.mark.parametrize(("scale", "expected"), [(0.8, "faster"), (1.2, "slower")])
+def test_an_interval_that_reaches_to_one_does_not_exclude_it(scale: float, expected: str) -> None:
+    old, new = report(np.full(50, 10.0)), report(np.full(50, 10.0 * scale))
+    assert diff(old, new)["rows"][0]["verdict"] == expected
+    new["runtimes"][0]["results"][0]["latency_ms"]["p50_resampled"][:5] = [10.0] * 5  # some resamples saw no change
+    [row] = diff(old, new)["rows"]
+    assert 1 in (row["ratio"]["low"], row["ratio"]["high"])
+    assert row["verdict"] == "no significant change"
+
+
 def test_a_large_change_within_the_noise_is_not_significant() -> None:
     old, new = latencies(0, n=12, noise=1.0), latencies(3, 1.15, n=12, noise=1.0)
     [row] = diff(report(old), report(new))["rows"]
@@ -94,7 +104,11 @@ def test_what_else_differs_stands_beside_the_ratio() -> None:
     table(found)
 
 
-@pytest.mark.parametrize("setting", [{"mode": "burst"}, {"image_size": 64}, {"include": ["decode"]}])
+@pytest.mark.parametrize(
+    "setting",
+    [{"precision": "fp16"}, {"mode": "burst"}, {"streams": 2}, {"idle_ms": 500.0}, {"image_size": 64},
+     {"include": ["decode"]}],
+)  # fmt: skip
 def test_different_things_are_not_compared(setting: dict[str, Any]) -> None:
     flag = "--" + next(iter(setting)).replace("_", "-")
     with pytest.raises(InputError, match=flag):

@@ -107,7 +107,9 @@ def test_channels_last_is_what_its_name_says() -> None:
     torch = pytest.importorskip("torch", reason="extra train is not installed")
     from edgemed import contenders as module
 
-    network = module._channels_last(ensemble_of(0))
+    given = ensemble_of(0)
+    network = module._channels_last(module._network(given, cast(Any, None), "cpu", torch.get_num_threads()))
+    assert given.members[0].conv1.weight.is_contiguous()  # what the others time stays as it was
     seen = []
     network.members[0].conv1.register_forward_hook(lambda _, inputs, output: seen.extend([inputs[0], output]))
     network(torch.zeros(2, SIDE, SIDE, 3, dtype=torch.uint8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import Counter
@@ -76,6 +77,20 @@ def test_streams_call_at_the_same_time_and_each_warms_up_itself() -> None:
     found = timed(call, seconds=0, requests=4, streams=3)
     assert len(found.latencies) == 12
     assert sorted(seen.values()) == [4, 4, 4]
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_a_measurement_ends_with_the_last_answer_of_all_streams(slow: int) -> None:
+    numbers, together = itertools.count(), threading.Barrier(2, timeout=60)
+
+    def call() -> None:
+        number = next(numbers)
+        together.wait()
+        time.sleep(0.2 if number == slow else 0)
+
+    found = timed(call, seconds=0, requests=1, streams=2)
+    assert found.seconds >= 0.2
+    assert found.latencies == sorted(found.latencies)  # in the order in which they ended
 
 
 def test_a_fault_in_one_stream_ends_the_measurement_with_that_fault() -> None:
@@ -179,6 +194,9 @@ def test_a_run_that_drifts_or_jumps_has_not_settled() -> None:
     assert stability(spikes).settled  # a matter for p99
     assert not stability(jump).settled
     assert not stability(steady * np.linspace(1, 1.4, 100)).settled
+    fast = steady.copy()
+    fast[80:] *= 0.7
+    assert not stability(fast).settled
     assert stability(jump).spread == pytest.approx(0.3, abs=0.05)
     assert len(stability(jump).windows) == timing.WINDOWS
 
