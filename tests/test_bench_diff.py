@@ -91,6 +91,7 @@ def test_what_else_differs_stands_beside_the_ratio() -> None:
     new["machine"]["governor"] = "powersave"
     assert diff(old, new)["rows"][0]["verdict"] == "slower"
     new["runtimes"][0]["results"][0]["stability"]["settled"] = False
+    new["runtimes"][0]["results"][0]["warnings"] = ["the CPU was throttled"]
     found = diff(old, new)
     assert found["rows"][0]["verdict"] == "not settled"
     assert found["notes"] == [
@@ -99,6 +100,7 @@ def test_what_else_differs_stands_beside_the_ratio() -> None:
         "openvino, batch 1: threads 2, now 1",
         "openvino, batch 1: plan a, now b",
         "openvino, batch 1: the new measurement is unstable",
+        "openvino, batch 1, new: the CPU was throttled",
     ]
     assert diff(old, copy.deepcopy(old))["notes"] == []
     table(found)

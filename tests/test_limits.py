@@ -23,6 +23,17 @@ def test_a_rate_is_work_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["copy_gb_per_s"] == pytest.approx(2 * (8 << 20) / 0.5 / 1e9)  # read and written
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_is_copied_is_every_byte_once(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[tuple[int, int]] = []  # address and length of each part
+    monkeypatch.setattr(limits, "_best_seconds", lambda call: (call(), 0.5)[1])
+    monkeypatch.setattr(limits.np, "copyto", lambda target, source: copied.append((target.ctypes.data, source.nbytes)))
+    cpu_limits(threads)
+    begins = np.array(sorted(copied))
+    assert len(copied) == threads and begins[:, 1].sum() == 8 << 20
+    assert (np.diff(begins[:, 0]) == begins[:-1, 1]).all()
+
+
 def test_the_best_repeat_is_the_limit() -> None:
     found = cpu_limits(1)
     assert 0.1 < found["sgemm_gflops"] < 1e5

@@ -51,6 +51,12 @@ def test_an_overflow_that_cpu_runtimes_hide_is_seen() -> None:
     assert not any("stages.1" in name for name in found.unsafe)  # what runs before it is well
 
 
+def test_what_is_no_number_is_not_safe_either() -> None:
+    none = np.empty((0, 0), np.float32)
+    largest = {"nan": np.nan, "inf": np.inf, "beyond": 16_001.0, "at": 16_000.0, "none": 0.0}
+    assert set(Rounded(none, none, largest).unsafe) == {"nan", "inf", "beyond"}
+
+
 def test_layers_that_would_overflow_stay_float32_and_the_graph_is_then_right() -> None:
     ensemble = ensemble_of("convnext_linear", 2)
     ensemble.temperatures.fill_(1.0)
