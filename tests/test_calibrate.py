@@ -20,9 +20,11 @@ from edgemed.bundle import open_bundle
 from edgemed.calibrate import at_a_limit, fitted_temperature, fitted_temperatures, with_calibration
 from edgemed.config import TrainConfig
 from edgemed.dataset import Dataset, Row, scan, split_dataset
+from edgemed.ensemble import Ensemble
 from edgemed.errors import InputError
 from edgemed.infer import load
 from edgemed.operating import read_operating_point, write_operating_point
+from edgemed.preprocess import FrontEnd
 from edgemed.stages import _evaluate
 
 
@@ -38,6 +40,17 @@ def test_the_ensemble_is_as_sure_as_it_is_right_though_its_members_differ() -> N
 
     assert excess([fitted_temperature(each, labels) for each in logits]) < -0.03
     assert abs(excess(fitted_temperatures(logits, labels))) < 0.02
+
+
+def test_a_member_divides_its_logits_by_its_temperature_and_the_ensemble_is_the_mean() -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 1.0]])
+    members = [torch.nn.Module() for _ in logits]
+    for member, own in zip(members, logits, strict=True):
+        member.forward = lambda pixels, own=own: own.expand(len(pixels), 3)  # type: ignore[method-assign]
+    ensemble = Ensemble(FrontEnd(32, (0.5,) * 3, (0.25,) * 3), members, (2.0, 0.5))
+    mean, of_members = ensemble(torch.zeros(4, 40, 40, 3, dtype=torch.uint8))
+    expected = torch.softmax(torch.stack([logits[0] / 2, logits[1] / 0.5]), -1)
+    assert torch.allclose(of_members, expected.expand(4, 2, 3)) and torch.allclose(mean, expected.mean(0).expand(4, 3))
 
 
 def rows(counts: dict[str, int], split: str, size: int = 1) -> list[Row]:

@@ -13,6 +13,7 @@ from edgemed.config import TrainConfig
 from edgemed.dataset import scan, split_dataset
 from edgemed.errors import InputError
 from edgemed.images import image_from_file
+from edgemed.loop import read_history
 from edgemed.models import create_backbone, freeze_stages, normalisation, train_mode
 from edgemed.phantoms import write_dataset
 from edgemed.preprocess import FrontEnd
@@ -42,6 +43,10 @@ def test_the_last_epoch_that_is_as_good_as_the_lowest_loss_is_kept_and_patience_
     model = create_backbone("resnet18", 3)
     module.finetune(config, "imagenet", model, front, dataset, tmp_path, "cpu", lambda *_: None)
     assert len(states) == 4
+    labels = torch.tensor(dataset.subset("validation").labels)
+    losses = torch.nn.functional.cross_entropy(truth, labels, reduction="none")  # of the first epoch
+    error = read_history(tmp_path / "history.jsonl")[0]["validation_error"]
+    assert error == pytest.approx(float(losses.std(correction=0)) / len(labels) ** 0.5, abs=1e-6)  # of the mean
     kept = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(kept[key], states[2 if doubt else 1][key]) for key in kept)
 
