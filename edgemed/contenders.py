@@ -1,8 +1,9 @@
 """What a user would otherwise do with the same ensemble, each as a call from uint8 pixels to probabilities.
 
 Why: "fast" means nothing beside a slow opponent. Each is what a competent user would write, gets the same pixels and as
-many threads, computes in float32 like the bundle, and has to give the bundle's probabilities before it is timed. One
-that differs is reported with its error, one that cannot run with the reason; neither gets a time.
+many threads (a CPU's runtime beside a plan: all cores), computes in float32 like the bundle, and has to give the
+bundle's probabilities before it is timed. One that differs is reported with its error, one that cannot run with the
+reason; neither gets a time.
 
     edgemed bench BUNDLE --compare RUN        # RUN: what the bundle was built from; "none": without PyTorch
 
@@ -12,6 +13,7 @@ All are timed in turn, in an order drawn anew for every round, so that whatever 
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +28,6 @@ from edgemed.errors import EdgemedError, GateError, InputError
 from edgemed.gates import TIE_MARGINS, check, compare, default_gates
 from edgemed.infer import Model
 from edgemed.manifest import sha256_of
-from edgemed.progress import Progress, unseen
 from edgemed.runtimes import PlanModule, runtime_module, usable_cores
 from edgemed.stats import Interval
 from edgemed.timing import interleaved, percentile_intervals, ratio_interval
@@ -100,8 +101,7 @@ def contenders(model: Model, ensemble: Ensemble | None, shape: tuple[int, ...]) 
 
 
 def compared(
-    model: Model, others: Sequence[Contender], *, batch: int = 1, side: int | None = None, seconds: float = 5.0,
-    progress: Progress = unseen,
+    model: Model, others: Sequence[Contender], *, batch: int = 1, side: int | None = None, seconds: float = 5.0
 ) -> dict[str, Any]:
     """Check and time `model` and every one of `others` on requests of `batch` images of `side` pixels (None: typical).
 
@@ -118,8 +118,8 @@ def compared(
     wanted = [_bundle_call(model)(request) for request in requests]
     ready: dict[str, Predict] = {BUNDLE: _bundle_call(model)}
     errors, not_timed = dict[str, float](), dict[str, str]()
-    for done, other in enumerate(others):
-        progress("prepare contenders", done, len(others), other.name)
+    for other in others:
+        logging.getLogger("edgemed").info("comparing with %s", other.name)  # torch.compile takes minutes
         try:
             predict = other.prepare()
             answers = [predict(request) for request in requests]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,12 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 from edgemed.errors import EdgemedError
+from edgemed.progress import Progress
 
 if TYPE_CHECKING:
     from edgemed.bundle import Bundle
@@ -56,7 +58,7 @@ def start_logging(level: int) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str, int, int, str], None]]:
+def progress() -> Iterator[Progress]:
     """A callback progress(stage, done, total, detail) that draws one bar per stage on standard error.
 
     Of the finished ones the last few stay: a terminal shows no more, and would cut off the newest.
@@ -69,7 +71,7 @@ def progress() -> Iterator[Callable[[str, int, int, str], None]]:
         TextColumn("{task.fields[detail]}", markup=False),
     )
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=_log) as bars:
+    with Bars(*columns, console=_log) as bars:
 
         def update(stage: str, done: int, total: int, detail: str) -> None:
             if stage not in tasks:

@@ -32,8 +32,6 @@ from edgemed.files import write_atomic
 
 log = logging.getLogger("edgemed")
 
-"""Called as progress(stage, done, total, detail): `progress("fine-tune imagenet", 3, 30, "loss 0.61")`."""
-
 
 def reuse_memory() -> None:
     """Have the C library keep what torch frees, for the next step. No result depends on it.

@@ -174,8 +174,9 @@ def test_power_is_that_of_the_mode(bundle: Bundle, only_requests: None, monkeypa
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(bench_module, "power_of", lambda call, **pattern: seen.append(pattern) or "not measured")
     measured(bundle, mode="sparse", idle_ms=20, iterations=2)
-    measured(bundle, mode="burst", streams=2, iterations=2, batches=(3,))
-    assert [(one["images"], one["streams"], one["idle"]) for one in seen] == [(1, 1, 0.02), (3, 2, 0)]
+    measured(bundle, mode="burst", streams=2, iterations=2, batches=(3,), warmup=0.01)
+    found = [(one["images"], one["streams"], one["idle"], one["warmup"]) for one in seen]
+    assert found == [(1, 1, 0.02, QUICK["warmup"]), (3, 2, 0, 0.01)]
 
 
 def test_idle_time_between_requests_is_no_latency(bundle: Bundle, only_requests: None) -> None:

@@ -147,9 +147,15 @@ def test_beside_a_plan_the_cpus_runtimes_get_all_cores(model: Model, monkeypatch
     monkeypatch.setattr("edgemed.contenders.usable_cores", lambda: 7)
     told = {way.name: way.what for way in contenders(model, None, (1, 48, 48, 3))}
     assert told["OpenVINO by hand"].endswith(" 1 threads")  # as the bundle here
+    given: list[int] = []
+    for name in ("_openvino", "_onnxruntime"):
+        monkeypatch.setattr(f"edgemed.contenders.{name}", lambda *asked: given.append(asked[-1]))
     plan = replace(model, session=cast(Any, SimpleNamespace(name="tensorrt-rtx", threads=1)))
-    told = {way.name: way.what for way in contenders(plan, None, (1, 48, 48, 3))}
-    assert {told[name].rpartition(", ")[2] for name in ("OpenVINO by hand", "ONNX Runtime by hand")} == {"7 threads"}
+    ways = [way for way in contenders(plan, None, (1, 48, 48, 3)) if way.name in BY_HAND.values()]
+    assert [way.what.rpartition(", ")[2] for way in ways] == ["7 threads"] * 2
+    for way in ways:
+        way.prepare()
+    assert given == [7, 7]
 
 
 def test_a_library_that_is_not_there_is_a_reason(model: Model) -> None:

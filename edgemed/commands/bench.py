@@ -150,8 +150,7 @@ def _comparison(bundle: Bundle, settings: Settings, ensemble: Ensemble | None) -
     model = load(bundle, runtime=runtime, **{key: getattr(settings, key) for key in LOADED_WITH})
     batch, side = settings.batches[0], settings.image_size or model.bundle.manifest.input.opt_side
     others = contenders.contenders(model, ensemble, (batch, side, side, 3))
-    with display.progress() as progress:
-        return contenders.compared(model, others, batch=batch, side=side, seconds=settings.duration, progress=progress)
+    return contenders.compared(model, others, batch=batch, side=side, seconds=settings.duration)
 
 
 def _table_and_comparison(report: dict[str, Any]) -> Any:

@@ -5,11 +5,11 @@ Made and used within `on_device`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,22 +18,23 @@ from numpy.typing import NDArray
 from edgemed.errors import EdgemedError, InputError
 from edgemed.records import PlanRecord
 from edgemed.runtimes.tensorrt_cache import KernelCache
-from edgemed.runtimes.tensorrt_limits import Shape, check_shape, checked, output_shapes
+from edgemed.runtimes.tensorrt_limits import CudaError, Shape, check_shape, checked, output_shapes
 
 DEVICE = 0  # CUDA's number of the GPU that is used
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
 _log = logging.getLogger("edgemed")
 
 
-@contextmanager
+@contextlib.contextmanager
 def on_device(cuda: Any) -> Iterator[None]:
     """Makes `DEVICE` current for this thread, and the one before it afterwards."""
-    _, before = cuda.cudaGetDevice()
-    cuda.cudaSetDevice(DEVICE)
+    before = checked(cuda.cudaGetDevice(), "cudaGetDevice")
+    if before != DEVICE:
+        checked(cuda.cudaSetDevice(DEVICE), "cudaSetDevice")
     try:
         yield
     finally:
-        if before:
+        if before != DEVICE:
             cuda.cudaSetDevice(before)
 
 
@@ -151,7 +152,7 @@ class Lane:
 
 
 def _release(cuda: Any, stream: Any, buffers: dict[str, tuple[int, int, int]], graphs: list[Any]) -> None:
-    with on_device(cuda):
+    with contextlib.suppress(CudaError), on_device(cuda):  # the driver may be gone when a process ends
         cuda.cudaStreamSynchronize(stream)
         for graph in graphs:
             cuda.cudaGraphExecDestroy(graph)
