@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,22 @@ def test_the_auroc_is_judged_on_images_that_lack_a_class_as_certify_does(made: M
     members = np.concatenate([judge._members, [item.members for item in golden]])
     with pytest.raises(GateError, match="AUROC lower by 1.0000, at most 0.1 allowed"):
         judge.rounded(precision.Rounded(worse, members, {}))
+
+
+@pytest.mark.parametrize(("limit", "flips"), [(0.897, False), (0.88, True)])
+def test_in_half_precision_a_decision_that_the_reference_was_near_to_is_no_flip(
+    made: Made, limit: float, flips: bool
+) -> None:
+    point = OperatingPoint(images=9, coverage=0.9, min_probability=limit)
+    source, golden = replace(source_from_run(made.run.path), operating_point=point), made.bundle.golden()
+    gates = {"fp16": Gates(max_prob_error=1, max_auroc_drop=1)}
+    judge = prove.Judge(source, 9, SIDES, gates, golden, lambda *_: None)
+    judge._truth = np.tile(np.float32([0.9, 0.06, 0.04]), (len(judge.proofs), 1))  # within 1e-2 of the limit, or not
+    lower = np.tile(np.float32([0.87, 0.08, 0.05]), (len(judge.proofs), 1))
+    answers = np.concatenate([lower, [item.probabilities for item in golden]])
+    rounded = precision.Rounded(answers, np.concatenate([judge._members, [item.members for item in golden]]), {})
+    with pytest.raises(GateError, match="decision flips") if flips else nullcontext():
+        judge.rounded(rounded)
 
 
 @pytest.mark.parametrize("golden_image", [0, 5])
