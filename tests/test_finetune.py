@@ -51,6 +51,18 @@ def test_the_last_epoch_that_is_as_good_as_the_lowest_loss_is_kept_and_patience_
     assert all(torch.equal(kept[key], states[2 if doubt else 1][key]) for key in kept)
 
 
+def test_each_epoch_drops_and_erases_by_draws_of_its_own(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, seeded = [], module.seed_noise
+    monkeypatch.setattr(module, "seed_noise", lambda *given: (seeded(*given), drawn.append(torch.initial_seed())))
+    config = TrainConfig(backbone="resnet18", size=32, epochs=3, batch=8, threads=1, loader="torch")
+    dataset = split_dataset(scan(phantoms), (0.2, 0.4, 0.4))
+    front, model = FrontEnd(32, *normalisation("resnet18")), create_backbone("resnet18", 3)
+    module.finetune(config, "imagenet", model, front, dataset, tmp_path, "cpu", lambda *_: None)
+    assert len(set(drawn)) == 3
+
+
 def test_frozen_stages_neither_learn_nor_count_statistics(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", per_class=4, size=64)
     dataset = split_dataset(scan(tmp_path / "data"), (0.5, 0.25, 0.25))
