@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
 
 from edgemed.errors import EdgemedError
 from edgemed.progress import Progress
@@ -63,15 +63,15 @@ def progress() -> Iterator[Progress]:
 
     Of the finished ones the last few stay: a terminal shows no more, and would cut off the newest.
     """
-    columns = (
+    columns = (  # where they do not fit, the detail is cut and no figure
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[detail]}", markup=False),
+        BarColumn(bar_width=10),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+        TextColumn("{task.fields[detail]}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
     )
     tasks: dict[str, TaskID] = {}
-    with Bars(*columns, console=_log) as bars:
+    with Bars(*columns, console=_log, expand=True) as bars:
 
         def update(stage: str, done: int, total: int, detail: str) -> None:
             if stage not in tasks:

@@ -191,7 +191,7 @@ def finetune(
                     },
                 )
                 write_history(folder / "history.jsonl", before + history)
-        detail = f"validation accuracy {row['validation_accuracy']:.3f}, loss {row['validation_loss']:.3f}"
+        detail = f"accuracy {row['validation_accuracy']:.3f}, loss {row['validation_loss']:.3f}"
         progress(f"fine-tune {member}", epoch + 1, config.epochs, detail)
     with agreed():
         if rank() == 0:

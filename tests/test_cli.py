@@ -155,3 +155,13 @@ def test_the_bars_of_many_folds_leave_room_for_the_newest(capsys: pytest.Capture
     assert len([line for line in shown if "fold" in line]) < 20
     assert "fold 39 done" in shown[-2]
     assert "fold 40 running" in shown[-1]
+
+
+def test_a_bar_in_80_columns_cuts_what_it_tells_and_no_figure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(display, "_log", Console(stderr=True, width=80))
+    with display.progress() as progress:
+        progress("fold 2/5 fine-tune imagenet", 12, 30, "accuracy 0.812, loss 0.512, and more than there is room for")
+    shown = capsys.readouterr().err
+    assert "fold 2/5 fine-tune imagenet" in shown and "12/30 0:00:00 accuracy 0.812, lo" in shown
