@@ -143,9 +143,9 @@ details { margin: .75rem 0 0; } summary { cursor: pointer; color: #0b5f94; margi
   h1 { font-size: 1.4rem; } .tile { padding: .6rem .7rem; } .tile b { font-size: 1.4rem; }
   .tiles, .examples { grid-template-columns: repeat(2, minmax(0, 1fr)); } .curves { grid-template-columns: 100%; }
   .three { grid-template-columns: repeat(3, minmax(0, 1fr)); }
-  th, td { padding: .35rem .3rem; } thead th { font-size: .8rem; }
-  td .sub { white-space: normal; min-width: 4.2rem; font-size: .75rem; }
-  th:first-child, td:first-child { min-width: 5rem; max-width: 7.5rem; } .text td:nth-child(-n+2) { min-width: 6.5rem; }
+  th, td { padding: .35rem .2rem; } thead th { font-size: .75rem; }
+  td .sub { white-space: normal; min-width: 3.3rem; font-size: .72rem; }
+  th:first-child, td:first-child { min-width: 4.6rem; max-width: 6.5rem; } .text td:nth-child(-n+2) { min-width: 6.5rem; }
 }
 @media print { body { background: none; } section { break-inside: avoid; border: 0; padding: .5rem 0; } }
 """
