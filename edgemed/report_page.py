@@ -145,7 +145,8 @@ details { margin: .75rem 0 0; } summary { cursor: pointer; color: #0b5f94; margi
   .three { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   th, td { padding: .35rem .2rem; } thead th { font-size: .75rem; }
   td .sub { white-space: normal; min-width: 3.3rem; font-size: .72rem; }
-  th:first-child, td:first-child { min-width: 4.6rem; max-width: 6.5rem; } .text td:nth-child(-n+2) { min-width: 6.5rem; }
+  th:first-child, td:first-child { min-width: 4.6rem; max-width: 6.5rem; }
+  .text td:nth-child(-n+2) { min-width: 6.5rem; }
 }
 @media print { body { background: none; } section { break-inside: avoid; border: 0; padding: .5rem 0; } }
 """
