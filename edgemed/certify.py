@@ -28,6 +28,7 @@ from edgemed.gates import (
     Comparison,
     Gates,
     check,
+    check_members,
     compare_batches,
     in_each_place,
     with_decisions,
@@ -122,11 +123,8 @@ def certify(
     flips = tuple(found[order[index]] for index in comparison.flips)
     what, names = f"{model.runtime} with {model.bundle.path}", [str(found[row]) for row in order]
     check(comparison, gates, what, names)
-    for index, name in enumerate(model.bundle.manifest.member_names):
-        member = compare_batches(members[:, index], of_members[:, :, index], tie_margin=margin)
-        # A member counts 1/M in the mean, and so does its error; alone it decides nothing.
-        loose = replace(gates, max_flips=member.n, max_prob_error=members.shape[1] * gates.max_prob_error)
-        check(member, loose, f"{what}, member {name},", names)
+    loose = replace(gates, max_prob_error=members.shape[1] * gates.max_prob_error)  # 1/M of it is in the mean
+    check_members(members, of_members, loose, model.bundle.manifest.member_names, what, names)
     interval = auroc_change(labels[of_rows], truth[of_rows], flat, groups[of_rows])
     change = None if interval is None or not np.isfinite(interval).all() else Change(**interval._asdict())
     certificate = Certificate(

@@ -153,6 +153,23 @@ def check(comparison: Comparison, gates: Gates, what: str = "the engine", names:
         raise GateError(f"{what} differs from its reference on {comparison.n} images: {'; '.join(found)}")
 
 
+def check_members(
+    reference: NDArray[np.float32],
+    candidate: NDArray[np.float32],
+    gates: Gates,
+    member_names: Sequence[str],
+    what: str,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Raise GateError, as `check` does, for the first member whose probabilities differ too much.
+
+    reference (N, M, K); candidate (N, B, M, K), see `compare_batches`. A member alone decides nothing: flips are none.
+    """
+    for index, member in enumerate(member_names):
+        found = compare_batches(reference[:, index], candidate[:, :, index], tie_margin=0)
+        check(found, replace(gates, max_flips=found.n), f"{what}, member {member},", names)
+
+
 def check_entropy(truth: Sequence[ArrayLike], answers: Sequence[ArrayLike], what: str) -> float:
     """The largest error, in bits, of entropy maps (B, E, E) of one image each in B places, against (E, E).
 
@@ -201,11 +218,9 @@ def check_rows(
     together = run(images)
     margin, gates = TIE_MARGINS[precision], default_gates(precision)
     check(compare(alone["probabilities"], together["probabilities"], tie_margin=margin), gates, what)
-    for index in range(alone["member_probabilities"].shape[1]):
-        one, other = (each["member_probabilities"][:, index] for each in (alone, together))
-        found = compare(one, other, tie_margin=margin)
-        # A member alone decides nothing, so only its probabilities are judged.
-        check(found, replace(gates, max_flips=found.n), f"{what} member {index + 1}")
+    members = alone["member_probabilities"]
+    numbers = [str(number + 1) for number in range(members.shape[1])]
+    check_members(members, together["member_probabilities"][:, None], gates, numbers, what)
     if "entropy" in alone:
         check_entropy(list(alone["entropy"]), list(together["entropy"][:, None]), what)
 
@@ -225,11 +240,7 @@ def judged_golden(
     truth, members = np.stack([item.probabilities for item in golden]), np.stack([item.members for item in golden])
     found = compare_batches(truth, np.stack([each["probabilities"] for each in answers]), tie_margin=margin)
     check(found, gates, what)
-    for index, name in enumerate(member_names):
-        rows = np.stack([each["member_probabilities"][:, index] for each in answers])
-        member = compare_batches(members[:, index], rows, tie_margin=margin)
-        # A member alone decides nothing, so only its probabilities are judged.
-        check(member, replace(gates, max_flips=member.n), f"{what}, member {name},")
+    check_members(members, np.stack([each["member_probabilities"] for each in answers]), gates, member_names, what)
     if maps := [item.entropy for item in golden if item.entropy is not None]:
         if any("entropy" not in each for each in answers):
             raise GateError(f"{what} gives no entropy, which its reference has")

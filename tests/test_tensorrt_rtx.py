@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_tensorrt
 import tiny_bundles as tiny
 from cuda_stand_in import Cuda
 from tensorrt_stand_in import Kernels, RtxContext, modules
 from test_damaged import record
-from test_tensorrt import right
+from test_tensorrt import PLAN, right
 
 from edgemed.bundle import Bundle
 from edgemed.errors import InputError
@@ -25,17 +26,7 @@ from edgemed.runtimes import Session
 from edgemed.runtimes.tensorrt import FLAVOURS, Flavour
 from edgemed.runtimes.tensorrt_limits import Range
 
-PLAN = b"vtrt" + bytes(200)
-
-
-@pytest.fixture
-def cuda() -> Cuda:
-    return Cuda()
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    return tiny.bundle(tmp_path / "bundle")
+cuda, bundle = test_tensorrt.cuda, test_tensorrt.bundle
 
 
 Open = Callable[..., tuple[Session, Kernels]]
