@@ -35,7 +35,7 @@ from edgemed.gates import (
 )
 from edgemed.images import image_from_file, is_image, pixels_sha256
 from edgemed.infer import Model
-from edgemed.manifest import MODEL_FILES
+from edgemed.manifest import MODEL_FILES, sha256_of
 from edgemed.operating import changed_decisions
 from edgemed.pack import put_record
 from edgemed.progress import Progress, unseen
@@ -150,12 +150,16 @@ def certify(
 
 
 def _record_of_onnx(model: Model) -> PlanRecord:
-    """The record of an ONNX file that this runtime executes as it is: no plan, any size of the bundle."""
+    """The record of an ONNX file that this runtime executes as it is: no plan, any size of the bundle.
+
+    Its id ends with a digest of the place: a bundle that serves on two CPUs keeps a certificate of each.
+    """
     place = place_of(model.session, model.precision)
     limits = model.bundle.manifest.input
+    where = sha256_of(place.model_dump_json().encode())[:8]
     version = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in place.version.lower())
     values: dict[str, Any] = {
-        "id": f"{place.runtime}-{version[: 78 - len(place.runtime + place.precision)]}-{place.precision}",
+        "id": f"{place.runtime}-{version[: 69 - len(place.runtime + place.precision)]}-{place.precision}-{where}",
         "created": now(),
         "onnx_sha256": model.bundle.manifest.files[MODEL_FILES[model.precision]].sha256,
         "precision": place.precision,

@@ -6,6 +6,7 @@ The library raises; only `cli.py` prints and exits. Each class carries the exit 
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -36,6 +37,14 @@ class UnstableError(EdgemedError):
 def refusal(name: str, what: str, step: str) -> InputError:
     """What is wrong with the file `name`, and what to do about it, in one line."""
     return InputError(f"{name if name.isprintable() else ascii(name)}: {what}; {step}.")
+
+
+def cannot_write(name: object, error: OSError, choose: str = "another folder") -> InputError:
+    """That the file or folder `name` cannot be written, with the step that fits the system's reason."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    step = f"free space or choose {choose}" if full else f"choose {choose}"
+    return InputError(f"cannot write {name}: {error.strerror}; {step}{' that you may write to' if denied else ''}")
 
 
 def one_line(error: object) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgemed.errors import InputError
+from edgemed.errors import InputError, cannot_write
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -33,7 +33,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
+        raise cannot_write(path, error) from error
 
 
 def write_through(path: Path, data: bytes) -> None:
@@ -101,7 +101,7 @@ def held_alone(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}; free space or choose another folder") from error
+        raise cannot_write(out, error) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

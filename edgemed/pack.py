@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgemed import __version__, signature
 from edgemed.bundle import Bundle, open_bundle
-from edgemed.errors import InputError
+from edgemed.errors import InputError, cannot_write
 from edgemed.files import flush_folder, write_atomic, write_through
 from edgemed.manifest import (
     MANIFEST_NAME,
@@ -92,7 +92,7 @@ def write_bundle(
         check_target(target, overwrite=overwrite)  # again: plans take minutes, in which another may have written there
         _put_in_place(staging, target)
     except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror}; free space or choose another --out") from error
+        raise cannot_write(target, error, "another --out") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)  # gone already when it became `out`
     return open_bundle(target)

@@ -71,6 +71,21 @@ def test_few_patients_give_a_certificate_no_interval_of_the_auroc_and_no_bounds_
     assert found.record.certificate is not None and found.record.certificate.auroc_change is None
 
 
+def test_a_bundle_that_serves_on_two_cpus_keeps_a_certificate_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = noted(tmp_path, answers(12), range(12))
+    mine = certify(model, tmp_path / "data", Gates()).record
+    assert mine.certificate is not None
+    other = mine.certificate.place.model_copy(update={"capability": "x86_64:avx512vnni,amx_int8"})
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("edgemed.certify.place_of", lambda *_: other)
+        theirs = certify(model, tmp_path / "data", Gates()).record
+    again = certify(model, tmp_path / "data", Gates()).record
+    kept = {record.id: record.certificate.place for record in model.bundle.plans() if record.certificate}
+    assert kept == {again.id: mine.certificate.place, theirs.id: other} and again.id == mine.id
+
+
 def test_each_place_of_a_plans_batch_is_compared_with_its_own_image(tmp_path: Path) -> None:
     """By label, by AUROC and by the operating point: an engine that is right in all places has changed nothing."""
     point = OperatingPoint(images=9, positive="malignant", threshold=0.4, target="sensitivity", target_value=0.9)
