@@ -41,6 +41,7 @@ bench-run: .venv/all  ## measure again what needs no run of its own, on a quiet 
 	-$(BIN)/python benchmarks/graph_forms.py
 	-$(BIN)/python benchmarks/scaling.py
 	-$(BIN)/python benchmarks/patch_entropy.py
+	-$(BIN)/python benchmarks/warm_start.py
 	-$(BIN)/python benchmarks/loading.py "$(DATA)"
 	$(MAKE) --no-print-directory bench
 

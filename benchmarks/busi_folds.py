@@ -1,6 +1,6 @@
 """Five group-safe folds on real ultrasound images (BUSI), from the ImageNet wheel of tf_efficientnet_lite0.
 
-    python benchmarks/busi_folds.py DATA          # DATA: a folder per class, or a CSV; an hour
+    python benchmarks/busi_folds.py DATA          # DATA: a folder per class, or a CSV; some hours
 
 Resumable, in build/busi-folds. Writes results/busi-folds.json.
 

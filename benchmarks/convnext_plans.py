@@ -4,7 +4,7 @@
 
 ImageNet weights of ConvNeXt-Tiny need a network; seeded random ones stand in, with a layer scale of 0.3 so that every
 block counts (timm's 1e-6 would leave an untrained network almost linear). A short run on 30 images of each class turns
-them into an ensemble whose size, graph and arithmetic are the real ones; its accuracy is not the point, and is stated.
+them into an ensemble whose size, graph and arithmetic are the real ones; its accuracy, no point here, is not kept.
 Then: fp32 and fp16 plans for five GPU generations, what is said of SM75, and fp16 with every operator rounded against
 PyTorch in fp32 on 50 images (`fp16_rounding.py`). Resumable: all lies in build/convnext-plans. Exits with 1 where a bar
 is missed.

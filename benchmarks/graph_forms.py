@@ -1,4 +1,4 @@
-"""Which form of the graph, and which settings of a runtime, are the fastest: why the engine is as it is.
+"""Which form of the graph, and which settings of a runtime, are the fastest, and what the engine's own cost.
 
     python benchmarks/graph_forms.py [ROUNDS]       # default 40; two ConvNeXt-Tiny; some minutes
 

@@ -19,11 +19,11 @@ from common import RESULTS, ROOT, command_of
 Document = dict[str, Any]
 HEAD = """# Benchmarks
 
-One script per claim. Each checks its results before it times anything, runs alone, ends in one line of JSON, and keeps
+One script per claim. Each checks its results before it times anything, ends in one line of JSON, and keeps
 `results/NAME.json` with machine, versions, date and commit, where "+" stands for changes on top of it (two files of
 patch entropy are older than that rule). This table is made from those files by `make bench`; `make bench-run
 DATA=FOLDER` measures those again that need no GPU, no run and few minutes (FOLDER: a folder of images per class).
-Figures in brackets are 95 % intervals.
+BUNDLE and RUN are made before; busi_leak.py follows busi_ablation.py. Figures in brackets are 95 % intervals.
 
 | claim | latest figure | command | date | machine |
 |---|---|---|---|---|

@@ -124,8 +124,8 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, phantoms: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--out", "OUT"], "needs checkpoints: --member, --backbone, --labels, --check missing"),
-        (["--member", "a.safetensors", "--out", "OUT"], "--backbone, --labels, --check missing"),
+        (["--out", "OUT"], "needs checkpoints: --member, --backbone, --labels, --size, --check missing"),
+        (["--member", "a.safetensors", "--out", "OUT"], "--backbone, --labels, --size, --check missing"),
         (["RUN"], "give --out BUNDLE"),
         (["RUN", "--out", "OUT", "--precision", "fp16"], "always holds the fp32 graph"),
         (["RUN", "--out", "OUT", "--precision", "fp8"], "--precision 'fp8' is unknown.*fp16"),

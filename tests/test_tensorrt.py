@@ -206,15 +206,15 @@ def test_limits_of_a_plan(bundle: Bundle) -> None:
         output_shapes({"a": (-1, -1)}, 1)
 
 
-def test_a_machine_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="extra rtx is not installed")
-
+def test_a_machine_without_a_driver_says_so_before_it_asks_for_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_driver(name: str) -> None:
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", no_driver)
-    assert FLAVOURS["tensorrt-rtx"].availability() == "no NVIDIA driver (libcuda.so.1) is installed"
-    assert "not installed" in str(FLAVOURS["tensorrt"].availability())
+    assert FLAVOURS["tensorrt"].availability() == "no NVIDIA driver (libcuda.so.1) is installed"
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "tensorrt is not installed (on a Jetson" in str(FLAVOURS["tensorrt"].availability())
 
 
 def test_a_gpu_that_rtx_does_not_serve_is_named(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,9 @@ def _signature() -> inspect.Signature:
         for name, option in given.parameters.items()
         if name not in ("start", "json_")
     ]
-    cells = Annotated[str, typer.Option(help="Some of the cells, comma-separated; the others another time.")]
+    cells = Annotated[
+        str, typer.Option(help="Some of the cells, such as none-imagenet,low-entropy-scratch; the others another time.")
+    ]
     budget = Annotated[float, typer.Option(min=0, help="Minutes after which no further cell is begun; 0 = no limit.")]
     keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
     own = [

@@ -36,7 +36,7 @@ def bench(
     idle_ms: Annotated[float, typer.Option(min=0, help="Milliseconds between requests (sparse).")] = 0.0,
     batches: Annotated[str, typer.Option(help="Images per request, such as 1,4,8.")] = "1",
     image_size: Annotated[
-        int | None, typer.Option(help="Side of the images in pixels.", show_default="typical")
+        int | None, typer.Option(help="Side of the images in pixels.", show_default="the middle of the bundle's range")
     ] = None,
     include: Annotated[
         list[str] | None,

@@ -51,8 +51,8 @@ def build_engine(
         str | None, typer.Option(help="The members' classes in order: a,b,c.", show_default=False)
     ] = None,
     size: Annotated[
-        int, typer.Option(min=32, help="Side in pixels that the members were trained at.")
-    ] = 224,
+        int | None, typer.Option(min=32, help="Side in pixels that the members were trained at.", show_default=False)
+    ] = None,
     check: Annotated[
         Path | None,
         typer.Option(
@@ -100,7 +100,7 @@ def build_engine(
     wanted = tuple(targets.split(",")) if targets else None
     limits = _range("--batch", batch)
     of_checkpoints = {"--member": member, "--backbone": backbone, "--labels": labels, "--check": check,
-                      "--size": size != 224}  # fmt: skip
+                      "--size": size}  # fmt: skip
     of_a_new_bundle = {"--out": out, "--golden": golden, "--with-entropy": with_entropy,
                        "--overwrite": overwrite, "--max-flips": max_flips,
                        "--max-prob-error": max_prob_error is not None,
@@ -163,7 +163,7 @@ def _source(
     members: list[Path],
     backbone: str | None,
     labels: str | None,
-    size: int,
+    size: int | None,
     check: Path | None,
     progress: Progress,
 ) -> Source:
@@ -171,10 +171,10 @@ def _source(
 
     if run is not None:
         return source_from_run(run)
-    given = {"--member": members, "--backbone": backbone, "--labels": labels, "--check": check}
+    given = {"--member": members, "--backbone": backbone, "--labels": labels, "--size": size, "--check": check}
     if missing := [flag for flag, value in given.items() if not value]:
         raise InputError(f"without a run, build-engine needs checkpoints: {', '.join(missing)} missing")
-    assert backbone and labels and check
+    assert backbone and labels and size and check
     names = [name.strip() for name in labels.split(",")]
     return source_from_members(members, backbone=backbone, labels=names, size=size, check=check, progress=progress)
 

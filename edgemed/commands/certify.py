@@ -27,7 +27,7 @@ from edgemed.errors import EdgemedError, InputError
 
 def certify(
     bundle: Bundle,
-    data: Annotated[Path, typer.Argument(help="The images of the training's data set.", show_default=False)],
+    data: Annotated[Path, typer.Argument(help="The training's data set, or some of it.", show_default=False)],
     runtime: Runtime = "auto",
     precision: Precision = "fp32",
     max_flips: MaxFlips = 0,
@@ -38,7 +38,10 @@ def certify(
     verify: Verify = None,
     json_: Json = False,
 ) -> None:
-    """Prove an engine on this machine, on your own images. It is as right as its model there."""
+    """Prove an engine on this machine, on images of its training.
+
+    Those of validation and test are found in DATA by their pixels, and the answers compared with PyTorch's.
+    """
     from edgemed.bundle import open_bundle
     from edgemed.certify import certify as run_certify
     from edgemed.gates import default_gates

@@ -39,7 +39,7 @@ def train(
     data: Annotated[Path, typer.Argument(help="A folder per class, or a CSV path,label[,group][,split].")],
     out: Annotated[Path, typer.Option(help="The run folder; a killed run goes on there.", show_default=False)],
     backbone: Annotated[
-        str, typer.Option(help="timm's convnext_*, resnetNN or tf_efficientnet_lite*.")
+        str, typer.Option(help="timm's convnext_atto ... xlarge, resnetNN(d), tf_efficientnet_lite0 ... 4.")
     ] = "convnext_tiny",
     size: Annotated[int, typer.Option(help="Side of the network's input in pixels.")] = 224,
     train_size: Annotated[int, typer.Option(help="Side of fine-tuning's random crops; 0 = --size.")] = 0,

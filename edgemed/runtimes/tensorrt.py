@@ -43,12 +43,12 @@ class Flavour(PlanModule):
 
     def availability(self) -> str | None:
         """See `runtimes.PlanModule`."""
-        if importlib.util.find_spec(self.package) is None:
-            return f"the package {self.package} is not installed ({self.install})"
         try:
-            ctypes.CDLL("libcuda.so.1")  # asked first: importing the packages takes long, and tells less
+            ctypes.CDLL("libcuda.so.1")  # asked first: without it no package helps, and importing them takes long
         except OSError:
             return "no NVIDIA driver (libcuda.so.1) is installed"
+        if importlib.util.find_spec(self.package) is None:
+            return f"the package {self.package} is not installed ({self.install})"
         for package in (self.package, "cuda.bindings.runtime"):
             try:
                 importlib.import_module(package)
