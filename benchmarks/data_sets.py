@@ -26,9 +26,10 @@ validation images, so the figures of the fifth and the sixth are not of the same
 On its 800 validation images its ensemble has 0.810, 0.705, log loss 0.704, AUROC 0.914. It was taken for the first two,
 which are what the aims ask for, before its test images were looked at; the other two speak for the fifth.
 
-The BUSI recipe is that of busi_folds.py as it was with 5 epochs of pretraining, with 0.8 of the images for training and
-calibration; with 40 epochs it has not been trained yet. An earlier one, 128 px for 30 epochs, had accuracy 0.747 and
-AUROC 0.927 on the same 75 test images.
+The BUSI recipe is that of busi_folds.py, learnt from 504 images: the folds tell how good it is, so that fewer are set
+apart here, which was decided on before any of this split was looked at. Two earlier ones learnt from 451 images of
+another split and were tested on the same 75: 128 px for 30 epochs had accuracy 0.747 and AUROC 0.927, 192 px with 5
+epochs of pretraining 0.853 and 0.961.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ SMALL = (
     "--learning-rate 1e-3 --layer-decay 0.9 --freeze 2 --calibration 0.1 --seed 0"
 )
 FLAGS = {
-    "busi": f"{recipe(5)} --split 0.8,0.08,0.12 --calibration 0.1",
+    "busi": f"{recipe(40)} --split 0.86,0.04,0.1 --calibration 0.06",
     "ham10000": "--backbone tf_efficientnet_lite0 --size 224 --train-size 192 --pretrain-size 160 --epochs 20 "
     "--pretrain-epochs 1 --split 0.8,0.08,0.12 --learning-rate 1e-3 --layer-decay 0.9 --freeze 2 --drop-path 0.2 "
     "--class-weighting 0.65 --calibration 0.1 --vertical-flip --quarter-turns --random-erasing 0.25 --seed 0",
