@@ -15,7 +15,7 @@ import pytest
 import test_bundle
 import tiny_bundles as tiny
 from PIL import Image
-from test_plans import Session
+from test_plans_classic import Session
 
 from edgemed.certify import Finding, certify
 from edgemed.evidence import reference_file
