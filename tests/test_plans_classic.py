@@ -129,6 +129,26 @@ def test_a_second_build_starts_from_the_timings_of_the_first(bundle: Bundle, ori
     assert orin.config.cache == b"timings of every layer"
 
 
+def test_without_a_cache_folder_a_plan_is_built_and_the_reason_is_said_once(
+    bundle: Bundle, orin: Classic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    add_plans(bundle, PlanOptions(), precisions=["fp32"])
+    (said,) = [text for text in caplog.messages if "timing cache" in text]
+    assert said.startswith("TensorRT's timing cache is not used: ") and str(tmp_path / "file") in said
+    assert len(open_bundle(bundle.path).plans()) == 1
+
+
+def test_timings_that_tensorrt_does_not_take_are_no_failure_of_the_build(
+    bundle: Bundle, orin: Classic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orin.config, "get_timing_cache", lambda: None)
+    add_plans(bundle, PlanOptions(), precisions=["fp32"])
+    assert len(open_bundle(bundle.path).plans()) == 1
+    assert not list((tmp_path / "cache").rglob("timings.bin"))
+
+
 def test_a_plan_is_signed_by_the_devices_key(
     bundle: Bundle, orin: Classic, edgemed: Callable[..., int], key_files: tuple[Path, Path],
     capsys: pytest.CaptureFixture[str],

@@ -18,6 +18,7 @@ import platform
 import time
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from edgemed.errors import InputError
@@ -184,6 +185,7 @@ class _Timings:
 
     def __init__(self, config: Any, version: str, capability: str) -> None:
         self._config = config
+        self._file: Path | None = None  # where the timings are kept; None: nowhere
         data = b""
         try:
             self._file = cache_folder("tensorrt", "timings", version, capability) / "timings.bin"
@@ -194,9 +196,12 @@ class _Timings:
 
     def keep(self) -> None:
         """Write the timings down for the next build."""
+        timings = self._config.get_timing_cache()
+        if self._file is None or timings is None:  # None: TensorRT did not take those that were there
+            return
         try:
-            write_atomic(self._file, bytes(self._config.get_timing_cache().serialize()))
-        except (AttributeError, InputError) as error:
+            write_atomic(self._file, bytes(timings.serialize()))
+        except InputError as error:
             _log.warning("TensorRT's timing cache is not kept: %s", error)
 
 
