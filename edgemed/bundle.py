@@ -61,7 +61,9 @@ class Bundle:
         if name is None:
             raise InputError(f"precision '{precision}' is unknown.{did_you_mean(precision, MODEL_FILES)}")
         if name not in self.manifest.files:
-            raise InputError(f"{self.path} holds no {precision} graph ({name}); take another precision or build again")
+            raise InputError(
+                f"{self.path} holds no {precision} graph ({name}); take another --precision, or build again"
+            )
         return self.read(name)
 
     def golden(self) -> tuple[Golden, ...]:

@@ -149,6 +149,18 @@ def test_timings_that_tensorrt_does_not_take_are_no_failure_of_the_build(
     assert not list((tmp_path / "cache").rglob("timings.bin"))
 
 
+def test_a_bundle_without_an_fp16_graph_gets_the_plan_that_it_can(
+    bundle: Bundle, orin: Classic, edgemed: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {name: data for name, data in tiny.fields()["files"].items() if name != "model.fp16.onnx"}
+    single = tiny.bundle(bundle.path.parent / "single", files=files).path
+    for path, precisions in ((single, {"fp32"}), (bundle.path, {"fp32", "fp16"})):
+        assert edgemed("build-engine", path) == 0
+        assert {record.precision for record in open_bundle(path).plans()} == precisions
+    assert edgemed("build-engine", single, "--precision", "fp16") == 2
+    assert "holds no fp16 graph (model.fp16.onnx); take another --prec" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_plan_is_signed_by_the_devices_key(
     bundle: Bundle, orin: Classic, edgemed: Callable[..., int], key_files: tuple[Path, Path],
     capsys: pytest.CaptureFixture[str],

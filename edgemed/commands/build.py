@@ -88,7 +88,7 @@ def build_engine(
     """Fuse a run into one engine, and prove it. Of a bundle: add plans to it."""
     from edgemed.bundle import open_bundle
     from edgemed.gates import default_gates
-    from edgemed.manifest import MANIFEST_NAME
+    from edgemed.manifest import MANIFEST_NAME, MODEL_FILES
     from edgemed.plans import PlanOptions, add_plans
     from edgemed.signature import read_key, read_private_key
 
@@ -111,6 +111,8 @@ def build_engine(
             _refuse(f"{source} is a bundle, proven when it was built; plans are put into it", not_here)
             opened = open_bundle(source, public_key=None if verify is None else read_key(verify))
             opened = replace(opened, plan_key=None)  # devices sign plans by keys of their own
+            if precision == "both":  # of those that the bundle was built with
+                precisions = tuple(each for each in precisions if MODEL_FILES[each] in opened.manifest.files)
             options = PlanOptions(runtime, wanted, limits, sides)
             add_plans(opened, options, precisions=precisions, signing_key=key, progress=progress)
             bundle = opened
