@@ -72,7 +72,7 @@ def main() -> None:
         extra = EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
             raise
-        display.error(InputError(f"this command needs {error.name}: pip install '.[{extra}]' in a clone of edgemed"))
+        display.error(InputError(f"this command needs {error.name}: pip install 'edgemed[{extra}]'"))
         sys.exit(InputError.exit_code)
     except OSError as error:  # a folder that may not be entered, a name that is too long: nothing is wrong in here
         if error.filename is None:

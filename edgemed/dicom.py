@@ -45,7 +45,7 @@ _FRAME = re.compile(r"(?s)(.+)#([0-9]{1,9})")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _MAX_INFLATED = 1 << 30
 _RLE = {"1.2.840.10008.1.2.5": "pydicom"}  # transfer syntax -> which of pydicom's decoders
-_INSTALL = "pip install '.[dicom]' in a clone of edgemed"
+_INSTALL = "pip install 'edgemed[dicom]'"
 
 
 class _UnusableError(ValueError):

@@ -230,7 +230,7 @@ def parse(kind: type[_Document], data: bytes, where: Path) -> _Document:
     if isinstance(version, int) and not isinstance(version, bool) and version > SCHEMA_VERSION:
         raise InputError(
             f"{where} has schema version {version}, this edgemed reads up to {SCHEMA_VERSION}; "
-            "install a newer edgemed (pip install --upgrade edgemed)"
+            "install a newer edgemed (the wheel or clone that made the bundle)"
         )
     try:
         document = kind.model_validate_json(data)

@@ -98,7 +98,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "deeply nested": (lambda f: (f / "manifest.json").write_text("[" * 100_000), "is not JSON"),
     "huge manifest": (lambda f: (f / "manifest.json").write_bytes(b" " * 5_000_000), "is larger than"),
     "a list": (lambda f: (f / "manifest.json").write_text("[]"), "is not valid"),
-    "newer schema": (lambda f: edit_manifest(f, lambda d: d.update(schema_version=2)), "install a newer edgemed"),
+    "newer schema": (
+        lambda f: edit_manifest(f, lambda d: d.update(schema_version=2)),
+        "install a newer edgemed (the wheel or clone that made the bundle)",
+    ),
     "unknown field": (lambda f: edit_manifest(f, lambda d: d.update(surprise=1)), "surprise: Extra inputs"),
     "text for a number": (lambda f: edit_manifest(f, lambda d: d.update(size="32")), "size: Input should be"),
     "other label": (lambda f: edit_manifest(f, lambda d: d.update(labels=["x", "y", "z"])), "was changed after"),

@@ -122,7 +122,7 @@ def test_a_missing_extra_is_named_in_one_line(
 
     monkeypatch.setattr("edgemed.phantoms.write_dataset", missing)
     assert edgemed("sample", "anywhere") == 2
-    assert f"pip install '.[{extra}]'" in capsys.readouterr().err
+    assert f"pip install 'edgemed[{extra}]'" in capsys.readouterr().err
 
 
 def test_what_the_system_refuses_is_one_line_with_its_path(

@@ -85,7 +85,7 @@ Json json_from(const Bytes& data, const std::string& where) {
         if (version.is_number_unsigned() && version.get<uint64_t>() > 1)
             throw Error(EDGEMED_ERROR_BUNDLE, where + " has schema version " + version.dump() +
                                                   ", this edgemed reads up to 1; install a newer edgemed "
-                                                  "(pip install --upgrade edgemed)");
+                                                  "(the wheel or clone that made the bundle)");
     }
     return document;
 }
