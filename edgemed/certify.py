@@ -92,9 +92,9 @@ def certify(
         if row is not None and row not in found:  # a copy of an image proves nothing more
             if not low <= min(pixels.shape[:2]) <= max(pixels.shape[:2]) <= high:
                 unfit.add(row)
-                continue
-            found[row] = path
-            answers[row] = in_each_place(model.outputs, pixels, least)
+            else:
+                found[row] = path
+                answers[row] = in_each_place(model.outputs, pixels, least)
         progress(f"certify on {model.runtime}", done, len(files), f"{len(found)} known")
     if unfit and not found:
         raise InputError(

@@ -220,8 +220,10 @@ def test_known_images_that_the_bundle_does_not_take_are_counted(tmp_path: Path, 
     model = edgemed.load(path, runtime="openvino")
     limits = model.bundle.manifest.input.model_copy(update={"max_side": 50})
     manifest = model.bundle.manifest.model_copy(update={"input": limits})
+    small, told = replace(model, bundle=replace(model.bundle, manifest=manifest)), []
     with pytest.raises(InputError, match="none of the 10 known images .* fits the engine, whose sides are .* to 50;"):
-        certify(replace(model, bundle=replace(model.bundle, manifest=manifest)), images, Gates())
+        certify(small, images, Gates(), progress=lambda stage, done, total, detail: told.append((done, total)))
+    assert told == [(k, 13) for k in range(1, 14)]  # each file
 
 
 def test_images_that_the_reference_does_not_know_prove_nothing(tmp_path: Path) -> None:
