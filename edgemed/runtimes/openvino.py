@@ -89,7 +89,7 @@ class _Session:
                     self._compiled[batch] = self._compile(batch)
                 except RuntimeError as error:
                     raise InputError(
-                        f"OpenVINO {self.version} refuses the graph ({_first_line(error)}); "
+                        f"OpenVINO {self.version} refuses the graph ({_last_line(error)}); "
                         "build the bundle again, or use --runtime onnxruntime"
                     ) from error
             return self._compiled[batch]
@@ -127,7 +127,7 @@ class _Session:
                     _keep(folder / KEPT, compiled.export_model().getvalue())
         except (OSError, InputError, RuntimeError) as error:
             # The cache only saves time. A fault of the graph itself comes up again below.
-            _log.warning("OpenVINO's cache is not used: %s", _first_line(error))
+            _log.warning("OpenVINO's cache is not used: %s", _last_line(error))
             if compiled is None:
                 compiled = self._from_graph(batch, settings)
         self.from_cache = from_cache if self.from_cache is None else self.from_cache
@@ -163,6 +163,6 @@ def _keep(file: Path, data: bytes) -> None:
     write_atomic(file.with_suffix(".sha256"), sha256_of(data))
 
 
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:200] if lines else type(error).__name__
