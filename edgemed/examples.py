@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from edgemed.config import TrainConfig, derive_seed
+from edgemed.errors import one_line
 from edgemed.images import image_from_file
 from edgemed.loop import log
 from edgemed.mae import MaskedAutoencoder, reconstructed
@@ -60,7 +61,7 @@ def _autoencoder(config: TrainConfig, pretrained: Path) -> MaskedAutoencoder | N
         names = {key: key.removeprefix("decoder.") if key.startswith("decoder.") else f"encoder.{key}" for key in state}
         model.load_state_dict({names[key]: state[key] for key in state})
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        log.warning("%s cannot be read (%s); the report shows masks without reconstructions", pretrained, reason)
+        told = "%s cannot be read (%s); the report shows masks without reconstructions"
+        log.warning(told, pretrained, one_line(error))
         return None
     return model

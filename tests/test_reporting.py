@@ -14,9 +14,9 @@ pytest.importorskip("torch", reason="extra train is not installed")
 
 from answers import CLASSES, drawn
 
+from edgemed import examples
 from edgemed.config import TrainConfig
 from edgemed.dataset import Dataset, DuplicatePair, Row
-from edgemed.examples import mask_examples
 from edgemed.files import write_atomic
 from edgemed.pretrain import _tensors, autoencoder
 from edgemed.reporting import CONFLICTS, HARDEST, _duplicates, _hardest, _split_table
@@ -71,6 +71,20 @@ def test_the_table_of_splits_counts_every_image_in_its_order(dataset: Dataset) -
     assert table["test"] == {"benign": 0, "malignant": 0, "normal": 1}
 
 
+def test_a_decoder_that_cannot_be_read_for_no_stated_reason_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuses(path: Path) -> None:
+        raise OSError
+
+    monkeypatch.setattr(examples, "load_file", refuses)
+    Image.new("RGB", (64, 64)).save(tmp_path / "black.png")
+    config = TrainConfig(backbone="tf_efficientnet_lite0", pretrain_size=64)
+    (found,) = examples.mask_examples(config, [tmp_path / "black.png"], tmp_path / "pretrained.safetensors")
+    assert found.reconstruction is None
+    assert "cannot be read (OSError); the report shows masks" in caplog.text
+
+
 def test_the_mask_examples_are_of_the_entropy_that_guided_and_need_no_decoder(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     picture = np.full((64, 64), 7, np.uint8)
@@ -82,7 +96,7 @@ def test_the_mask_examples_are_of_the_entropy_that_guided_and_need_no_decoder(tm
         config = TrainConfig(**base, renyi_order=order)  # type: ignore[arg-type]
         weights = save(_tensors(autoencoder(config, None, "")))
         write_atomic(tmp_path / "pretrained.safetensors", weights[: len(weights) - damage])
-        (found[order],) = mask_examples(config, [tmp_path / "noise.png"], tmp_path / "pretrained.safetensors")
+        (found[order],) = examples.mask_examples(config, [tmp_path / "noise.png"], tmp_path / "pretrained.safetensors")
     assert found[1.0].reconstruction is not None
     assert found[2.0].reconstruction is None  # fine-tuning needs that file no more, and the report is still written
     assert (found[2.0].entropy[0] < found[1.0].entropy[0] - 1).all()  # the flat part outweighs the noise

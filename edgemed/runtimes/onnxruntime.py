@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.errors import InputError
+from edgemed.errors import InputError, one_line
 from edgemed.preflight import cpu
 from edgemed.runtimes import Session, outputs_of, usable_cores
 
@@ -57,9 +57,8 @@ class _Session:
         try:
             self._session: Any = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except refusals as error:
-            line = " ".join(str(error).split())[:200]
             raise InputError(
-                f"ONNX Runtime {self.version} refuses the graph ({line}); "
+                f"ONNX Runtime {self.version} refuses the graph ({one_line(error)}); "
                 "build the bundle again, or use --runtime openvino"
             ) from error
 
