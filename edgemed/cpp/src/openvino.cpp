@@ -107,11 +107,11 @@ struct Compiled {
 };
 
 // What a handle and its clones share.
-class Engine {
+class OpenVinoEngine {
 public:
     const size_t labels, members, entropy;  // values of an image: K, M K / K, E E
 
-    explicit Engine(const Source& source)
+    explicit OpenVinoEngine(const Source& source)
         : labels(size_t(source.labels)),
           members(size_t(source.members)),
           entropy(size_t(source.entropy_side) * size_t(source.entropy_side)),
@@ -179,7 +179,7 @@ private:
 
 class OpenVinoSession : public Session {
 public:
-    explicit OpenVinoSession(std::shared_ptr<Engine> engine) : engine_(std::move(engine)) { request(1); }
+    explicit OpenVinoSession(std::shared_ptr<OpenVinoEngine> engine) : engine_(std::move(engine)) { request(1); }
 
     Session* clone(Message& error) noexcept override {
         Session* made = nullptr;
@@ -240,7 +240,7 @@ private:
         return guarded(error, "refuses the graph or the request", "; build the bundle again", work);
     }
 
-    std::shared_ptr<Engine> engine_;
+    std::shared_ptr<OpenVinoEngine> engine_;
     std::map<int64_t, Request> requests_;
     Bytes staging_;
 };
@@ -263,7 +263,7 @@ public:
     Session* open(const Source& source, Message& error) noexcept override {
         Session* made = nullptr;
         guarded(error, "refuses the graph", "; build the bundle again",
-                [&] { made = new OpenVinoSession(std::make_shared<Engine>(source)); });
+                [&] { made = new OpenVinoSession(std::make_shared<OpenVinoEngine>(source)); });
         return made;
     }
 };
