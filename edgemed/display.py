@@ -216,7 +216,6 @@ def inspection(bundle: Bundle, tests: Sequence[dict[str, Any]] | None, as_json: 
     if as_json:
         document({"manifest": manifest.model_dump(mode="json"), "plans": plans, "self_tests": tests})
         return
-    operations = "FLOPs not measured" if manifest.flops is None else f"{manifest.flops / 1e9:.2f} GFLOP"
     table = Table(title=escape(str(bundle.path)), title_justify="left", show_header=False, box=SIMPLE_HEAD)
     table.caption, table.caption_justify = "every sha256 verified", "left"
     table.add_column(overflow="fold")
@@ -225,7 +224,8 @@ def inspection(bundle: Bundle, tests: Sequence[dict[str, Any]] | None, as_json: 
     table.add_row("labels", escape(", ".join(manifest.labels)))
     table.add_row("members", ", ".join(manifest.member_names))
     table.add_row("temperatures", ", ".join(f"{value:.3f}" for value in manifest.temperatures))
-    table.add_row("model size", f"{manifest.size} px, {operations}, {manifest.weight_bytes / 1e6:.1f} MB of weights")
+    cost = f"{manifest.flops / 1e9:.2f} GFLOP, {manifest.weight_bytes / 1e6:.1f} MB of weights"
+    table.add_row("model size", f"{manifest.size} px, {cost}")
     table.add_row("image sides", f"{manifest.input.min_side} to {manifest.input.max_side} px, uint8 RGB")
     if manifest.entropy:
         table.add_row("entropy", f"{manifest.entropy_side} x {manifest.entropy_side} patches of 32 px, in bits")
