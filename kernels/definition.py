@@ -143,8 +143,7 @@ def mask_plan(
 
     Raises:
         InputError: wrong shapes or types, a ratio outside 0..1, a sharpness beyond 1e7, a seed outside 64 bits, more
-        than
-            4,096 units.
+            than 4,096 units.
     """
     if dtype != "float32" or len(shape) != 3:
         raise InputError(f"entropy is {dtype} {shape}, needed is float32 (N, h, w) as patch_entropy returns it")

@@ -1,4 +1,5 @@
-// The CUDA kernels under plain C names (for cuModuleGetFunction) and the C interface of edgemed_kernels.h that launches them.
+// The CUDA kernels under plain C names (for cuLibraryGetKernel), and the C interface of edgemed_kernels.h, which
+// launches them.
 //
 // Build: `make kernels` (fatbin for nine targets), or kernels/CMakeLists.txt (a library, on a Jetson too).
 #include <cuda_runtime.h>

@@ -2,7 +2,7 @@
 
     availability() -> str | None            None = works on this machine, else the reason why not, in one line
     open_session(model, *, threads, cache_key) -> Session       those that take the ONNX file
-    open_plan(plan, record) -> Session                                     TensorRT, which takes a plan built from it
+    open_plan(plan, record, *, cuda_graph=True) -> Session      TensorRT, which takes a plan built from it
 
 Why: `engines.open_engine` goes through `ORDER` and takes the first that works; nothing above knows
 which one runs. No torch. `edgemed predict BUNDLE IMAGE --runtime NAME` asks for one by name.
