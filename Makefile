@@ -73,7 +73,7 @@ test-gpu: .venv/all  ## what only a machine with an NVIDIA GPU can show
 	$(BIN)/python -m pytest -m gpu
 
 .PHONY: kernels
-kernels: .venv/all  ## the entropy kernels for nine GPU generations, into build/kernels (needs nvcc for the CUDA ones)
+kernels: .venv/all  ## the CUDA kernels for nine GPU generations, into build/kernels (needs nvcc); Triton's for a table
 	$(BIN)/python -m edgemed.kernels.compile
 
 .PHONY: wheel

@@ -2,13 +2,14 @@
 
 Run it with `make kernels` or `python -m edgemed.kernels.compile`.
 
-CUDA C++ becomes one fatbin (machine code per target, and PTX for later GPUs), Triton one cubin per kernel and target.
-Every call prints the registers, shared memory, stack and spills of each kernel on each target, and fails on a spill or
-a stack frame before it writes anything. What is not installed is skipped, and the table says so.
+CUDA C++ becomes one fatbin: machine code per target, and PTX for later GPUs. Triton compiles where it runs; here it
+compiles for the table alone. Every call prints the registers, shared memory, stack and spills of each kernel on each
+target, and fails on a spill or a stack frame before it writes anything. What is not installed is skipped, and the table
+says so.
 
 Written: `build/kernels/` of a checkout, `binaries/` beside this file of an installed package (`--out` elsewhere):
-edgemed_kernels.fatbin, triton/NAME.sm_XX.cubin, resources.json. Targets that this nvcc does not know (CUDA 12.6 of
-JetPack 6: 100, 110, 120) are left out by name.
+edgemed_kernels.fatbin, resources.json. Targets that this nvcc does not know (CUDA 12.6 of JetPack 6: 100, 110, 120)
+are left out by name.
 """
 
 from __future__ import annotations
@@ -96,8 +97,8 @@ def fatbin_from_source(nvcc: str, targets: Iterable[int]) -> tuple[bytes, list[R
         return out.read_bytes(), ptxas_resources(log)
 
 
-def cubins_from_triton(targets: Iterable[int]) -> tuple[dict[str, bytes], list[Resources]]:
-    """{file name: cubin} of the Triton kernels, and their resources, read from the cubins themselves.
+def triton_resources(targets: Iterable[int]) -> list[Resources]:
+    """The resources of the Triton kernels, read from what Triton compiles for the targets.
 
     A spill lives in local memory, so a kernel with neither stack nor local memory has none.
 
@@ -109,7 +110,6 @@ def cubins_from_triton(targets: Iterable[int]) -> tuple[dict[str, bytes], list[R
     from edgemed.kernels.triton import compiled_variants
 
     cuobjdump = knobs.nvidia.cuobjdump.path
-    cubins: dict[str, bytes] = {}
     rows = []
     for target in targets:
         for name, cubin, shared in compiled_variants(target):
@@ -122,8 +122,7 @@ def cubins_from_triton(targets: Iterable[int]) -> tuple[dict[str, bytes], list[R
                 raise EdgemedError(f"cuobjdump reports no resources of {name} for sm_{target}: update triton")
             registers, stack, static, local = (int(value) for value in usage.groups())
             rows.append(Resources("Triton", name, target, registers, shared + static, stack, local))
-            cubins[f"{name}.sm_{target}.cubin"] = cubin
-    return cubins, rows
+    return rows
 
 
 def table(rows: list[Resources]) -> str:
@@ -160,36 +159,35 @@ def check_resources(rows: list[Resources]) -> None:
 
 
 def compile_kernels(out: Path) -> None:
-    """Compile what the installed toolchains allow, print the table, write the files to `out`.
+    """Compile what the installed toolchains allow, print the table, write it and the fatbin to `out`.
 
     Raises:
         GateError: a kernel spills or needs a stack. EdgemedError: a compiler failed.
     """
     rows: list[Resources] = []
-    files: dict[str, bytes] = {}
+    code: bytes | None = None
     nvcc = nvcc_path()
     if nvcc is None:
         _say("skipped: CUDA C++ (no nvcc on the PATH, in CUDA_HOME or in /usr/local/cuda: install the CUDA toolkit)")
     else:
-        files[FATBIN], rows = fatbin_from_source(nvcc, TARGETS)
+        code, rows = fatbin_from_source(nvcc, TARGETS)
         absent = sorted(set(TARGETS) - {row.target for row in rows})
         if absent:
             _say(f"skipped: CUDA C++ for {', '.join(f'sm_{target}' for target in absent)} (unknown to {nvcc})")
     try:
-        cubins, triton_rows = cubins_from_triton(TARGETS)
+        rows += triton_resources(TARGETS)
     except ModuleNotFoundError as error:
         _say(f"skipped: Triton ({error.name} is not installed)")
-    else:
-        rows += triton_rows
-        files |= {f"triton/{name}": cubin for name, cubin in cubins.items()}
     if not rows:
         return
     _say(table(rows))
     check_resources(rows)
-    for name, data in files.items():
-        write_atomic(out / name, data)
+    written = "resources.json"
+    if code is not None:
+        write_atomic(out / FATBIN, code)
+        written = f"{FATBIN} ({len(code) / 1024:.0f} KiB), {written}"
     write_json(out / "resources.json", [asdict(row) for row in rows])
-    _say(f"{len(files)} files, {sum(map(len, files.values())) / 1024:.0f} KiB in {out}; zero stack, zero spills")
+    _say(f"{written} in {out}; zero stack, zero spills")
 
 
 def _say(text: str) -> None:

@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +48,28 @@ def test_a_spill_fails_and_names_the_kernel() -> None:
 def test_after_a_spill_nothing_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ahead, "nvcc_path", lambda: "nvcc")
     monkeypatch.setattr(ahead, "fatbin_from_source", lambda *_: (b"code", ahead.ptxas_resources(LOG)))
-    monkeypatch.setattr(ahead, "cubins_from_triton", lambda _: ({}, []))
+    monkeypatch.setattr(ahead, "triton_resources", lambda _: [])
     with pytest.raises(GateError):
         ahead.compile_kernels(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_only_what_the_driver_loads_is_written_and_the_table(
+    compiler: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fitting = ahead.ptxas_resources(LOG)[1]
+    triton = replace(fitting, toolchain="Triton")
+    monkeypatch.setattr(ahead, "nvcc_path", lambda: "nvcc" if compiler else None)
+    monkeypatch.setattr(ahead, "fatbin_from_source", lambda *_: (b"code", [fitting]))
+    monkeypatch.setattr(ahead, "triton_resources", lambda _: [triton])
+    ahead.compile_kernels(tmp_path)
+    files = {path.name for path in tmp_path.rglob("*")}
+    assert files == {"resources.json"} | ({ahead.FATBIN} if compiler else set())
+    rows = json.loads((tmp_path / "resources.json").read_text())
+    assert [row["toolchain"] for row in rows] == ["CUDA"] * compiler + ["Triton"]
+    said = capsys.readouterr().out
+    assert "| Triton other | 10 |" in said and (f"{ahead.FATBIN} (0 KiB), resources.json in " in said) == compiler
 
 
 def test_without_toolchains_it_says_what_was_skipped(
@@ -60,7 +79,7 @@ def test_without_toolchains_it_says_what_was_skipped(
         raise ModuleNotFoundError("no", name="triton")
 
     monkeypatch.setattr(ahead, "nvcc_path", lambda: None)
-    monkeypatch.setattr(ahead, "cubins_from_triton", absent)
+    monkeypatch.setattr(ahead, "triton_resources", absent)
     ahead.compile_kernels(tmp_path)
     said = capsys.readouterr().out
     assert "skipped: CUDA C++ (no nvcc" in said
@@ -93,9 +112,9 @@ def test_the_real_kernels_compile_for_a_jetson_without_spills(tmp_path: Path) ->
 
 def test_the_triton_kernels_compile_for_a_jetson_without_spills() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    cubins, rows = ahead.cubins_from_triton([87])
-    assert len(cubins) == len(rows) == 14
-    assert all(cubin.startswith(b"\x7fELF") for cubin in cubins.values())
+    rows = ahead.triton_resources([87])
+    assert len({row.kernel for row in rows}) == len(rows) == 14
+    assert all(row.registers > 0 for row in rows)
     ahead.check_resources(rows)
     json.dumps([row.registers for row in rows])
 
