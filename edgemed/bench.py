@@ -17,7 +17,6 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,7 @@ from edgemed.infer import Model, load
 from edgemed.limits import cpu_limits, share_of_limit
 from edgemed.phantoms import MIN_SIDE, phantom
 from edgemed.power import power_of
-from edgemed.records import least_batch
+from edgemed.records import least_batch, now
 from edgemed.runtimes import ORDER, PlanModule, runtime_module
 from edgemed.startup import start_up
 from edgemed.stats import Interval
@@ -59,7 +58,7 @@ JPEG_QUALITY = 90
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure. The names are those of the flags.
+    """What to measure. The names are those of the flags, but for iterations, which programs set.
 
     runtime: "auto", "all", or a name of `runtimes.ORDER`. streams: requests in flight (burst); idle_ms: milliseconds
     between requests (sparse). batches: images per request. image_size: side of the square images in pixels; None = the
@@ -93,8 +92,10 @@ class Settings:
             raise InputError(f"--mode sparse takes --idle-ms above 0, and no other mode does; got {self.idle_ms:g}")
         if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
             raise InputError("--batches takes numbers of images from 1 on, each once, such as 1,4,8")
-        if self.warmup < 0 or not self.duration > 0 or (self.iterations is not None and self.iterations < 1):
-            raise InputError("--warmup takes seconds from 0 on, --duration above 0; iterations are 1 or more")
+        if self.warmup < 0 or not self.duration > 0:
+            raise InputError("--warmup takes seconds from 0 on, --duration above 0")
+        if self.iterations is not None and self.iterations < 1:
+            raise InputError(f"Settings(iterations={self.iterations}): give 1 or more, or None for a duration")
         if self.image_size is not None and self.image_size < 1:
             raise InputError(f"--image-size is {self.image_size}; give the side of the images in pixels")
         if unknown := set(self.include) - {"decode"}:
@@ -133,7 +134,7 @@ def bench(bundle: str | os.PathLike[str] | Bundle, settings: Settings = Settings
     return {
         "schema": SCHEMA,
         "edgemed": __version__,
-        "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "created": now(),
         "measured": settings.measured,
         "bundle": {
             "path": str(opened.path),

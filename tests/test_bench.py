@@ -247,7 +247,7 @@ def test_a_process_that_burns_a_core_beside_it_is_noticed(bundle: Bundle, only_r
         ({"batches": (1, 1)}, "--batches"),
         ({"warmup": -1.0}, "--warmup"),
         ({"duration": 0.0}, "--duration"),
-        ({"iterations": 0}, "iterations"),
+        ({"iterations": 0}, r"Settings\(iterations=0\): give 1 or more"),
         ({"image_size": 0}, "--image-size"),
         ({"include": ("encode",)}, "--include"),
     ],
