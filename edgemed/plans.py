@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgemed.bundle import Bundle
-from edgemed.engines import place_of
 from edgemed.errors import InputError, did_you_mean
 from edgemed.infer import Model
 from edgemed.pack import add_plan
@@ -113,6 +112,5 @@ def tried(bundle: Bundle, record: PlanRecord, plan: bytes) -> PlanRecord:
     if not any(record.takes(item.image) for item in bundle.golden()):
         return record  # a plan of one size, which the golden images have not
     session = flavour.open_plan(plan, record)
-    place = place_of(session, record.precision)
-    Model(bundle, session, record.precision, f"built for {place.device}", record).self_test()
+    Model(bundle, session, record.precision, f"built for {session.device}", record).self_test()
     return record.model_copy(update={"state": "self-tested"})

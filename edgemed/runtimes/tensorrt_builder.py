@@ -144,9 +144,9 @@ def served_targets(runtime: str, targets: Sequence[str] | None) -> list[str]:
     except ImportError as error:
         raise InputError(f"{flavour.package} does not load ({error}); {flavour.install}; or --runtime none") from error
     if runtime == "tensorrt":
-        if (why_not := FLAVOURS[runtime].availability()) is not None:
+        if (why_not := flavour.availability()) is not None:
             raise InputError(f"classic TensorRT builds on the GPU that it builds for: {why_not}")
-        capability = FLAVOURS[runtime].here().capability
+        capability = flavour.here().capability
         for target in targets or ():
             if target != capability:
                 raise InputError(
