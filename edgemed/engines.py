@@ -53,8 +53,8 @@ def open_engine(
     precision: str,
     threads: int | None,
     uncertified: bool,
-    plan: str | None = None,
-    cuda_graph: bool = True,
+    plan: str | None,
+    cuda_graph: bool,
 ) -> Engine:
     """The first engine of the bundle that works here, or that of the named runtime or plan. See `infer.load`.
 

@@ -271,8 +271,15 @@ def load(
         opened = bundle
     else:
         opened = opened_by_keys(bundle, public_key, plan_key)
-    wanted: dict[str, Any] = {"uncertified": uncertified, "plan": plan, "cuda_graph": cuda_graph}
-    engine = open_engine(opened, runtime=runtime, precision=precision, threads=threads, **wanted)
+    engine = open_engine(
+        opened,
+        runtime=runtime,
+        precision=precision,
+        threads=threads,
+        uncertified=uncertified,
+        plan=plan,
+        cuda_graph=cuda_graph,
+    )
     model = Model(opened, engine.session, precision, engine.reason, engine.record)
     if self_test:
         model.self_test()
