@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import io
 import json
@@ -238,6 +239,7 @@ def test_with_no_runtime_at_all_the_error_lists_every_reason(bundle: Bundle, mon
 def test_a_runtime_that_cannot_work_here_is_refused_by_name(
     bundle: Bundle, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: None)  # the driver, which is asked for first
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InputError, match=f"{name}: the package tensorrt\\w* is not installed"):
         edgemed.load(bundle, runtime=name)
