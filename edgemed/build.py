@@ -38,6 +38,7 @@ from edgemed.runtimes.tensorrt_builder import served_targets
 from edgemed.sources import Source
 
 Sides = tuple[int, int, int]  # min, opt, max, in pixels
+CHECK_IMAGES = 200  # at most so many validation images, evenly spaced, decide whether the graphs are right
 TINT = (1.0, 0.8, 0.6)  # of red, green, blue: as warm light
 _log = logging.getLogger("edgemed")
 
@@ -54,18 +55,17 @@ def build_bundle(
     entropy: bool = False,
     signing_key: bytes | None = None,
     overwrite: bool = False,
-    check_images: int = 200,
     rounded_images: int = 8,
     progress: Progress = unseen,
 ) -> Bundle:
     """Build, check and write the bundle of an ensemble.
 
     image_size: the range of H and W, see `export.onnx_from_ensemble`. precisions: of the graphs and plans, "fp32" among
-    them. plans: None for none. gates: by precision; None = the defaults. check_images: at most so many validation
-    images, evenly spaced, decide whether the graphs are right; rounded_images: so many of them, and the golden ones,
-    also run with every fp16 operator rounded, which decides what else stays float32. golden: a folder of images for the
-    self-test, which travel in the bundle; None = phantoms. entropy: the graphs also give the entropy of each 32-pixel
-    patch. signing_key: Ed25519 (PEM), for the manifest and the plans.
+    them. plans: None for none. gates: by precision; None = the defaults. rounded_images: so many of the images that
+    decide whether the graphs are right, and the golden ones, also run with every fp16 operator rounded, which decides
+    what else stays float32. golden: a folder of images for the self-test, which travel in the bundle; None = phantoms.
+    entropy: the graphs also give the entropy of each 32-pixel patch. signing_key: Ed25519 (PEM), for the manifest and
+    the plans.
 
     Raises:
         GateError: a graph or its results are not right; nothing is written.
@@ -91,7 +91,7 @@ def build_bundle(
         Golden(image, *answers[k], entropy=maps[k] if maps else None) for k, image in enumerate(images)
     ]
     bounds = gates or {precision: default_gates(precision) for precision in precisions}
-    judge = Judge(source, check_images, image_size, bounds, golden_images, progress)
+    judge = Judge(source, CHECK_IMAGES, image_size, bounds, golden_images, progress)
     kept: tuple[str, ...] = ()
     if "fp16" in precisions:
         found = safe_half(source.ensemble, lambda: chain(judge.images(rounded_images), images), judge.has_room)

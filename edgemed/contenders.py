@@ -101,9 +101,9 @@ def contenders(model: Model, ensemble: Ensemble | None, shape: tuple[int, ...]) 
 
 
 def compared(
-    model: Model, others: Sequence[Contender], *, batch: int = 1, side: int | None = None, seconds: float = 5.0
+    model: Model, others: Sequence[Contender], *, batch: int = 1, side: int, seconds: float = 5.0
 ) -> dict[str, Any]:
-    """Check and time `model` and every one of `others` on requests of `batch` images of `side` pixels (None: typical).
+    """Check and time `model` and every one of `others` on requests of `batch` images of `side` pixels.
 
     {"request": shape; "rounds"; "bundle": {"what", "p50_ms"}; "timed": {name: {"what", "max_prob_error", "p50_ms",
     "times_bundle"}}; "not_timed": {name: reason}}. p50_ms and times_bundle, this one's latency over the bundle's, are
@@ -113,7 +113,7 @@ def compared(
     """
     if model.golden():  # a plan of one size may take none
         model.self_test()
-    images = _images(model, model.bundle.manifest.input.opt_side if side is None else side)
+    images = _images(model, side)
     requests = [np.repeat(image[None], batch, axis=0) for image in images]
     wanted = [_bundle_call(model)(request) for request in requests]
     ready: dict[str, Predict] = {BUNDLE: _bundle_call(model)}

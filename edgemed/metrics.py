@@ -112,8 +112,6 @@ def paired_difference(
     probabilities_a: ArrayLike,
     probabilities_b: ArrayLike,
     groups: Sequence[Hashable],
-    *,
-    seed: int = 0,
 ) -> Interval:
     """accuracy(a) - accuracy(b) on the same images, in -1..1, with the interval of a paired bootstrap over groups.
 
@@ -125,7 +123,7 @@ def paired_difference(
     _, scores_b = _checked(labels, probabilities_b, classes)
     _check_groups(groups, len(truth))
     gain = (scores_a.argmax(axis=1) == truth).astype(np.int64) - (scores_b.argmax(axis=1) == truth)
-    found = group_bootstrap(lambda rows: float(gain[rows].mean()), groups, seed=seed)
+    found = group_bootstrap(lambda rows: float(gain[rows].mean()), groups)
     if found.low == found.high == 0:
         most = exact(0.0, len(set(groups))).high
         return Interval(found.value, -most, most)
@@ -137,8 +135,6 @@ def auroc_change(
     reference: ArrayLike,
     candidate: ArrayLike,
     groups: Sequence[Hashable] | NDArray[Any],
-    *,
-    seed: int = 0,
 ) -> Interval | None:
     """AUROC (macro one-vs-rest) of the candidate minus that of the reference, with a paired group-bootstrap interval.
 
@@ -147,7 +143,7 @@ def auroc_change(
     """
     classes = np.shape(reference)[-1]
     before, after = (_statistics(*_checked(labels, table, classes))["auroc"] for table in (reference, candidate))
-    found = group_bootstrap(lambda rows: after(rows) - before(rows), groups, seed=seed)
+    found = group_bootstrap(lambda rows: after(rows) - before(rows), groups)
     return found if np.isfinite(found.value) else None
 
 

@@ -58,7 +58,7 @@ def _wanted(point: OperatingPoint) -> tuple[object, ...]:
     return point.positive, point.target, point.target_value, point.coverage, point.max_disagreement is None
 
 
-def judged(parts: Sequence[Part], classes: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def judged(parts: Sequence[Part], classes: Sequence[str]) -> dict[str, Any]:
     """What operating points are worth on their own test rows, all parts (the folds) pooled; ready for JSON.
 
     Intervals are 95 % group bootstraps over test images. `coverage` draws the calibration images anew as well and fits
@@ -72,7 +72,7 @@ def judged(parts: Sequence[Part], classes: Sequence[str], seed: int = 0) -> dict
 
     def share(flags: Flags, among: Flags) -> dict[str, float | None]:
         """Of the images in `among`, those with the flag."""
-        return stats.share(flags, among, groups, seed=seed).as_dict()
+        return stats.share(flags, among, groups).as_dict()
 
     everyone, point = np.full(len(labels), True), parts[0].point
     result: dict[str, Any] = {"points": [part.point.model_dump(mode="json") for part in parts]}
@@ -81,7 +81,7 @@ def judged(parts: Sequence[Part], classes: Sequence[str], seed: int = 0) -> dict
         these = share(every.covered, everyone)
         result["sets"] = {
             "stated": point.coverage,
-            "coverage": these | (_coverage_bounds(parts, seed) if these["low"] is not None else {}),
+            "coverage": these | (_coverage_bounds(parts) if these["low"] is not None else {}),
             "coverage_of_these_sets": these,
             "coverage_by_class": {
                 name: float(every.covered[labels == k].mean()) if (labels == k).any() else None
@@ -118,7 +118,7 @@ def judged(parts: Sequence[Part], classes: Sequence[str], seed: int = 0) -> dict
     return result
 
 
-def _coverage_bounds(parts: Sequence[Part], seed: int) -> dict[str, float | None]:
+def _coverage_bounds(parts: Sequence[Part]) -> dict[str, float | None]:
     """The bounds of the coverage over draws of groups, each with its calibration rows and its test rows.
 
     None are given where a part's calibration rows are not at hand.
@@ -147,5 +147,5 @@ def _coverage_bounds(parts: Sequence[Part], seed: int) -> dict[str, float | None
             total += len(tested)
         return held / total if total else math.nan
 
-    interval = group_bootstrap(statistic, [group for each in tables for group in each.groups], seed=seed)
+    interval = group_bootstrap(statistic, [group for each in tables for group in each.groups])
     return {key: value for key, value in interval.as_dict().items() if key != "value"}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgemed.errors import InputError
 
+LEVEL = 0.95  # of every interval
 FEWEST_GROUPS = 10
 """From fewer groups no bounds are given. Of 95 % intervals for two predictors that do not differ, with 20 images a
 group, 5 % leave out 0 with 15 groups, 8 % with 8, 13 % with 5, 44 % with 2, and nearly all with one."""
@@ -41,7 +42,6 @@ def group_bootstrap(
     *,
     resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> Interval:
     """The statistic of all samples, with the percentile interval over resampled groups.
 
@@ -50,19 +50,17 @@ def group_bootstrap(
     key per sample; one key each makes it the ordinary bootstrap. A resample for which the statistic is undefined (NaN,
     such as an AUROC without a positive) is left out; where all are, and below `FEWEST_GROUPS`, the bounds are NaN.
 
-    Raises InputError without samples, or when `resamples` or `level` (0 < level < 1) is out of range.
+    Raises InputError without samples, or when `resamples` is below 1.
     """
-    _check(len(groups), resamples, level)
+    _check(len(groups), resamples)
     value = float(statistic(np.arange(len(groups), dtype=np.int64)))
     if len(set(groups)) < FEWEST_GROUPS:
         return Interval(value, math.nan, math.nan)
     values = np.array([statistic(rows) for rows in group_resamples(groups, resamples=resamples, seed=seed)])
-    return _interval(value, values, level)
+    return _interval(value, values)
 
 
-def share(
-    hits: NDArray[np.bool_], among: NDArray[np.bool_], groups: Sequence[Hashable], *, seed: int = 0
-) -> Interval:
+def share(hits: NDArray[np.bool_], among: NDArray[np.bool_], groups: Sequence[Hashable]) -> Interval:
     """The share of hits (N,) among the samples that count (N,), with its interval over the groups that hold one.
 
     Where no resample differs from another, as where all are hits, it is Clopper and Pearson's (1934) for so many groups
@@ -72,7 +70,7 @@ def share(
         return Interval(math.nan, math.nan, math.nan)
     kept = hits[among]
     own = [group for group, counts in zip(groups, among.tolist(), strict=True) if counts]
-    found = group_bootstrap(lambda rows: float(kept[rows].mean()), own, seed=seed)
+    found = group_bootstrap(lambda rows: float(kept[rows].mean()), own)
     return exact(found.value, len(set(own))) if found.low == found.high else found
 
 
@@ -102,18 +100,16 @@ def group_resamples(
         yield order[np.repeat(starts[drawn], lengths) + within]
 
 
-def _check(count: int, resamples: int, level: float) -> None:
+def _check(count: int, resamples: int) -> None:
     if count == 0:
         raise InputError("no samples to compute an interval from")
     if resamples < 1:
         raise InputError(f"resamples is {resamples}; give at least 1 (1000 is usual)")
-    if not 0 < level < 1:
-        raise InputError(f"level is {level}; give a number between 0 and 1, such as 0.95")
 
 
-def _interval(value: float, resampled: NDArray[np.float64], level: float) -> Interval:
+def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:
     defined = resampled[~np.isnan(resampled)]
     if not len(defined):
         return Interval(value, math.nan, math.nan)
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(low), float(high))

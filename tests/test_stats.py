@@ -79,8 +79,6 @@ def test_few_groups_have_no_bounds_however_many_images_they_hold(groups: int) ->
 def test_nothing_to_compute_from_is_refused() -> None:
     with pytest.raises(InputError, match="no samples"):
         group_bootstrap(lambda index: 0.0, [])
-    with pytest.raises(InputError, match="level"):
-        group_bootstrap(lambda index: 0.0, [1], level=95)
     with pytest.raises(InputError, match="resamples"):
         group_bootstrap(lambda index: 0.0, [1], resamples=0)
 
