@@ -8,7 +8,6 @@ Works on a predict callable, so that a run (PyTorch) and a bundle (any runtime) 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemed.ahead import ahead
 from edgemed.images import image_from_file
 from edgemed.metrics import auroc_change, mcnemar, metrics_with_intervals, paired_difference
 
@@ -40,15 +40,9 @@ class Table:
         return np.asarray(self.members.mean(axis=1), np.float32)
 
 
-def decoded(files: Sequence[Path], threads: int = 2, ahead: int = 16) -> Iterator[NDArray[np.uint8]]:
-    """The files' images, uint8 (H, W, 3) RGB, in order, decoded by threads at most `ahead` images ahead."""
-    with ThreadPoolExecutor(threads) as pool:
-        pending = [pool.submit(image_from_file, file) for file in files[:ahead]]
-        for following in range(len(files)):
-            image = pending.pop(0).result()
-            if following + ahead < len(files):
-                pending.append(pool.submit(image_from_file, files[following + ahead]))
-            yield image
+def decoded(files: Sequence[Path]) -> Iterator[NDArray[np.uint8]]:
+    """The files' images, uint8 (H, W, 3) RGB, in order, decoded by two threads at most 16 images ahead."""
+    return ahead(image_from_file, files, threads=2, depth=16)
 
 
 def predict_files(

@@ -26,13 +26,14 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from edgemed.ahead import ahead
 from edgemed.config import TrainConfig, derive_seed
 from edgemed.dataset import Dataset
 from edgemed.distributed import agreed, batch_of_rank, from_leader, gathered, rank, replicated, together, world
 from edgemed.files import write_atomic
 from edgemed.images import image_from_file
 from edgemed.loader import Augment, open_loader
-from edgemed.loader_torch import ahead, remembering
+from edgemed.loader_torch import remembering
 from edgemed.loop import (
     autocast,
     cosine_schedule,

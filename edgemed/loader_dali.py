@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgemed.ahead import ahead
 from edgemed.errors import InputError
 from edgemed.images import decodes_alike, image_from_file
-from edgemed.loader_torch import CENTRE, Draws, ImagesOf, ahead, rotated
+from edgemed.loader_torch import CENTRE, Draws, ImagesOf, rotated
 
 MEMORY_LIMIT = 2_000_000_000
 """Bytes of encoded files that a loader keeps in memory; files beyond it are read again in every epoch."""

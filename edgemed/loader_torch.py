@@ -6,13 +6,11 @@ Why it exists: DALI is Linux only and large; training must run without it, on th
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,13 +18,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgemed.ahead import ahead
 from edgemed.images import image_from_file
 
 CENTRE = 128.0
 """The grey level that a change of contrast leaves as it is."""
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class Draws(NamedTuple):
@@ -115,20 +111,3 @@ def rotated(image: NDArray[np.uint8], angle: float) -> NDArray[np.uint8]:
     matrix = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), angle, 1.0)
     turned: NDArray[np.uint8] = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)
     return turned
-
-
-def ahead(function: Callable[[T], R], items: Iterable[T], threads: int, depth: int) -> Generator[R]:
-    """`function` of each item, in order, with up to `depth` calls done or running beyond the one that is asked for."""
-    with ThreadPoolExecutor(threads, thread_name_prefix="edgemed-loader") as pool:
-        rest = iter(items)
-        running: deque[Future[R]] = deque()
-        try:
-            for item in rest:
-                running.append(pool.submit(function, item))
-                if len(running) > depth:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        finally:
-            for future in running:
-                future.cancel()

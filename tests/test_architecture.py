@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = """
-errors files progress stats timing
+errors files progress ahead stats timing
 kernels
 config metrics dicom_codecs dicom damage images phantoms
 duplicates columns patients rows splits dataset published recipes
