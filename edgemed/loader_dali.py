@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,7 @@ from numpy.typing import NDArray
 from edgemed.ahead import ahead
 from edgemed.errors import InputError
 from edgemed.images import decodes_alike, image_from_file
-from edgemed.loader_torch import CENTRE, Draws, ImagesOf, rotated
-
-MEMORY_LIMIT = 2_000_000_000
-"""Bytes of encoded files that a loader keeps in memory; files beyond it are read again in every epoch."""
+from edgemed.loader_torch import CENTRE, Draws, ImagesOf, remembering, rotated
 
 
 def open_dali(
@@ -48,7 +44,7 @@ def open_dali(
     fed = {"start", "end", *drawn} - ({"angle"} if on_cpu else set())
     build = partial(_pipeline, size, batch, fed, threads, device)
     idle = [build()]  # here, so that a driver that does not fit shows before training begins
-    encoded = _encoded_reader()
+    encoded = remembering(partial(_encoded, cache(decodes_alike)))
 
     def images_of(draws: Draws, batches: Sequence[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
         # A pipeline serves one epoch at a time and many in turn. One that failed or was left half-way is dropped.
@@ -144,32 +140,13 @@ def _rotated(images: torch.Tensor, angles: NDArray[np.float32]) -> torch.Tensor:
     return torch.from_numpy(np.stack(turned))
 
 
-def _encoded_reader() -> Callable[[Path], NDArray[np.uint8]]:
-    """From a file to bytes that DALI decodes by the rules of `images`; up to `MEMORY_LIMIT` bytes are remembered."""
-    alike: dict[Path, bool] = {}
-    kept: dict[Path, NDArray[np.uint8]] = {}
-    used = 0
-    counting = Lock()
-
-    def encoded(file: Path) -> NDArray[np.uint8]:
-        nonlocal used
-        if file in kept:
-            return kept[file]
-        if file not in alike:
-            alike[file] = decodes_alike(file)
-        if alike[file] and file.is_file():
-            data = np.fromfile(file, np.uint8)
-        else:
-            image = image_from_file(file)
-            header = f"P6 {image.shape[1]} {image.shape[0]} 255\n".encode()  # PPM: lossless, and nothing to compress
-            data = np.frombuffer(header + image.tobytes(), np.uint8)
-        with counting:
-            if file not in kept and used + data.nbytes <= MEMORY_LIMIT:
-                kept[file] = data
-                used += data.nbytes
-        return data
-
-    return encoded
+def _encoded(alike: Callable[[Path], bool], file: Path) -> NDArray[np.uint8]:
+    """Bytes that DALI decodes by the rules of `images`; `alike`: see `images.decodes_alike`."""
+    if alike(file) and file.is_file():
+        return np.fromfile(file, np.uint8)
+    image = image_from_file(file)
+    header = f"P6 {image.shape[1]} {image.shape[0]} 255\n".encode()  # PPM: lossless, and nothing to compress
+    return np.frombuffer(header + image.tobytes(), np.uint8)
 
 
 def first_line(error: Exception) -> str:

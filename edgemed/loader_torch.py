@@ -40,11 +40,11 @@ ImagesOf = Callable[[Draws, Sequence[NDArray[np.int64]]], Iterator[torch.Tensor]
 
 
 MEMORY_LIMIT = 2_000_000_000
-"""Bytes of decoded images that a loader, or a stage's validation, keeps in memory; others are decoded again."""
+"""Bytes of images (for DALI: encoded) that a loader, or a stage's validation, keeps; others are read again."""
 
 
-def remembering() -> Callable[[Path], NDArray[np.uint8]]:
-    """`image_from_file` that keeps what it returns, up to `MEMORY_LIMIT` bytes: not to be written into."""
+def remembering(read: Callable[[Path], NDArray[np.uint8]] = image_from_file) -> Callable[[Path], NDArray[np.uint8]]:
+    """`read` that keeps what it returns, up to `MEMORY_LIMIT` bytes: not to be written into."""
     kept: dict[Path, NDArray[np.uint8]] = {}
     used = 0
     counting = Lock()
@@ -53,7 +53,7 @@ def remembering() -> Callable[[Path], NDArray[np.uint8]]:
         nonlocal used
         if file in kept:
             return kept[file]
-        image = image_from_file(file)
+        image = read(file)
         with counting:
             if file not in kept and used + image.nbytes <= MEMORY_LIMIT:
                 kept[file] = image

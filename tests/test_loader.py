@@ -23,7 +23,7 @@ from loader_data import (  # noqa: E402
     write_one,
 )
 
-from edgemed import loader_dali, loader_torch  # noqa: E402
+from edgemed import loader_torch  # noqa: E402
 from edgemed.errors import InputError  # noqa: E402
 from edgemed.images import image_from_file  # noqa: E402
 from edgemed.loader import Augment, open_loader  # noqa: E402
@@ -116,9 +116,8 @@ def test_a_loader_remembers_files_up_to_its_limit(
     files = write_images(tmp_path, 4)
     kept = opened(files, backend, None)
     first = list(kept.epoch(0))
-    module = loader_dali if backend == "dali" else loader_torch
     size = files[0].stat().st_size if backend == "dali" else image_from_file(files[0]).nbytes
-    monkeypatch.setattr(module, "MEMORY_LIMIT", size)
+    monkeypatch.setattr(loader_torch, "MEMORY_LIMIT", size)
     unkept = opened(files, backend, None, threads=1)
     assert same_epoch(first, unkept.epoch(0))
     for file in files:
