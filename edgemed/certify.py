@@ -25,7 +25,6 @@ from edgemed.files import visible
 from edgemed.gates import (
     TIE_MARGINS,
     Answers,
-    Comparison,
     Gates,
     check,
     check_members,
@@ -44,15 +43,13 @@ from edgemed.records import Bounds, Certificate, Change, PlanRecord, least_batch
 
 @dataclass(frozen=True)
 class Finding:
-    """What a certification found. `flips`: the files whose label or decision changed.
+    """What a certification found: the record, whose certificate has the figures, and what counts only here.
 
-    unmatched: files without a reference, or copies of another file. unfit: known images whose size the engine does not
-    take: nothing is known of its answers there, since it gives none.
+    flips: the files whose label or decision changed. unmatched: files without a reference, or copies of another file.
+    unfit: known images whose size the engine does not take: nothing is known of its answers there, since it gives none.
     """
 
     record: PlanRecord
-    comparison: Comparison
-    change: Change | None
     flips: tuple[Path, ...]
     files: int
     unmatched: int
@@ -146,7 +143,7 @@ def certify(
     )
     put_record(model.bundle, record, signing_key)
     unmatched = len(files) - len(found) - len(unfit)
-    return Finding(record, comparison, change, flips, len(files), unmatched, len(unfit), len(rows))
+    return Finding(record, flips, len(files), unmatched, len(unfit), len(rows))
 
 
 def _record_of_onnx(model: Model) -> PlanRecord:

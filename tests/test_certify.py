@@ -162,7 +162,8 @@ def test_members_whose_errors_cancel_in_the_mean_fail(tmp_path: Path, images: Pa
     model = load(bundle(tmp_path / "bundle", apart=3e-3))
     with pytest.raises(GateError, match=r"member imagenet, differs .* error 3\.00e-03, at most 0\.002"):
         certify(model, images, Gates())
-    assert certify(model, images, Gates(max_prob_error=2e-3)).comparison.max_prob_error < 1e-6
+    certificate = certify(model, images, Gates(max_prob_error=2e-3)).record.certificate
+    assert certificate is not None and certificate.max_prob_error < 1e-6
 
 
 def test_a_fall_of_the_auroc_is_a_gate_of_its_own(tmp_path: Path, images: Path) -> None:
@@ -212,7 +213,8 @@ def test_the_data_are_read_by_the_rules_of_training(tmp_path: Path, images: Path
     names = [path.relative_to(tmp_path) for path in sorted(images.glob("*/0?.png")) if "MACOSX" not in str(path)]
     (tmp_path / "data.csv").write_text("\n".join(["Label, Path", *(f"benign, {name} " for name in names), "", ","]))
     found = certify(model, tmp_path / "data.csv", Gates())
-    assert (found.files, found.comparison.n) == (10, 10)
+    assert found.record.certificate is not None
+    assert (found.files, found.record.certificate.images) == (10, 10)
 
 
 def test_known_images_that_the_bundle_does_not_take_are_counted(tmp_path: Path, images: Path) -> None:
@@ -257,7 +259,8 @@ def test_a_plan_is_certified_by_images_that_it_takes_and_as_many_at_once_as_it_w
 
     monkeypatch.setattr(model.session, "run", run)
     found = certify(as_plan(56), images, Gates())
-    assert (asked, found.comparison.n, found.unfit) == ([2] * 20, 10, 0)  # each image in both places
+    assert found.record.certificate is not None
+    assert (asked, found.record.certificate.images, found.unfit) == ([2] * 20, 10, 0)  # each image in both places
     with pytest.raises(InputError, match="none of the 10 known images .* fits the engine, whose sides are 32 to 50;"):
         certify(as_plan(50), images, Gates())
 
