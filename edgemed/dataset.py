@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from edgemed.dicom import frame_of
-from edgemed.duplicates import Progress, Thumbnail, duplicate_pairs, merged_groups, thumbnails_of_files
+from edgemed.duplicates import Thumbnail, duplicate_pairs, merged_groups, thumbnails_of_files
 from edgemed.errors import InputError, did_you_mean
 from edgemed.files import is_text, write_atomic
+from edgemed.progress import Count
 from edgemed.rows import KNOWN_SPLITS as KNOWN_SPLITS
 from edgemed.rows import PLACEHOLDER, rows_of_csv, rows_of_folder
 from edgemed.rows import Row as Row
@@ -105,7 +106,7 @@ class Dataset:
         return digest.hexdigest()
 
 
-def scan(data: str | Path, *, min_classes: int = 2, progress: Progress | None = None) -> Dataset:
+def scan(data: str | Path, *, min_classes: int = 2, progress: Count | None = None) -> Dataset:
     """Every image of a folder per class or of a CSV, each decoded once in full, with the rows sorted by path.
 
     `InputError` when the data cannot be trained on: it names the file, the class or the line, and what to do. Images
@@ -132,7 +133,7 @@ def scan(data: str | Path, *, min_classes: int = 2, progress: Progress | None = 
     return replace(dataset, warnings=tuple(warnings), thumbnails=thumbnails)
 
 
-def join_near_duplicates(dataset: Dataset, *, progress: Progress | None = None) -> tuple[Dataset, list[DuplicatePair]]:
+def join_near_duplicates(dataset: Dataset, *, progress: Count | None = None) -> tuple[Dataset, list[DuplicatePair]]:
     """The data set with the groups of near-duplicate images merged, and the pairs that were found, sorted by path.
 
     A merged group takes the first of the names in sorted order. Where the data came with a split that a merged group
@@ -243,7 +244,7 @@ def read_split_csv(path: str | Path, root: str | Path) -> Dataset:
     return Dataset(Path(root), tuple(rows), tuple(sorted({row.label for row in rows})))
 
 
-def _thumbnails(dataset: Dataset, progress: Progress | None) -> dict[str, Thumbnail]:
+def _thumbnails(dataset: Dataset, progress: Count | None) -> dict[str, Thumbnail]:
     """The thumbnail of every row, decoding the images that no scan has decoded yet."""
     todo = [row for row in dataset.rows if row.path not in dataset.thumbnails]
     made = thumbnails_of_files([dataset.file(row) for row in todo], progress)

@@ -22,7 +22,7 @@ of the picture. Copies that are mirrored, turned, or cropped by more than about 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from PIL import Image
 
 from edgemed.errors import InputError
 from edgemed.images import image_from_file
+from edgemed.progress import Count
 
 SIDE = 96  # pixels of a thumbnail
 HASH_BITS = 16  # proposes 99 % of copies, and one pair in 160 of 10,015 dermoscopy images
@@ -51,7 +52,6 @@ _BLOCK = 512  # images at a time, which bounds memory
 
 Thumbnail = NDArray[np.uint8]  # (SIDE, SIDE) grey
 Floats = NDArray[np.float32]
-Progress = Callable[[int, int], None]  # (done, in all)
 
 
 def thumbnail(image: NDArray[np.uint8]) -> Thumbnail:
@@ -60,7 +60,7 @@ def thumbnail(image: NDArray[np.uint8]) -> Thumbnail:
     return np.asarray(cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def thumbnails_of_files(files: Sequence[Path], progress: Progress | None = None) -> list[Thumbnail]:
+def thumbnails_of_files(files: Sequence[Path], progress: Count | None = None) -> list[Thumbnail]:
     """The thumbnail of every image, decoded in full. `InputError` counts the bad ones and names the first."""
 
     def one(file: Path) -> Thumbnail | InputError:
@@ -84,9 +84,7 @@ def thumbnails_of_files(files: Sequence[Path], progress: Progress | None = None)
     return made
 
 
-def duplicate_pairs(
-    thumbnails: Sequence[Thumbnail], *, progress: Progress | None = None
-) -> list[tuple[int, int, float]]:
+def duplicate_pairs(thumbnails: Sequence[Thumbnail], *, progress: Count | None = None) -> list[tuple[int, int, float]]:
     """Sorted (i, j, correlation) with i < j for images that show the same picture; 1.0 for equal thumbnails.
 
     Of k equal thumbnails the first is compared with the others of the data set, and paired with its k - 1 copies.

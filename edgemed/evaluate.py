@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgemed.ahead import ahead
 from edgemed.images import image_from_file
 from edgemed.metrics import auroc_change, mcnemar, metrics_with_intervals, paired_difference
+from edgemed.progress import Count
 
 Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 """One image uint8 (H, W, 3) RGB -> probabilities float32 (K,) and member probabilities float32 (M, K)."""
@@ -45,9 +46,7 @@ def decoded(files: Sequence[Path]) -> Iterator[NDArray[np.uint8]]:
     return ahead(image_from_file, files, threads=2, depth=16)
 
 
-def predict_files(
-    predict: Predict, files: Sequence[Path], progress: Callable[[int, int], None] | None = None
-) -> tuple[Array, Array]:
+def predict_files(predict: Predict, files: Sequence[Path], progress: Count | None = None) -> tuple[Array, Array]:
     """Probabilities (N, K) and member probabilities (N, M, K), float32, of every file at its own size.
 
     Raises:

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from edgemed.infer import load
 from edgemed.manifest import MANIFEST_NAME, OperatingPoint
 from edgemed.operating import read_operating_point
 from edgemed.point_quality import Part, judged
-from edgemed.progress import Progress
+from edgemed.progress import Count, Progress, counted
 
 log = logging.getLogger("edgemed")
 
@@ -54,7 +54,7 @@ def judge(
     """
     met: Counter[str] = Counter()
     predict, classes, member_names, learnt, point = _predictor(model, runtime, precision, (public_key, plan_key), met)
-    dataset = scan(data, min_classes=1, progress=lambda done, total: progress("scan images", done, total, ""))
+    dataset = scan(data, min_classes=1, progress=counted(progress, "scan images"))
     dataset = _test_rows(dataset)
     for row in dataset.rows:
         if row.label not in classes:
@@ -65,9 +65,9 @@ def judge(
             f"{seen} of the {len(dataset.rows)} images are not of {model}'s test split: it has learnt from them, "
             f"and looks better than it is; {model / 'metrics.json'} has its figures on images that it has not seen"
         )
-    groups = _groups(dataset, lambda done, total: progress("compare images", done, total, ""))
+    groups = _groups(dataset, counted(progress, "compare images"))
     probabilities, members = predict_files(
-        predict, [dataset.file(row) for row in dataset.rows], lambda done, total: progress("evaluate", done, total, "")
+        predict, [dataset.file(row) for row in dataset.rows], counted(progress, "evaluate")
     )
     if met["validation"]:
         log.warning(
@@ -96,7 +96,7 @@ def _test_rows(dataset: Dataset) -> Dataset:
     return dataset
 
 
-def _groups(dataset: Dataset, progress: Callable[[int, int], None]) -> list[str]:
+def _groups(dataset: Dataset, progress: Count) -> list[str]:
     """The group of every image, near-duplicates joined; which splits the data name does not matter here."""
     return join_near_duplicates(dataset.unsplit(), progress=progress)[0].groups
 

@@ -36,7 +36,7 @@ from edgemed.gates import (
 from edgemed.manifest import sha256_of
 from edgemed.operating import changed_decisions
 from edgemed.precision import Rounded, half_ensemble
-from edgemed.progress import Progress
+from edgemed.progress import Progress, counted
 from edgemed.runtimes import ENTROPY, OUTPUTS, PlanModule, Session, runtime_module
 from edgemed.sources import Source
 
@@ -76,7 +76,7 @@ class Judge:
                 height, width, _ = image.shape
                 raise InputError(f"{proof.file} has {width} x {height} pixels, outside of --image-size; widen it")
         self._truth, self._members = predict_files(
-            predict_callable(source.ensemble), self.files, lambda done, total: progress("PyTorch", done, total, "")
+            predict_callable(source.ensemble), self.files, counted(progress, "PyTorch")
         )
         if not np.abs(self._members - source.noted[chosen]).max() <= default_gates("fp32").max_prob_error:
             raise InputError(
@@ -173,9 +173,7 @@ class Judge:
         ):
             return False
         predict = predict_callable(half_ensemble(self._ensemble, kept, wide=True))
-        found, of_each = predict_files(
-            predict, self.files, lambda done, total: self._progress("fp16 weights", done, total, "")
-        )
+        found, of_each = predict_files(predict, self.files, counted(self._progress, "fp16 weights"))
         return within((found, self._truth, on_images), (of_each, self._members, on_images * number))
 
     def _judge(

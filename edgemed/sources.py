@@ -28,7 +28,7 @@ from edgemed.models import check_backbone, normalisation
 from edgemed.operating import POINT_NAME, read_operating_point
 from edgemed.predictions import read_predictions
 from edgemed.preprocess import FrontEnd
-from edgemed.progress import Progress, unseen
+from edgemed.progress import Progress, counted, unseen
 from edgemed.run import load_run, network_from_file
 
 
@@ -132,9 +132,7 @@ def source_from_members(
     if unknown := sorted(set(given.classes) - set(labels)):
         raise InputError(f"--check {check} has the label '{unknown[0]}', not among --labels {','.join(labels)}")
     dataset, _ = join_near_duplicates(given.unsplit())  # all of them are checked, whichever splits the data name
-    _, noted = predict_files(
-        predict_callable(ensemble), dataset.files, lambda done, total: progress("PyTorch", done, total, "")
-    )
+    _, noted = predict_files(predict_callable(ensemble), dataset.files, counted(progress, "PyTorch"))
     groups = {name: number for number, name in enumerate(sorted(set(dataset.groups)))}
     proofs = tuple(
         Proof(file, labels.index(row.label), groups[row.group], "validation")

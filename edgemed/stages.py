@@ -31,7 +31,7 @@ from edgemed.point_quality import selective_metrics
 from edgemed.predictions import MEMBERS, predictions_csv, read_table
 from edgemed.preprocess import FrontEnd
 from edgemed.pretrain import pretrain
-from edgemed.progress import Progress
+from edgemed.progress import Progress, counted
 from edgemed.reporting import report_of_run
 from edgemed.run import RETRAIN, require_same_weights, timed, trained_member
 
@@ -122,9 +122,7 @@ def _evaluate(config: TrainConfig, dataset: Dataset, out: Path, progress: Progre
     for split in ("validation", *(["calibration"] if calibrated else []), "test"):
         part = dataset.subset(split)
         probabilities, of_members = predict_files(
-            predict_callable(ensemble),
-            part.files,
-            lambda done, total, split=split: progress(f"evaluate {split}", done, total, ""),  # type: ignore[misc]
+            predict_callable(ensemble), part.files, counted(progress, f"evaluate {split}")
         )
         results[split] = evaluation(part.labels, probabilities, of_members, MEMBERS, part.groups, part.classes)
         predictions.append((part, of_members))

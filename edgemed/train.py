@@ -39,7 +39,7 @@ from edgemed.models import check_backbone, create_backbone, freeze_stages, image
 from edgemed.parallel import folds_at_once, gpus_of, run_jobs
 from edgemed.point_quality import selective_metrics
 from edgemed.predictions import MEMBERS, read_predictions
-from edgemed.progress import Progress
+from edgemed.progress import Progress, counted
 from edgemed.reporting import report_of_run
 from edgemed.run import RETRAIN, begin_run, note_root, previous_run, require_same_settings, require_same_weights
 from edgemed.stages import train_one
@@ -90,7 +90,7 @@ def begun(config: TrainConfig, data: Path, out: Path, progress: Progress, last: 
         require_same_settings(previous, config, out)
     if config.weights and not (out / last).exists() and not Path(config.weights).is_file():
         raise InputError(f"--weights {config.weights}: no such file")
-    dataset = scan(data, progress=lambda done, total: progress("scan images", done, total, ""))
+    dataset = scan(data, progress=counted(progress, "scan images"))
     fingerprint = dataset.fingerprint()
     if previous is not None and previous["dataset"]["fingerprint"] != fingerprint:
         raise InputError(
