@@ -109,8 +109,7 @@ def finetune(
     reuse_memory()
     seed = derive_seed(config.seed, "finetune", member)
     train, validation = dataset.subset("train"), dataset.subset("validation")
-    files = [train.file(row) for row in train.rows]
-    validation_files = [validation.file(row) for row in validation.rows]
+    files, validation_files = train.files, validation.files
     validation_labels = torch.tensor(validation.labels)
     model = model.to(device).to(memory_format=torch.channels_last)
     front = front.to(device)

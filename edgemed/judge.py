@@ -66,9 +66,7 @@ def judge(
             f"and looks better than it is; {model / 'metrics.json'} has its figures on images that it has not seen"
         )
     groups = _groups(dataset, counted(progress, "compare images"))
-    probabilities, members = predict_files(
-        predict, [dataset.file(row) for row in dataset.rows], counted(progress, "evaluate")
-    )
+    probabilities, members = predict_files(predict, dataset.files, counted(progress, "evaluate"))
     if met["validation"]:
         log.warning(
             f"{met['validation']} of the {len(dataset.rows)} images chose or checked {model} when it was made; others "

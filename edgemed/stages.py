@@ -55,8 +55,7 @@ def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, pro
         log.info("ImageNet weights: %s", source)
         if not (mae / "pretrained.safetensors").exists():
             start = state if config.start == "imagenet" else None
-            files = [training.file(row) for row in training.rows]
-            stage = partial(on_all_ranks, pretrain, config, files, start, source, mae, device)
+            stage = partial(on_all_ranks, pretrain, config, training.files, start, source, mae, device)
             timed(out, "pretrain", partial(stage, progress=progress))
         for member in MEMBERS:
             folder = out / "members" / member
