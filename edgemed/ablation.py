@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from edgemed.curves import joined
 from edgemed.evaluate import Array, Table, comparison
 from edgemed.metrics import metrics_with_intervals
-from edgemed.predictions import read_table
+from edgemed.predictions import joined, read_table
 from edgemed.report_page import Cell, bounds, charts, figure, number, page, section, signed, table
 from edgemed.report_plots import intervals_svg
 

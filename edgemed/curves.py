@@ -7,7 +7,6 @@ Why apart from the drawing: they are figures that a reader relies on, so they ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -114,13 +113,3 @@ def roc(table: Table, positive: int, resamples: int = 300) -> Roc | None:
     low, high = np.quantile([values for values, _ in drawn], [0.025, 0.975], axis=0)
     bounds = np.quantile([area for _, area in drawn], [0.025, 0.975])
     return Roc(rates, whole[0], low, high, Interval(whole[1], float(bounds[0]), float(bounds[1])))
-
-
-def joined(tables: Sequence[Table]) -> Table:
-    """Several tables of the same classes as one."""
-    return Table(
-        tuple(path for table in tables for path in table.paths),
-        np.concatenate([table.labels for table in tables]),
-        tuple(group for table in tables for group in table.groups),
-        np.concatenate([table.members for table in tables]),
-    )

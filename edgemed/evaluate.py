@@ -61,7 +61,7 @@ def predict_files(predict: Predict, files: Sequence[Path], progress: Count | Non
 
 
 def evaluation(
-    labels: Sequence[int],
+    labels: Sequence[int] | NDArray[np.int64],
     probabilities: Array,
     members: Array,
     member_names: Sequence[str],

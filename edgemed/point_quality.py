@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemed import stats
-from edgemed.curves import joined, risk_coverage
+from edgemed.curves import risk_coverage
 from edgemed.evaluate import Table
 from edgemed.manifest import OperatingPoint
 from edgemed.operating import read_operating_point
 from edgemed.point import Flags, Outcomes, allowed_failures, outcomes
-from edgemed.predictions import read_table
+from edgemed.predictions import joined, read_table
 from edgemed.stats import group_bootstrap
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.dataset import Dataset, Row
+from edgemed.dataset import Dataset
 from edgemed.errors import InputError
 from edgemed.evaluate import Table
 
@@ -34,28 +34,33 @@ def predictions_csv(parts: Sequence[tuple[Dataset, NDArray[np.float32]]]) -> str
     return text.getvalue()
 
 
-def read_predictions(path: Path, classes: Sequence[str], split: str) -> tuple[list[Row], NDArray[np.float32]]:
-    """The rows of one split in `predictions.csv` and their member probabilities, float32 (N, M, K).
+def read_table(run: Path, classes: Sequence[str], split: str) -> Table:
+    """One split of a run's predictions; rows of other splits are passed over unread.
 
     Raises:
         InputError: the file is missing or damaged.
     """
+    path = run / "predictions.csv"
     try:
         with path.open(newline="", encoding="utf-8") as handle:
             lines = [line for line in csv.DictReader(handle) if line["split"] == split]
-        rows = [Row(line["path"], line["label"], line["group"], line["split"]) for line in lines]
+        paths, groups = (tuple(line[name] for line in lines) for name in ("path", "group"))
+        labels = np.array([classes.index(line["label"]) for line in lines], np.int64)
         values = np.array([[float(line[name]) for name in _columns(classes)] for line in lines], np.float32)
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        step = f"delete {path.parent / 'metrics.json'} and run the same command again: it evaluates anew"
+        step = f"delete {run / 'metrics.json'} and run the same command again: it evaluates anew"
         raise InputError(f"{path} is missing or damaged; {step}") from error
-    return rows, values.reshape(len(rows), len(MEMBERS), len(classes))
+    return Table(paths, labels, groups, values.reshape(len(lines), len(MEMBERS), len(classes)))
 
 
-def read_table(run: Path, classes: Sequence[str], split: str) -> Table:
-    """One split of a run's predictions; rows of other splits are passed over unread."""
-    rows, members = read_predictions(run / "predictions.csv", classes, split)
-    labels = np.array([classes.index(row.label) for row in rows], np.int64)
-    return Table(tuple(row.path for row in rows), labels, tuple(row.group for row in rows), members)
+def joined(tables: Sequence[Table]) -> Table:
+    """Several tables of the same classes as one."""
+    return Table(
+        tuple(path for table in tables for path in table.paths),
+        np.concatenate([table.labels for table in tables]),
+        tuple(group for table in tables for group in table.groups),
+        np.concatenate([table.members for table in tables]),
+    )
 
 
 def _columns(classes: Sequence[str]) -> list[str]:

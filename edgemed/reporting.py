@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from edgemed.config import TrainConfig
-from edgemed.curves import joined
 from edgemed.dataset import KNOWN_SPLITS, Dataset, DuplicatePair, read_split_csv
 from edgemed.evaluate import Table
 from edgemed.examples import mask_examples
 from edgemed.files import read_json
 from edgemed.images import image_from_file
 from edgemed.loop import read_history
-from edgemed.predictions import MEMBERS, read_table
+from edgemed.predictions import MEMBERS, joined, read_table
 from edgemed.report import Duplicate, Hard, MaskExample, report_html
 
 HARDEST, CONFLICTS, EXAMPLES = 12, 12, 6

@@ -26,7 +26,7 @@ from edgemed.evaluate import evaluation, predict_files
 from edgemed.manifest import OperatingPoint, sha256_of
 from edgemed.models import check_backbone, normalisation
 from edgemed.operating import POINT_NAME, read_operating_point
-from edgemed.predictions import read_predictions
+from edgemed.predictions import read_table
 from edgemed.preprocess import FrontEnd
 from edgemed.progress import Progress, counted, unseen
 from edgemed.run import load_run, network_from_file
@@ -75,15 +75,14 @@ def source_from_run(path: Path) -> Source:
         raise InputError(f"{path / POINT_NAME} is not the one that metrics.json judges; run `edgemed calibrate` again")
     groups = {name: number for number, name in enumerate(sorted(set(run.dataset.groups)))}
     proofs: list[Proof] = []
-    tables = []
+    noted = []
     for split in ("validation", "test"):
-        rows, members = read_predictions(path / "predictions.csv", run.classes, split)
-        labels = (run.classes.index(row.label) for row in rows)
+        table = read_table(path, run.classes, split)
         proofs += [
-            Proof(run.dataset.file(row), label, groups[row.group], split)
-            for row, label in zip(rows, labels, strict=True)
+            Proof(run.dataset.root / name, label, groups[group], split)
+            for name, label, group in zip(table.paths, table.labels.tolist(), table.groups, strict=True)
         ]
-        tables.append(members)
+        noted.append(table.members)
     known = run.info["dataset"]
     return Source(
         name=str(path),
@@ -95,7 +94,7 @@ def source_from_run(path: Path) -> Source:
         temperatures=run.temperatures,
         operating_point=point,
         proofs=tuple(proofs),
-        noted=np.concatenate(tables),
+        noted=np.concatenate(noted),
         metrics=run.metrics,
         quality_of=f"split: {run.metrics['split']}",
         made_from=f"Trained with edgemed {run.info['edgemed']} from seed {run.info['config']['seed']}",

@@ -38,7 +38,7 @@ from edgemed.metrics import INTERVAL_METRICS
 from edgemed.models import check_backbone, create_backbone, freeze_stages, imagenet_state, load_backbone, weights_digest
 from edgemed.parallel import folds_at_once, gpus_of, run_jobs
 from edgemed.point_quality import selective_metrics
-from edgemed.predictions import MEMBERS, read_predictions
+from edgemed.predictions import MEMBERS, joined, read_table
 from edgemed.progress import Progress, counted
 from edgemed.reporting import report_of_run
 from edgemed.run import RETRAIN, begin_run, note_root, previous_run, require_same_settings, require_same_weights
@@ -230,14 +230,8 @@ def _validation_share(config: TrainConfig) -> float:
 def _pooled_folds(config: TrainConfig, dataset: Dataset, out: Path) -> dict[str, Any]:
     """The out-of-fold predictions of all folds as one, and the mean and spread over the folds."""
     folds = [read_json(out / "folds" / str(k) / "metrics.json", RETRAIN) for k in range(config.folds)]
-    parts = [
-        read_predictions(out / "folds" / str(k) / "predictions.csv", dataset.classes, "test")
-        for k in range(config.folds)
-    ]
-    rows = [row for part, _ in parts for row in part]
-    members = np.concatenate([probabilities for _, probabilities in parts])
-    labels = [dataset.classes.index(row.label) for row in rows]
-    pooled = evaluation(labels, members.mean(1), members, MEMBERS, [row.group for row in rows], dataset.classes)
+    table = joined([read_table(out / "folds" / str(k), dataset.classes, "test") for k in range(config.folds)])
+    pooled = evaluation(table.labels, table.probabilities, table.members, MEMBERS, table.groups, dataset.classes)
     of_fold = {"ensemble": [fold["ensemble"] for fold in folds]}
     of_fold |= {member: [fold["members"][member] for fold in folds] for member in MEMBERS}
     summary = {

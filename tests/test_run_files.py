@@ -13,7 +13,7 @@ pytest.importorskip("torch", reason="extra train is not installed")
 from conftest import tiny_flags
 
 from edgemed.errors import InputError
-from edgemed.predictions import read_predictions
+from edgemed.predictions import read_table
 
 Edgemed = Callable[..., int]
 
@@ -57,7 +57,7 @@ def test_damaged_predictions_are_named_with_the_way_out(
         last = lines[-1].rpartition(",")[0]
         file.write_text("".join(lines[:-1]) + (last if damage == "cut" else f"{last},much\n"))
     with pytest.raises(InputError, match=r"predictions.csv is missing or damaged; delete .*metrics.json and run"):
-        read_predictions(file, ("irregular", "none", "oval"), "test")
+        read_table(run, ("irregular", "none", "oval"), "test")
     if damage == "cut":  # the way out works, and leaves nothing of what rested on the old figures
         (run / "metrics.json").unlink()
         for old in ("report.html", "operating_point.json"):
