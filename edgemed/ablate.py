@@ -26,7 +26,7 @@ from edgemed.errors import InputError, did_you_mean
 from edgemed.files import read_json, write_atomic, write_json
 from edgemed.place import place_of
 from edgemed.progress import Progress
-from edgemed.run import begin_run
+from edgemed.run import begin_run, fold_folders
 from edgemed.train import Begun, begun, trained
 
 LAST = "ablation.html"  # the last file that is written
@@ -156,7 +156,7 @@ def _share(source: Path, target: Path) -> None:
 def _runs(out: Path, name: str, run: Begun) -> list[Path]:
     """The folds of a cell, or the cell where there are none."""
     folder = out / "cells" / name
-    return [folder / "folds" / str(k) for k in range(len(run.parts))] or [folder]
+    return fold_folders(folder, len(run.parts)) or [folder]
 
 
 def _finished(out: Path, name: str) -> bool:

@@ -19,7 +19,7 @@ from edgemed.point import Wanted, fitted_point
 from edgemed.point_quality import Part, judged
 from edgemed.predictions import read_table
 from edgemed.reporting import report_of_run
-from edgemed.run import finished_run
+from edgemed.run import finished_run, fold_folders
 
 
 def recalibrate(run: Path, wanted: Wanted) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def recalibrate(run: Path, wanted: Wanted) -> dict[str, Any]:
     info, metrics = finished_run(run)
     classes = info["dataset"]["classes"]
     folds = metrics.get("folds")
-    runs = [run / "folds" / str(k) for k in range(info["config"]["folds"])] if folds else [run]
+    runs = fold_folders(run, info["config"]["folds"]) if folds else [run]
     tables = [read_table(folder, classes, "calibration") for folder in runs]
     if not all(len(table.labels) for table in tables):
         raise InputError(f"{run} has no calibration split; train another run with --calibration 0.15")

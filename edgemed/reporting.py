@@ -20,6 +20,7 @@ from edgemed.images import image_from_file
 from edgemed.loop import read_history
 from edgemed.predictions import MEMBERS, joined, read_table
 from edgemed.report import Duplicate, Hard, MaskExample, report_html
+from edgemed.run import fold_folders
 
 HARDEST, CONFLICTS, EXAMPLES = 12, 12, 6
 """So many pictures are shown of each at most; the tables are longer."""
@@ -35,7 +36,7 @@ def report_of_run(run: Path, metrics: dict[str, Any]) -> str:
     config = TrainConfig(**info["config"] | {"split": tuple(info["config"]["split"])})
     dataset = read_split_csv(run / "split.csv", Path(info["dataset"]["root"]))
     folded = "folds" in metrics
-    runs = [run / "folds" / str(k) for k in range(config.folds)] if folded else [run]
+    runs = fold_folders(run, config.folds) if folded else [run]
     fold_table: dict[str, dict[str, int]] = {}
     for k, fold in enumerate(runs if folded else []):
         fold_table |= _split_table(read_split_csv(fold / "split.csv", dataset.root), f"fold {k + 1}, ")

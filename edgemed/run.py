@@ -95,6 +95,11 @@ def finished_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return read_json(path / "run.json"), read_json(path / "metrics.json", RETRAIN)
 
 
+def fold_folders(run: Path, folds: int) -> list[Path]:
+    """Where the folds of a folded run lie, each a run of its own."""
+    return [run / "folds" / str(k) for k in range(folds)]
+
+
 def trained_member(run: Path, name: str, backbone: str, classes: int) -> torch.nn.Module:
     """A member's fine-tuned network in evaluation mode, on the CPU: float (N, 3, S, S) -> logits (N, classes).
 

@@ -41,7 +41,15 @@ from edgemed.point_quality import selective_metrics
 from edgemed.predictions import MEMBERS, joined, read_table
 from edgemed.progress import Progress, counted
 from edgemed.reporting import report_of_run
-from edgemed.run import RETRAIN, begin_run, note_root, previous_run, require_same_settings, require_same_weights
+from edgemed.run import (
+    RETRAIN,
+    begin_run,
+    fold_folders,
+    note_root,
+    previous_run,
+    require_same_settings,
+    require_same_weights,
+)
 from edgemed.stages import train_one
 
 
@@ -173,7 +181,7 @@ def _train_fold(
     progress: Progress,
 ) -> None:
     """Fold k as a run of its own, with a seed of its own."""
-    folder = out / "folds" / str(k)
+    folder = fold_folders(out, config.folds)[k]
     own = dataclasses.replace(config, seed=derive_seed(config.seed, "fold", k))
     begin_run(folder, own, part, fingerprint, device, weights)
     begun_on = read_split_csv(folder / "split.csv", part.root).rows
@@ -229,8 +237,9 @@ def _validation_share(config: TrainConfig) -> float:
 
 def _pooled_folds(config: TrainConfig, dataset: Dataset, out: Path) -> dict[str, Any]:
     """The out-of-fold predictions of all folds as one, and the mean and spread over the folds."""
-    folds = [read_json(out / "folds" / str(k) / "metrics.json", RETRAIN) for k in range(config.folds)]
-    table = joined([read_table(out / "folds" / str(k), dataset.classes, "test") for k in range(config.folds)])
+    runs = fold_folders(out, config.folds)
+    folds = [read_json(run / "metrics.json", RETRAIN) for run in runs]
+    table = joined([read_table(run, dataset.classes, "test") for run in runs])
     pooled = evaluation(table.labels, table.probabilities, table.members, MEMBERS, table.groups, dataset.classes)
     of_fold = {"ensemble": [fold["ensemble"] for fold in folds]}
     of_fold |= {member: [fold["members"][member] for fold in folds] for member in MEMBERS}
@@ -238,7 +247,7 @@ def _pooled_folds(config: TrainConfig, dataset: Dataset, out: Path) -> dict[str,
         name: {key: spread([fold[key]["value"] for fold in of]) for key in INTERVAL_METRICS}
         for name, of in of_fold.items()
     }
-    selective = selective_metrics([out / "folds" / str(k) for k in range(config.folds)], dataset.classes)
+    selective = selective_metrics(runs, dataset.classes)
     return {"schema": 1, "split": f"out of fold, {config.folds} folds"} | pooled | {"folds": summary} | selective
 
 
