@@ -23,7 +23,7 @@ from edgemed.card import model_card
 from edgemed.ensemble import Ensemble, entropy_map, predict_callable
 from edgemed.errors import InputError
 from edgemed.evaluate import decoded
-from edgemed.evidence import Golden, golden_files, reference_file
+from edgemed.evidence import REFERENCE_NAME, Golden, golden_files, reference_file
 from edgemed.export import PRECISIONS, check_patches, onnx_from_ensemble
 from edgemed.gates import Gates, default_gates
 from edgemed.images import image_from_file, is_image, pixels_sha256
@@ -115,7 +115,7 @@ def build_bundle(
     flops = flops_of(source.ensemble, typical)
     files = {MODEL_FILES[precision]: graph for precision, graph in graphs.items()}
     files |= golden_files(images, np.stack([one for one, _ in answers]), np.stack([each for _, each in answers]), maps)
-    files["reference.npz"] = _reference(source, progress)
+    files[REFERENCE_NAME] = _reference(source, progress)
     files["model_card.md"] = model_card(
         source, judge.checks, kept, image_size, flops, weight_bytes, judge.entropy_error
     ).encode()

@@ -12,6 +12,7 @@ from edgemed import __version__
 from edgemed.dataset import SPLITS
 from edgemed.gates import Comparison
 from edgemed.manifest import OperatingPoint
+from edgemed.metrics import INTERVAL_METRICS
 from edgemed.sources import Source
 
 Sides = tuple[int, int, int]  # min, opt, max, in pixels
@@ -48,7 +49,7 @@ def model_card(
         version=__version__,
         metrics=metrics,
         quality=_table(
-            (name, *(_interval(values[key]) for key in MEASURES), f"{values['ece']:.3f}")
+            (name, *(_interval(values[key]) for key in INTERVAL_METRICS), f"{values['ece']:.3f}")
             for name, values in (*metrics["members"].items(), ("ensemble", ensemble))
         ),
         classes=_table(
@@ -66,7 +67,6 @@ def model_card(
     )
 
 
-MEASURES = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 CARD = """# Model card: {source.backbone} ensemble
 
 **Not a medical device.** For research. No authority has reviewed it, and it must not decide about a patient.

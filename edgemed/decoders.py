@@ -15,14 +15,12 @@ import numpy as np
 
 from edgemed import dicom
 from edgemed.errors import one_line
-from edgemed.images import Rgb, decodes_alike
+from edgemed.images import MODES_16, ORIENTATION, Rgb, decodes_alike
 
 Decode = Callable[[bytes], "Rgb | None"]
 """An encoded file -> its pixels (H, W, 3) uint8 RGB, or None where this decoder cannot read it."""
 
 PLAIN = "plain"  # upright 8-bit grey or RGB, JPEG or PNG, without transparency: nothing for a rule to decide
-_DEEP = ("I;16", "I;16L", "I;16B")
-_ORIENTATION = 274  # EXIF
 _PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, LookupError)
 
 
@@ -111,9 +109,9 @@ def kind_of(file: Path) -> str:
         found = [
             name
             for name, holds in {
-                "16 bit": image.mode in _DEEP or "16" in raw,
+                "16 bit": image.mode in MODES_16 or "16" in raw,
                 "transparency": image.has_transparency_data,
-                "orientation": image.getexif().get(_ORIENTATION, 1) != 1,
+                "orientation": image.getexif().get(ORIENTATION, 1) != 1,
                 "palette": image.mode in ("P", "PA"),
                 image.mode: image.mode in ("CMYK", "YCbCr"),
                 "fewer than 8 bits": image.mode == "1" or ";4" in raw or ";2" in raw,

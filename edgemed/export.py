@@ -26,7 +26,8 @@ from onnx import ModelProto, TensorProto
 from torch import nn
 
 from edgemed.ensemble import ENTROPY_PATCH, Ensemble, WithEntropy
-from edgemed.errors import GateError, InputError
+from edgemed.errors import GateError, InputError, did_you_mean
+from edgemed.manifest import MODEL_FILES
 from edgemed.precision import half_ensemble
 from edgemed.runtimes import ENTROPY, OUTPUTS
 
@@ -34,7 +35,7 @@ OPSET = 20  # the first with Gelu as one operator
 FLOAT32_WEIGHT = re.compile(r"members\.\d+\.(.+?)\.layer\.")
 """A weight inside of `precision.Float32`."""
 MAX_BATCH = 1024  # a bound that torch.export wants; memory ends earlier
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = tuple(MODEL_FILES)
 
 
 def onnx_from_ensemble(
@@ -57,7 +58,7 @@ def onnx_from_ensemble(
         InputError: an unknown precision, a range that is none, or a size that has no whole patches for the entropy.
     """
     if precision not in PRECISIONS:
-        raise InputError(f"precision '{precision}' is unknown; choose one of {', '.join(PRECISIONS)}")
+        raise InputError(f"precision '{precision}' is unknown.{did_you_mean(precision, PRECISIONS)}")
     low, typical, high = image_size
     if not 1 <= low <= typical <= high:
         raise InputError(f"--image-size {low},{typical},{high} must be min,opt,max with 1 <= min <= opt <= max")

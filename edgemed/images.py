@@ -52,12 +52,14 @@ MAX_BYTES = 1 << 30  # the largest image allowed needs 716 MB at 16-bit RGBA wit
 PixelFormat = Literal["RGB", "BGR", "RGBA", "GRAY8"]
 Rgb = NDArray[np.uint8]  # (H, W, 3), C-contiguous, R first
 
+MODES_16 = frozenset({"I;16", "I;16L", "I;16B"})  # Pillow's, of 16 bits
+ORIENTATION = 274  # EXIF's and TIFF's tag
+
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 _MODES_ALIKE = frozenset({"L", "RGB"})
-_MODES_16 = frozenset({"I;16", "I;16L", "I;16B"})
 _CHANNELS: dict[str, tuple[int, ...]] = {"RGB": (0, 1, 2), "BGR": (2, 1, 0), "RGBA": (0, 1, 2), "GRAY8": (0, 0, 0)}
 _PNG_EXTRAS = frozenset({"transparency", "exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp", "loop"})
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 258, 262, 274, 339  # TIFF tags
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 
 # What Pillow's parsers raise on malformed bytes. Some are written in Python and trip over what they read.
 _DECODER_ERRORS = (
@@ -151,9 +153,9 @@ def decodes_alike(path: str | Path) -> bool:
             if image.format == "PNG":  # its raw mode is L;4 for 4 bit, RGB;16B for 16 bit, P;1 for a palette of two
                 plain = not _PNG_EXTRAS & image.info.keys() and b"eXIf" not in data
                 return plain and image.tile[0].args in _MODES_ALIKE
-            exif, orientation = image.info.get("exif", b""), image.getexif().get(_ORIENTATION)
+            exif, orientation = image.info.get("exif", b""), image.getexif().get(ORIENTATION)
             # Where Pillow passes over a damaged entry, DALI may still turn the image.
-            hidden = orientation is None and any(_ORIENTATION.to_bytes(2, order) in exif for order in ("big", "little"))
+            hidden = orientation is None and any(ORIENTATION.to_bytes(2, order) in exif for order in ("big", "little"))
             return image.format == "JPEG" and image.mode in _MODES_ALIKE and orientation in (None, 1) and not hidden
     except (InputError, *_DECODER_ERRORS):
         return False
@@ -202,7 +204,7 @@ def _opened(data: bytes, name: str) -> ImageFile.ImageFile:
     if 2 in np.ravel(getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, 1)):
         what = "holds signed values, for which no range is defined"
         raise refusal(name, what, "export it with unsigned ones")
-    if image.mode not in _MODES | _MODES_16:
+    if image.mode not in _MODES | MODES_16:
         what = f"holds {image.mode} pixels (32-bit integer, floating point or LAB), for which no range is defined"
         raise refusal(name, what, "export it as 8 or 16 bit")
     if image.format == "PNG" and (key := image.info.get("transparency")) is not None:
@@ -216,7 +218,7 @@ def _opened(data: bytes, name: str) -> ImageFile.ImageFile:
 
 def _rgb(image: ImageFile.ImageFile) -> Rgb:
     """(H, W, 3) of a loaded image, not yet turned upright."""
-    if image.mode in _MODES_16:
+    if image.mode in MODES_16:
         values = np.asarray(image).astype(np.uint16)  # whatever its byte order was
         tags: Any = getattr(image, "tag_v2", {})
         bits = min(int(np.ravel(tags.get(_BITS_PER_SAMPLE, 16))[0]), 16)
@@ -244,7 +246,7 @@ def _over_black(rgba: NDArray[np.uint8]) -> Rgb:
 def _orientation(image: ImageFile.ImageFile) -> int:
     """EXIF orientation 1..8 of a loaded image. Pillow has already turned a TIFF, and says 1."""
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        return int(image.getexif().get(ORIENTATION, 1))
     except _DECODER_ERRORS:  # a damaged block: viewers show the pixels as they lie, and so did whoever labelled them
         return 1
 

@@ -33,11 +33,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgemed.config import LOADERS
 from edgemed.errors import InputError, did_you_mean
 from edgemed.loader_dali import first_line, open_dali
 from edgemed.loader_torch import Draws, ImagesOf, remembering, torch_images
 
-BACKENDS = ("auto", "dali", "torch")
 DALI_COMMAND = "pip install nvidia-dali-cuda130"
 
 
@@ -215,8 +215,8 @@ def _opened(
     backend: str, files: Sequence[Path], size: int, batch: int, augment: Augment | None, threads: int, device: str
 ) -> tuple[str, str, ImagesOf]:
     """The backend's name, the line for the log, and its function from draws and batches to images."""
-    if backend not in BACKENDS:
-        raise InputError(f"loader backend '{backend}' is unknown.{did_you_mean(backend, BACKENDS)}")
+    if backend not in LOADERS:
+        raise InputError(f"loader backend '{backend}' is unknown.{did_you_mean(backend, LOADERS)}")
     why = "asked for by name"
     if backend != "torch":
         drawn = {"brightness", "contrast"} if augment and (augment.brightness or augment.contrast) else set()
