@@ -103,7 +103,7 @@ void self_test(const Bundle& bundle, const std::string& precision, const std::st
     const Manifest& manifest = bundle.manifest;
     const size_t labels = manifest.labels.size(), members = manifest.member_names.size();
     const bool half = precision == "fp16";
-    const double max_error = half ? 5e-3 : 1e-3, tie_margin = half ? 1e-2 : 0;
+    const double max_error = half ? 5e-3 : 1e-3, tie_margin = half ? 1e-2 : 0;  // gates.py's default_gates, TIE_MARGINS
     const SideLimits limits{manifest.min_side, manifest.max_side, manifest.opt_side};
     double entropy_error = 0;  // of finite numbers: what is none fails the request
     Comparison whole;
