@@ -27,7 +27,7 @@ from edgemed.evidence import REFERENCE_NAME, Golden, golden_files, reference_fil
 from edgemed.export import PRECISIONS, check_patches, onnx_from_ensemble
 from edgemed.gates import Gates, default_gates
 from edgemed.images import image_from_file, is_image, pixels_sha256
-from edgemed.manifest import MODEL_FILES, ImageInput
+from edgemed.manifest import IMAGE_SIZE, MODEL_FILES, ImageInput
 from edgemed.pack import check_target, write_bundle
 from edgemed.phantoms import CLASSES, MIN_SIDE, phantom
 from edgemed.plans import HOW_TO_INSTALL, PlanOptions, add_plans, plan_runtime
@@ -47,7 +47,7 @@ def build_bundle(
     source: Source,
     out: Path,
     *,
-    image_size: Sides = (32, 512, 4096),
+    image_size: Sides = IMAGE_SIZE,
     precisions: Sequence[str] = PRECISIONS,
     plans: PlanOptions | None = None,
     gates: Mapping[str, Gates] | None = None,

@@ -57,10 +57,14 @@ class Gates:
 
 
 def default_gates(
-    precision: str, *, max_flips: int = 0, max_prob_error: float | None = None, max_auroc_drop: float = 0.005
+    precision: str,
+    *,
+    max_flips: int = Gates.max_flips,
+    max_prob_error: float | None = None,
+    max_auroc_drop: float = Gates.max_auroc_drop,
 ) -> Gates:
     """The gates of "fp32" or "fp16": the defaults, or what is given. None: 1e-3 at fp32, 5e-3 at fp16."""
-    errors = {"fp32": 1e-3, "fp16": 5e-3}
+    errors = {"fp32": Gates.max_prob_error, "fp16": 5e-3}
     if precision not in errors:
         raise InputError(f"precision '{precision}' is unknown.{did_you_mean(precision, errors)}")
     return Gates(max_flips, errors[precision] if max_prob_error is None else max_prob_error, max_auroc_drop)

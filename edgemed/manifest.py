@@ -37,6 +37,7 @@ SIGNATURE_NAME = "manifest.sig"
 PLANS_FOLDER = "plans"
 GOLDEN_OUTPUTS = "golden/outputs.json"
 MODEL_FILES: Mapping[str, str] = {"fp32": "model.fp32.onnx", "fp16": "model.fp16.onnx"}
+IMAGE_SIZE = (32, 512, 4096)  # min, opt, max side in pixels of an engine's input, unless told
 MAX_DOCUMENT_BYTES = 4 << 20
 AGAIN = "copy the bundle again, or build it again with `edgemed build-engine`"
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

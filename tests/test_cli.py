@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,10 +18,13 @@ from rich.console import Console
 
 import edgemed as package
 from edgemed import display
+from edgemed.commands.build import build_engine
+from edgemed.commands.certify import certify
 from edgemed.config import TrainConfig, flag
 from edgemed.errors import InputError
+from edgemed.gates import Gates, default_gates
 from edgemed.infer import Prediction
-from edgemed.manifest import OperatingPoint
+from edgemed.manifest import IMAGE_SIZE, OperatingPoint
 
 
 def _edgemed(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -53,6 +58,18 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_the_command_lines_own_defaults_are_those_of_the_rooms_that_help_must_not_load() -> None:
+    options = inspect.signature(build_engine, eval_str=True).parameters
+    shown = {name: options[name].annotation.__metadata__[0].show_default for name in ("image_size", "max_prob_error")}
+    assert shown["image_size"] == ",".join(map(str, IMAGE_SIZE))
+    errors = [default_gates(precision).max_prob_error for precision in ("fp32", "fp16")]
+    assert [float(figure) for figure in re.findall(r"\de-\d", shown["max_prob_error"])] == errors
+    for command in (build_engine, certify):
+        options = inspect.signature(command).parameters
+        assert options["max_flips"].default == Gates.max_flips
+        assert options["max_auroc_drop"].default == Gates.max_auroc_drop
 
 
 def test_a_name_that_the_terminal_cannot_show_is_told_by_its_codes(

@@ -24,6 +24,7 @@ MaxProbError = Annotated[
     float | None,
     typer.Option(min=0, help="Gate: largest error of a probability.", show_default="1e-3 for fp32, 5e-3 for fp16"),
 ]
+MAX_AUROC_DROP = 0.005  # as in gates.Gates, which loads NumPy
 MaxAurocDrop = Annotated[
     float, typer.Option(min=0, help="Gate: by how much the AUROC may fall; one pair of images may change places.")
 ]

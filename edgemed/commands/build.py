@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgemed import display
-from edgemed.commands import Json, MaxAurocDrop, MaxFlips, MaxProbError, Sign, Verify
+from edgemed.commands import MAX_AUROC_DROP, Json, MaxAurocDrop, MaxFlips, MaxProbError, Sign, Verify
 from edgemed.errors import InputError, did_you_mean
 from edgemed.progress import Progress
 
@@ -79,7 +79,7 @@ def build_engine(
     batch: Annotated[str, typer.Option(help="A plan's batch sizes: min,opt,max, or one number.")] = "1",
     max_flips: MaxFlips = 0,
     max_prob_error: MaxProbError = None,
-    max_auroc_drop: MaxAurocDrop = 0.005,
+    max_auroc_drop: MaxAurocDrop = MAX_AUROC_DROP,
     sign: Sign = None,
     verify: Verify = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a bundle that is already at --out.")] = False,
@@ -88,7 +88,7 @@ def build_engine(
     """Fuse a run into one engine, and prove it. Of a bundle: add plans to it."""
     from edgemed.bundle import open_bundle
     from edgemed.gates import default_gates
-    from edgemed.manifest import MANIFEST_NAME, MODEL_FILES
+    from edgemed.manifest import IMAGE_SIZE, MANIFEST_NAME, MODEL_FILES
     from edgemed.plans import PlanOptions, add_plans
     from edgemed.signature import read_key, read_private_key
 
@@ -104,7 +104,7 @@ def build_engine(
     of_a_new_bundle = {"--out": out, "--golden": golden, "--with-entropy": with_entropy,
                        "--overwrite": overwrite, "--max-flips": max_flips,
                        "--max-prob-error": max_prob_error is not None,
-                       "--max-auroc-drop": max_auroc_drop != 0.005}  # fmt: skip
+                       "--max-auroc-drop": max_auroc_drop != MAX_AUROC_DROP}  # fmt: skip
     with display.progress() as progress:
         if source is not None and (source / MANIFEST_NAME).is_file():
             not_here = of_checkpoints | of_a_new_bundle
@@ -140,7 +140,7 @@ def build_engine(
             bundle = build_bundle(
                 made,
                 out,
-                image_size=sides or (32, 512, 4096),
+                image_size=sides or IMAGE_SIZE,
                 precisions=precisions,
                 plans=PlanOptions(runtime, wanted, limits),
                 gates=gates,

@@ -10,6 +10,7 @@ import typer
 
 from edgemed import display
 from edgemed.commands import (
+    MAX_AUROC_DROP,
     Bundle,
     Json,
     MaxAurocDrop,
@@ -32,7 +33,7 @@ def certify(
     precision: Precision = "fp32",
     max_flips: MaxFlips = 0,
     max_prob_error: MaxProbError = None,
-    max_auroc_drop: MaxAurocDrop = 0.005,
+    max_auroc_drop: MaxAurocDrop = MAX_AUROC_DROP,
     plan: Plan = None,
     sign: Sign = None,
     verify: Verify = None,
