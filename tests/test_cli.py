@@ -20,6 +20,7 @@ import edgemed as package
 from edgemed import display
 from edgemed.commands.build import build_engine
 from edgemed.commands.certify import certify
+from edgemed.commands.train import settings, train
 from edgemed.config import TrainConfig, flag
 from edgemed.errors import InputError
 from edgemed.gates import Gates, default_gates
@@ -70,6 +71,13 @@ def test_the_command_lines_own_defaults_are_those_of_the_rooms_that_help_must_no
         options = inspect.signature(command).parameters
         assert options["max_flips"].default == Gates.max_flips
         assert options["max_auroc_drop"].default == Gates.max_auroc_drop
+
+
+def test_what_train_does_unless_told_is_what_its_settings_do() -> None:
+    options = {name: option.default for name, option in inspect.signature(train).parameters.items()}
+    for name in ("data", "out", "json_"):
+        del options[name]
+    assert settings(options) == TrainConfig()
 
 
 def test_a_name_that_the_terminal_cannot_show_is_told_by_its_codes(
