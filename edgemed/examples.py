@@ -17,7 +17,7 @@ from edgemed.mae import MaskedAutoencoder, reconstructed
 from edgemed.masking import removed_units, unit_entropy
 from edgemed.models import create_backbone, normalisation
 from edgemed.preprocess import FrontEnd
-from edgemed.report import MaskExample
+from edgemed.report_training import MaskExample
 
 
 @torch.inference_mode()

@@ -27,8 +27,7 @@ from edgemed.report_evidence import (
     roc_section,
 )
 from edgemed.report_page import Cell, bounds, grid, number, page, section, signed, table
-from edgemed.report_plots import History, MaskExample
-from edgemed.report_training import curves_html, examples_html
+from edgemed.report_training import History, MaskExample, curves_html, examples_html
 from edgemed.stats import FEWEST_GROUPS
 
 __all__ = ["Duplicate", "Hard", "MaskExample", "report_html"]

@@ -12,7 +12,6 @@ import base64
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -45,23 +44,6 @@ _SETTINGS = {
     "axes.axisbelow": True,
     "legend.frameon": False,
 }
-
-History = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Per member (and "pretraining") one row per epoch."""
-
-
-@dataclass(frozen=True)
-class MaskExample:
-    """A training image and what the masked autoencoder saw of it."""
-
-    image: NDArray[np.uint8]
-    """(S, S, 3) RGB"""
-    entropy: NDArray[np.floating]
-    """(h, w) bits per unit"""
-    mask: NDArray[np.bool_]
-    """(h, w), True = removed"""
-    reconstruction: NDArray[np.uint8] | None = None
-    """(S, S, 3) RGB with the removed units filled in by the decoder, or None"""
 
 
 def curves_svg(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgemed.report_page import charts, figure
 from edgemed.report_plots import (
     TRAINING,
     VALIDATION,
-    History,
-    MaskExample,
     colour_scale,
     common_limits,
     curves_svg,
@@ -17,6 +20,23 @@ from edgemed.report_plots import (
     image_png,
     without_removed,
 )
+
+History = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Per member (and "pretraining") one row per epoch."""
+
+
+@dataclass(frozen=True)
+class MaskExample:
+    """A training image and what the masked autoencoder saw of it."""
+
+    image: NDArray[np.uint8]
+    """(S, S, 3) RGB"""
+    entropy: NDArray[np.floating]
+    """(h, w) bits per unit"""
+    mask: NDArray[np.bool_]
+    """(h, w), True = removed"""
+    reconstruction: NDArray[np.uint8] | None = None
+    """(S, S, 3) RGB with the removed units filled in by the decoder, or None"""
 
 
 def curves_html(histories: History, *, folded: bool) -> str:
