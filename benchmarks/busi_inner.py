@@ -15,6 +15,10 @@ On the first three of the five, 300 images, with seeds of their own, the recipe'
 images: 60 epochs with --mixup 0.2 --random-erasing 0.25 (two folds) 0.466 and 0.845, the recipe 0.491 and 0.850, a
 difference of -0.026 with a standard error of 0.032; fine-tuned on 2,200 phantoms first (one fold) 0.558 and 0.790, the
 recipe 0.537 and 0.860; batch statistics kept as they are (one fold, stopped after nine epochs), behind by 0.1 in both.
+
+In a plain training loop of its own, to see whether ours costs accuracy: untuned (128 px, 20 epochs, nothing frozen,
+crops of 0.7 to 1, the last epoch) 0.629 and 0.799 on all five folds. There, sharpness-aware minimisation (Foret et al.
+2021, radius 0.05; twice the time) had 0.448 and 0.835 on four of the five, and the recipe without it 0.481 and 0.835.
 """
 
 from __future__ import annotations
