@@ -91,7 +91,7 @@ class Loader:
     backend: str
     """`dali` or `torch`."""
     reason: str
-    """One line for the log: which backend runs, and where it decodes or why it was taken."""
+    """One line for the log: which backend runs and why, and where DALI decodes."""
     steps: int
     """Batches per epoch on this rank."""
     _epoch: Callable[[int], Iterator[Batch]]
@@ -231,7 +231,7 @@ def _opened(
                 "check the driver (`nvidia-smi`)",
             )
         else:
-            return "dali", about, images_of
+            return "dali", f"{about}: {why if backend == 'dali' else 'installed, the first choice'}", images_of
         if backend == "dali":
             raise InputError(f"{why}; {step}, or use --loader torch")
     return "torch", f"torch: {why}", partial(torch_images, remembering(), files, size, threads)

@@ -129,10 +129,11 @@ def test_a_loader_remembers_files_up_to_its_limit(
 
 
 @needs_dali
-def test_auto_takes_dali_and_says_so(tmp_path: Path) -> None:
-    loader = opened(write_images(tmp_path, 2), "auto", None)
+@pytest.mark.parametrize(("asked", "why"), [("auto", "installed, the first choice"), ("dali", "asked for by name")])
+def test_dali_runs_and_the_reason_says_why(tmp_path: Path, asked: str, why: str) -> None:
+    loader = opened(write_images(tmp_path, 2), asked, None)
     version = __import__("nvidia.dali").dali.__version__
-    assert (loader.backend, loader.reason) == ("dali", f"DALI {version}, CPU decoding")
+    assert (loader.backend, loader.reason) == ("dali", f"DALI {version}, CPU decoding: {why}")
 
 
 def test_without_dali_torch_runs_and_the_reason_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
