@@ -69,6 +69,7 @@ def report_html(
     """
     name = PurePath(str(info["dataset"]["root"])).name or "data"
     title = f"{info['config']['backbone']} on {name}"
+    pretrained = examples or ("folds" in metrics and info["config"]["pretrain_epochs"])
     sections = [
         _headline(metrics),
         _results(metrics),
@@ -79,7 +80,7 @@ def report_html(
         _confusions(metrics),
         hardest_section(hardest),
         section("Training", curves_html(histories, folded="folds" in metrics)),
-        section("Entropy and masks", examples_html(examples)) if examples else "",
+        section("Entropy and masks", examples_html(examples, folded="folds" in metrics)) if pretrained else "",
         _data(split_table, fold_table, info, warnings),
         duplicates_section(duplicates),
         _what_was_run(info, folded="folds" in metrics),

@@ -78,8 +78,13 @@ def curves_html(histories: History, *, folded: bool) -> str:
     )
 
 
-def examples_html(examples: Sequence[MaskExample]) -> str:
-    """One row of pictures for each of at least one example: image, entropy, what the mask left, reconstruction."""
+def examples_html(examples: Sequence[MaskExample], *, folded: bool) -> str:
+    """One row of pictures for each of at least one example: image, entropy, what the mask left, reconstruction.
+
+    A folded run has no example of its own.
+    """
+    if folded:
+        return "<p>The pictures are in each fold's report: folds/K/report.html.</p>"
     low = min(float(example.entropy.min()) for example in examples)
     high = max(float(example.entropy.max()) for example in examples)
     filled = any(example.reconstruction is not None for example in examples)

@@ -213,8 +213,11 @@ def test_a_folded_run_shows_each_fold_its_mean_and_its_spread() -> None:
     assert "all splits" not in text
     assert text.count("0.881\n0.032\n0.851\n0.911\n-\n") == 12
     assert "fold 3" in text
-    assert "folds/K/report.html" in text
+    assert "The curves are in each fold's report: folds/K/report.html." in text
+    assert "Entropy and masks\nThe pictures are in each fold's report: folds/K/report.html." in text
     assert "not measured" not in text
+    given["info"]["config"]["pretrain_epochs"] = 0
+    assert "Entropy and masks" not in Page(report_html(**given)).text
 
 
 def test_what_is_undefined_or_was_not_measured_is_said_so_and_never_shown_as_zero() -> None:
