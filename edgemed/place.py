@@ -20,7 +20,7 @@ from edgemed.preflight import cpu
 
 PACKAGES = (
     "torch", "timm", "torchvision", "nvidia-dali-cuda130", "numpy", "pillow", "opencv-python-headless", "scikit-learn",
-    "imagehash",
+    "scipy", "imagehash", "pydicom", "imagecodecs",
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ pytest.importorskip("torch", reason="extra train is not installed")
 from conftest import tiny_flags
 
 from edgemed import __version__
+from edgemed import place as place_module
 from edgemed.config import TrainConfig
 from edgemed.dataset import Dataset
 from edgemed.errors import InputError
@@ -260,6 +262,25 @@ def test_a_run_that_goes_on_elsewhere_says_so_once(tmp_path: Path) -> None:
         note_another_place(tmp_path, "cpu", 3)
         found = read_json(tmp_path / "run.json")["dataset"]["warnings"]
         assert found == ["old", f"the run was begun in one place and went on in another {text}."]
+
+
+@pytest.mark.parametrize("package", ["pydicom", "imagecodecs", "scipy"])
+def test_what_decodes_dicom_and_fits_temperatures_is_part_of_the_place(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place_module, "version", lambda name: "1.0")
+    here = {"device": place_module.device_here("cpu", 1), "versions": versions(), "edgemed": __version__}
+    write_json(tmp_path / "run.json", here | {"dataset": {"warnings": []}})
+
+    def without(name: str) -> str:
+        if name == package:
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(place_module, "version", without)
+    note_another_place(tmp_path, "cpu", 1)
+    (warning,) = read_json(tmp_path / "run.json")["dataset"]["warnings"]
+    assert f"({package} 1.0 -> not installed)" in warning
 
 
 @pytest.mark.gpu
