@@ -11,6 +11,11 @@ from edgemed import display
 from edgemed.commands import Bundle, Json, Precision, Runtime, Threads, Verify, VerifyPlans
 from edgemed.errors import InputError
 
+JSON_HELP = (
+    "Print one JSON document instead of a table. A refused file has no object in it and is told on stderr, with exit "
+    "code 2: match by path."
+)
+
 
 def predict(
     bundle: Bundle,
@@ -21,7 +26,7 @@ def predict(
     verify: Verify = None,
     verify_plans: VerifyPlans = None,
     self_test: Annotated[bool, typer.Option("--self-test", help="Run the golden images first.")] = False,
-    json_: Json = False,
+    json_: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Classify images. A bad file is reported and the others go on; the exit code is then 2."""
     from edgemed.infer import load
