@@ -87,7 +87,9 @@ def test_source_files_stay_under_300_lines() -> None:
     assert not long
 
 
-@pytest.mark.parametrize("code", ["import edgemed.cli", "import edgemed; edgemed.load", "import edgemed.kernels"])
+@pytest.mark.parametrize(
+    "code", ["import edgemed.cli", "import edgemed; edgemed.load", "import edgemed.kernels", "import edgemed.judge"]
+)
 def test_imports_load_no_torch(code: str) -> None:
     script = f"import sys; {code}; print(sorted({{'torch', 'triton', 'timm', 'onnx'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
