@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cpp_build
 import pytest
 import tiny_bundles as tiny
-from cpp_build import ROOT, missing, opened
+from cpp_build import ROOT, opened, require_packages
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -23,10 +24,24 @@ def run(*command: str | Path, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.parametrize("required", [False, True])
+def test_what_a_build_lacks_skips_its_tests_unless_they_are_required(
+    required: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpp_build, "missing", lambda compiler: f"no {compiler} here")
+    monkeypatch.setenv("EDGEMED_CPP_TESTS", "required" if required else "")
+    outcomes = (pytest.fail.Exception, pytest.skip.Exception)  # either: a skip that is not awaited would skip this test
+    with pytest.raises(outcomes, match=r"no c\+\+ here") as caught:
+        require_packages()
+    assert caught.type is outcomes[not required]
+    with pytest.raises(outcomes) as caught:
+        require_packages("clang++")
+    assert caught.type is pytest.skip.Exception
+
+
 def configured(folder: Path, *settings: str, **environment: str) -> tuple[int, str]:
     """What CMake ends with, and says, its lines joined."""
-    if (reason := missing()) is not None:
-        pytest.skip(reason)
+    require_packages()
     command = ["cmake", "-S", LIBRARY, "-B", folder, *settings]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     return done.returncode, re.sub(r"\s+", " ", done.stdout + done.stderr)

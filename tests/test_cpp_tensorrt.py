@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import test_damaged as damaged
 import tiny_bundles as tiny
-from cpp_build import ROOT, built, missing, probe
+from cpp_build import ROOT, built, probe, require_packages
 
 from edgemed.files import write_atomic
 
@@ -37,8 +37,7 @@ def cuda_folder() -> Path:
 
 def cmake(source: Path, folder: Path, *settings: str, targets: tuple[str, ...]) -> None:
     """Configure and build. Skips where a compiler or a package is missing, fails with what the build printed."""
-    if (reason := missing()) is not None:
-        pytest.skip(reason)
+    require_packages()
     build = ["cmake", "--build", folder, "--parallel", str(os.cpu_count() or 1), "--target", *targets]
     for command in (["cmake", "-S", source, "-B", folder, *settings], build):
         done = subprocess.run(command, capture_output=True, text=True)
