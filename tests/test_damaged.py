@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -122,8 +123,17 @@ def plan_of_another_model(bundle: Path) -> None:
 
 def cut_plan(bundle: Path) -> None:
     with_plan(RTX)(bundle)
-    path = bundle / "plans" / "made-by-hand.plan"
-    path.write_bytes(path.read_bytes()[:-9])
+    cut("plans/made-by-hand.plan")(bundle)
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda bundle: os.truncate(bundle / name, (bundle / name).stat().st_size - 9)
+
+
+def record_in_another_form(bundle: Path) -> None:
+    with_plan(RTX)(bundle)
+    path = bundle / "plans" / "made-by-hand.json"
+    path.write_bytes(path.read_bytes()[:-1])  # its last line has no end, as an editor may leave it
 
 
 def manifest_with(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
@@ -160,8 +170,13 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a flipped byte in a plan": (flipped_plan, r"made-by-hand\.plan was changed after the build"),
     "a flipped byte in a plan's record": (flipped_record, r"made-by-hand\.json"),
     "a plan of another model": (plan_of_another_model, "was built from another fp32 graph than this bundle's"),
+    "a record in another form": (record_in_another_form, r"made-by-hand\.json was changed after the build"),
     "a missing file": (lambda bundle: (bundle / "golden" / "001.png").unlink(), r"001\.png is missing"),
+    "a shorter graph that is not asked for": (cut("model.fp16.onnx"), r"fp16\.onnx has \d+ bytes, the manifest states"),
     "an extra file": (lambda bundle: (bundle / "golden" / "x.so").touch() or None, r"x\.so is not listed"),
+    "a file named like plans": (lambda bundle: (bundle / "plans.so").touch() or None, r"plans\.so is not listed"),
+    "a pipe": (lambda bundle: os.mkfifo(bundle / "pipe"), "pipe is not a plain file"),
+    "an endless manifest": (lambda bundle: os.truncate(bundle / "manifest.json", 5 << 20), "larger than 4194304 bytes"),
     "a plan of another version": (
         with_plan(RTX, version="1.6.0.5"),
         r"for TensorRT-RTX 1\.6\.0\.5, this is 1\.7",
@@ -170,6 +185,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
         with_plan(RTX[:24] + bytes([1, 6, 0, 5]) + RTX[28:]),
         r"header says version 1\.6\.0, this is TensorRT-RTX 1\.7",
     ),
+    "a plan whose header is of another patch": (with_plan(RTX[:26] + bytes([2]) + RTX[27:]), r"says version 1\.7\.2"),
     "a plan for another architecture": (
         with_plan(RTX, architecture="aarch64"),
         "built for aarch64 machines, this is x86_64",
@@ -179,6 +195,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a classic header under an RTX record": (with_plan(CLASSIC), "recorded as TensorRT-RTX, its header is classic"),
     "bytes that are no plan": (with_plan(b"\x7fELF" + bytes(200)), "is no TensorRT plan"),
     "a plan of a few bytes": (with_plan(b"vtrt"), "is cut off: 4 bytes"),
+    "a plan of hardly a header": (with_plan(RTX[:63]), "is cut off: 63 bytes"),
     "a truncated plan": (cut_plan, "has not the 128 bytes that were built"),
     "a manifest with a path outside": (manifest_with(outside), "is not a plain file name inside the bundle"),
     "a manifest of a newer schema": (manifest_with(newer), "has schema version 2, this edgemed reads up to 1"),
