@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,9 @@ def resealed(document: dict[str, Any]) -> bytes:
 
 VALUES: tuple[Any, ...] = (
     None, True, False,
-    0, 1, -1, 2, 1.0, 0.5, 1e-7, 1e22, 2**62, 2**62 + 1, 2**70, "", " x", "x\u200b", "é", "a\nb", [], {},
-    [1], ["a", "a"], ["a", "b"], [1, 2], [3, 2, 1], [1.5, 2], "fp32", "certified", "0" * 64, "0" * 16,
-    "2026-01-01T00:00:00Z",
+    0, 1, -1, 2, 1.0, 0.5, 1e-7, 1e22, 2**62, 2**62 + 1, 2**70, "", " x", "x ", "x\u200b", "é", "a\nb", [], {},
+    [1], ["a", "a"], ["a", "b"], [1, 2], [3, 2, 1], [1.5, 2], "fp32", "certified", "0" * 64, "A" * 64, "0" * 16,
+    "2026-01-01T00:00:00Z", "2026-01-01T00:00:0xZ", "\u0662026-01-01T00:00:00Z",
 )  # fmt: skip
 
 
@@ -92,6 +93,44 @@ def test_documents_are_refused_exactly_where_python_refuses_them(
     assert refusals.count(False) > 20 and refusals.count(True) > 500
 
 
+def manifest_refusals(build: Path, folder: Path, documents: dict[str, bytes]) -> tuple[set[str], set[str]]:
+    """The names of the manifests that Python refuses, and of those that C++ does."""
+    files = {name: folder / f"{number}.json" for number, name in enumerate(documents)}
+    python = set()
+    for name, content in documents.items():
+        files[name].write_bytes(content)
+        try:
+            parse(Manifest, content, files[name])
+        except InputError:
+            python.add(name)
+    answers = zip(files, probe(build, "manifest", *files.values()), strict=True)
+    return python, {name for name, answer in answers if answer is not None}
+
+
+def test_a_file_of_the_bundle_is_named_inside_of_it(build: Path, tmp_path: Path) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle")
+    good = {"x", "a/b/c/d", "plan", "golden/plans", "golden/manifest.json", "A_-.9", "9/x", "x" * 100}
+    bad = {"", "/", "/x", "x/", "a//b", ".", "..", ".x", "a/.b", "a/..", "../x", "-x", "_x", "a b", "é", "a\\b", "a\nb"}
+    bad |= {"a/b/c/d/e", "x" * 101, "plans", "plans/x.plan", "manifest.json", "manifest.sig", "manifest.json/x"}
+    made = {}
+    for name in good | bad:
+        document = bundle.manifest.model_dump(mode="json")
+        document["files"][name] = {"sha256": "0" * 64, "bytes": 1}
+        made[name] = resealed(document)
+    assert manifest_refusals(build, tmp_path, made) == (bad, bad)
+
+
+def test_a_manifest_has_its_own_id_and_checksum(build: Path, tmp_path: Path) -> None:
+    document = tiny.bundle(tmp_path / "bundle").manifest.model_dump(mode="json")
+    made = {"good": canonical_bytes(document)}
+    for name, value in {"created": "2026-01-01T00:00:00Z", "bundle_id": "0" * 16, "checksum": "0" * 64}.items():
+        made[name] = canonical_bytes(document | {name: value})
+    other = document | {"bundle_id": "0" * 16}  # with the checksum that fits it
+    other["checksum"] = sha256_of(canonical_bytes({key: value for key, value in other.items() if key != "checksum"}))
+    made["another id"] = canonical_bytes(other)
+    assert manifest_refusals(build, tmp_path, made) == (made.keys() - {"good"},) * 2
+
+
 def chunks(files: list[Path]) -> list[list[Path]]:
     return [files[k : k + 500] for k in range(0, len(files), 500)]
 
@@ -100,6 +139,13 @@ def test_this_machine_is_described_as_in_python(build: Path) -> None:
     found = probe(build, "place")
     assert tuple(found["cpu"]) == preflight.cpu()
     assert found["cores"] == runtimes.usable_cores()
+
+
+def test_every_cpu_is_described_by_the_features_that_python_looks_for() -> None:
+    """This machine has a few of them: of the others, the source tells."""
+    source = (ROOT / "edgemed" / "cpp" / "src" / "preflight.cpp").read_text()
+    listed = re.findall(r'"(\w+)"', source.split("cpu_features[] = {")[1].split("}")[0])
+    assert listed == sorted(preflight._CPU_FEATURES)
 
 
 def test_texts_print_where_python_says_so(build: Path, tmp_path: Path) -> None:
