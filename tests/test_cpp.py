@@ -54,6 +54,8 @@ def test_what_is_no_bundle_is_refused(build: Path, tmp_path: Path) -> None:
 
 
 def test_signatures_are_checked(build: Path, tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
     from edgemed.signature import public_of
 
     def key(name: str) -> tuple[bytes, Path]:
@@ -68,18 +70,28 @@ def test_signatures_are_checked(build: Path, tmp_path: Path) -> None:
     (maker, maker_key), (device, device_key), (_, other_key) = key("maker"), key("device"), key("other")
     bundle = tiny.bundle(tmp_path / "bundle", signing_key=maker)
     damaged.with_plan(damaged.RTX)(bundle.path)
-    assert "is not by the given key" in opened(build, bundle.path, public_key=other_key)["message"]
+    assert "manifest.json is not by the given key" in opened(build, bundle.path, public_key=other_key)["message"]
     assert "made-by-hand.json is not signed" in opened(build, bundle.path, public_key=maker_key)["message"]
     add_plan(bundle, damaged.record(bundle, damaged.RTX), damaged.RTX, device)
-    assert "is not by the given key" in opened(build, bundle.path, public_key=maker_key)["message"]
+    assert "by-hand.json is not by the given key" in opened(build, bundle.path, public_key=maker_key)["message"]
     assert opened(build, bundle.path, public_key=maker_key, plan_key=device_key)["status"] == OK
     assert "cannot read the key" in opened(build, bundle.path, public_key=tmp_path / "nowhere")["message"]
     (tmp_path / "empty").touch()
     for keys in ({"public_key": tmp_path / "empty"}, {"public_key": maker_key, "plan_key": tmp_path / "empty"}):
         assert "is empty" in opened(build, bundle.path, **keys)["message"]
     assert "no Ed25519 key" in opened(build, bundle.path, public_key=bundle.path / "manifest.json")["message"]
+    other_kind = ec.generate_private_key(ec.SECP256R1()).public_key()
+    form = (damaged.serialization.Encoding.PEM, damaged.serialization.PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "other kind").write_bytes(other_kind.public_bytes(*form))
+    assert "no Ed25519 key" in opened(build, bundle.path, public_key=tmp_path / "other kind")["message"]
+    signature = bundle.path / "manifest.sig"
+    whole = signature.read_bytes()
+    for content in (whole + b"x", whole[:-1], b""):
+        signature.write_bytes(content)
+        assert "manifest.json is not by the given key" in opened(build, bundle.path, public_key=maker_key)["message"]
+    signature.write_bytes(whole)
     damaged.flipped("manifest.sig")(bundle.path)
-    assert "is not by the given key" in opened(build, bundle.path, public_key=maker_key)["message"]
+    assert "manifest.json is not by the given key" in opened(build, bundle.path, public_key=maker_key)["message"]
     (bundle.path / "manifest.sig").unlink()
     assert "is not signed" in opened(build, bundle.path, public_key=maker_key)["message"]
 
@@ -89,6 +101,43 @@ def test_a_graph_that_openvino_refuses_is_one_line(build: Path, tmp_path: Path) 
     found = opened(build, tiny.bundle(tmp_path / "bundle", files=files).path, "openvino")
     assert found["status"] == RUNTIME
     assert "refuses the graph" in found["message"] and "\n" not in found["message"]
+
+
+def test_a_graph_that_the_bundle_has_not_is_named(build: Path, tmp_path: Path) -> None:
+    files = tiny.fields()["files"]
+    del files["model.fp16.onnx"]
+    found = opened(build, tiny.bundle(tmp_path / "bundle", files=files).path, "openvino", precision="fp16")
+    assert (found["status"], "holds no fp16 graph (model.fp16.onnx)" in found["message"]) == (BUNDLE, True), found
+
+
+def test_a_graph_of_other_labels_than_the_manifest_gives_no_answer(build: Path, tmp_path: Path) -> None:
+    graph = {"model.fp32.onnx": tiny.model(tiny.WEIGHTS[:, :, :2])}
+    bundle = tiny.bundle(tmp_path / "bundle", files=tiny.fields()["files"] | graph).path
+    found = opened(build, bundle, "openvino", self_test=1)
+    assert (found["status"], "other outputs than the manifest" in found["message"]) == (BUNDLE, True), found
+
+
+def test_a_cache_is_the_users_own_and_closed_to_others(build: Path, tmp_path: Path, cache: Path) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle").path
+    (cache / "edgemed").mkdir(parents=True)
+    (cache / "edgemed").chmod(0o777)
+    assert opened(build, bundle, "openvino")["warnings"] == []
+    folders = [cache / "edgemed", *(path for path in (cache / "edgemed").rglob("*") if path.is_dir())]
+    assert [path.stat().st_mode & 0o777 for path in folders] == [0o700] * 3
+    if os.getuid() == 0:
+        os.chown(folders[-1], 12345, -1)  # what lies in it would be run
+        found = opened(build, bundle, "openvino")
+        assert (found["status"], "belongs to another user" in found["warnings"][0]) == (OK, True), found
+
+
+def test_a_cache_folder_that_is_no_absolute_path_is_ignored(
+    build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert opened(build, tiny.bundle(tmp_path / "bundle").path, "openvino")["warnings"] == []
+    assert (tmp_path / ".cache" / "edgemed").is_dir() and not (tmp_path / "here").exists()
 
 
 @pytest.mark.parametrize("first", ["python", "cpp"])
