@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import struct
+import zlib
 from pathlib import Path
 
 import image_cases as cases
@@ -152,6 +153,32 @@ def test_what_python_refuses_is_refused(build: Path, tmp_path: Path) -> None:
         "text": b"label,path\n",
     }
     assert {name for name, value in decoded(build, files, tmp_path).items() if not isinstance(value, str)} == set()
+
+
+def test_what_states_an_orientation_is_whole_or_the_image_is_refused(build: Path, tmp_path: Path) -> None:
+    """A JPEG's EXIF block over two segments, a PNG's with a wrong checksum, and XMP that would have to be inflated."""
+    six = struct.pack("<HHHIHHI", 1, 274, 3, 1, 6, 0, 0)
+    block = b"II*\0" + struct.pack("<I", 100) + bytes(92) + six
+    parts = b"".join(
+        b"\xff\xe1" + struct.pack(">H", 8 + len(part)) + b"Exif\0\0" + part for part in (block[:60], block[60:])
+    )
+    plain = cases.encoded(Image.fromarray(cases.COLOUR), "JPEG", quality=95)
+    whole = plain[:2] + parts + plain[2:]
+    good = cases.chunk(b"eXIf", b"II*\0" + struct.pack("<I", 8) + six)
+    xmp = b'<x tiff:Orientation="6"/>'
+    texts = {
+        "compressed": cases.chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp)),
+        "older": cases.chunk(b"zTXt", b"XML:com.adobe.xmp\0\0" + zlib.compress(xmp)),
+        "damaged": good[:-1] + bytes([good[-1] ^ 1]),
+    }
+    files = {name: cases.png(31, 23, 8, 0, ROWS, extra) for name, extra in ({"good": good} | texts).items()}
+    found = decoded(build, files | {"whole": whole}, tmp_path)
+    assert {name for name, value in found.items() if isinstance(value, str)} == texts.keys()
+    assert python_decoded(files["damaged"]) is None
+    for name, data in {"good": files["good"], "whole": whole}.items():
+        value, expected = found[name], image_from_bytes(data, name)
+        assert isinstance(value, np.ndarray) and value.shape == expected.shape == (31, 23, 3)
+        assert np.abs(value.astype(int) - expected).max() <= 3
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "progressive JPEG"])
