@@ -36,7 +36,7 @@ from edgemed.manifest import OperatingPoint, sha256_of
 from edgemed.pack import add_plan, write_bundle
 from edgemed.records import PlanRecord
 
-VERSION = 2
+VERSION = 3
 STUB_PLAN = b"vtrt" + bytes(20) + bytes([1, 7, 1, 116]) + bytes(100)
 POINT = OperatingPoint(
     images=100,
@@ -46,7 +46,7 @@ POINT = OperatingPoint(
     target_value=0.95,
     max_disagreement=0.47,
     coverage=0.9,
-    min_probability=0.25,
+    min_probability=0.4,
 )
 CHANNELS = {"RGB": 3, "BGR": 3, "RGBA": 4, "GRAY8": 1}
 

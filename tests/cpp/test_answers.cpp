@@ -3,6 +3,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "check.hpp"
 #include "edgemed.hpp"
@@ -59,27 +60,40 @@ void compare(const edgemed::Model& model, const Json& item, const std::vector<ed
     }
 }
 
+void a_wider_image_in_the_same_memory_is_another(edgemed::Model& model) {
+    std::vector<unsigned char> pixels(3 * 20 * 40, 10);
+    for (std::size_t k = 3 * 20 * 20; k < pixels.size(); k += 3) pixels[k] = 250;
+    const edgemed_image narrow{pixels.data(), 20, 20, 0, EDGEMED_RGB}, wide{pixels.data(), 20, 40, 0, EDGEMED_RGB};
+    const auto first = model.predict(narrow).probabilities, second = model.predict(wide).probabilities;
+    CHECK(first != second && second == model.clone().predict(wide).probabilities);
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
     const std::string data = arguments[1];
     const auto text = content(data + "/cases.json");
     const Json golden = Json::parse(text.begin(), text.end());
-    CHECK(golden["version"] == 2, "golden files of another version: delete %s", data.c_str());
+    CHECK(golden["version"] == 3, "golden files of another version: delete %s", data.c_str());
     edgemed_options options = edgemed_options_default();
     options.runtime = "openvino";
     options.threads = 1;
     options.self_test = 1;
     std::map<std::string, std::unique_ptr<edgemed::Model>> models;
     std::map<std::string, int> decisions;
+    std::set<std::size_t> sizes;
     for (const Json& item : golden["cases"]) {
         auto& model = models[item["bundle"]];
         if (!model) model = std::make_unique<edgemed::Model>(data + "/" + item["bundle"].get<std::string>(), options);
         compare(*model, item, predicted(*model, item, data));
         for (const Json& decision : item["decisions"]) ++decisions[decision];
+        for (const Json& set : item["sets"])
+            if (!set.is_null()) sizes.insert(set.size());
     }
     CHECK(models.size() == 2 && golden["cases"].size() > 30);
     CHECK(decisions.size() == 4);  // each label, and "refer": the golden files reach every branch
+    CHECK(sizes.count(0) && sizes.count(1) && sizes.size() > 2);  // an empty set is one, too
+    a_wider_image_in_the_same_memory_is_another(*models["bundle"]);
     CHECK(models["bundle"]->runtime() == "openvino");
     CHECK(models["bundle"]->reason() == "openvino: asked for by name");
     return result();

@@ -102,6 +102,18 @@ void numbers_are_written_as_python_writes_them() {
     CHECK(canonical_bytes(nested) == "{\n  \"a\": [\n    1,\n    \"\u00e9\\n\"\n  ],\n  \"b\": [],\n  \"c\": {}\n}\n");
 }
 
+void a_link_is_not_followed() {
+    for (const char* path : {"/proc/self/exe", "/nowhere"}) {  // a link to a file that can be read, and no file
+        edgemed_status status = EDGEMED_OK;
+        try {
+            plain_content(path, 10);
+        } catch (const Error& error) {
+            status = error.status;
+        }
+        CHECK(status == EDGEMED_ERROR_BUNDLE, "%s", path);
+    }
+}
+
 // Cut short, it would equal no certificate's: `certified` read `built` on CPUs with many features.
 void a_machines_name_is_kept_whole() {
     const std::string sapphire_rapids =
@@ -125,6 +137,7 @@ int main() {
     orientation_is_read_from_exif();
     decisions_stand_at_their_thresholds();
     numbers_are_written_as_python_writes_them();
+    a_link_is_not_followed();
     a_machines_name_is_kept_whole();
     return result();
 }
