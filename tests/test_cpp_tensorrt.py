@@ -23,6 +23,7 @@ import tiny_bundles as tiny
 from cpp_build import ROOT, built, probe, require_packages
 
 from edgemed.files import write_atomic
+from edgemed.runtimes import cache_folder
 
 NO_GPU = 3  # what test_tensorrt ends with where the module cannot run
 
@@ -72,10 +73,15 @@ def test_promises_hold_on_stand_ins(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def test_kernels_that_were_compiled_here_are_kept_and_a_damaged_cache_is_not_used(tmp_path: Path) -> None:
+def test_kernels_that_were_compiled_here_are_kept_and_a_damaged_cache_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = module_tests("cpp-tensorrt")
     assert run(folder, tmp_path).returncode == 0
     (kernels,) = tmp_path.rglob("kernels.bin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    key = ("ab", "1.7.1.116", "Stand-in 3090")  # as Python's: of another plan, version or GPU they would be wrong
+    assert kernels.parent == cache_folder("tensorrt-rtx", *key)
     compiled, written = kernels.read_bytes(), kernels.stat().st_mtime_ns
     for shape in (b"1 x 16 x 16", b"8 x 64 x 48", b"3 x 20 x 30", b"2 x 48 x 48"):  # of one session, and of others
         assert b"kernels of " + shape in compiled

@@ -14,7 +14,7 @@
 namespace nvinfer1 {
 
 using AsciiChar = char;
-enum class DataType : int32_t { kFLOAT = 0, kUINT8 = 5 };
+enum class DataType : int32_t { kFLOAT = 0, kHALF = 1, kUINT8 = 5 };
 enum class ExecutionContextAllocationStrategy : int32_t { kSTATIC = 0, kON_PROFILE_CHANGE = 1, kUSER_MANAGED = 2 };
 enum class DynamicShapesKernelSpecializationStrategy : int32_t { kLAZY = 0, kEAGER = 1, kNONE = 2 };
 

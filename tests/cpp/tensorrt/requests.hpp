@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -79,6 +80,20 @@ inline bool right(Session& session, const Shape& shape, unsigned seed, bool stag
     const bool ran = session.run(from, shape, found.answers, error) == EDGEMED_OK;
     if (!ran) std::fprintf(stderr, "the message is: %s\n", error.text);
     return ran && found.same(pixels);
+}
+
+inline double median_microseconds(Session& session, const Shape& shape) {
+    Message error;
+    Found found(shape);
+    uint8_t* const pixels = session.staging(shape, error);
+    std::vector<double> times;
+    for (int k = 0; k < 2000; ++k) {
+        const auto start = std::chrono::steady_clock::now();
+        CHECK(session.run(pixels, shape, found.answers, error) == EDGEMED_OK, "%s", error.text);
+        times.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count());
+    }
+    std::nth_element(times.begin(), times.begin() + 1000, times.end());
+    return times[1000];
 }
 
 inline bool says(const Message& message, const char* text) {

@@ -4,8 +4,8 @@
 // uploads, streams, CUDA graphs.
 //
 // The plan's text, after its header of 64 bytes, makes it misbehave: "refuse" (does not deserialise), "labels" (another
-// number of labels), "fail" (execution fails), "uncapturable" (only within a capture), "no capture" (and says so). With
-// "entropy" it has that output. "user allocation" makes only contexts that are given their memory, as a plan built by
+// number of labels), "half" (another type), "fail" (execution fails), "fails later" (after a complaint), "uncapturable"
+// (only within a capture), "no capture" (and says so). With "entropy" it has that output. "user allocation" makes only contexts that are given their memory, as a plan built by
 // REQUIRE_USER_ALLOCATION does; such a context computes in that memory.
 #include <cstring>
 #include <mutex>
@@ -13,6 +13,7 @@
 #include <set>
 #include <sstream>
 #include <string>
+#include <utility>
 
 #include "NvInferRuntime.h"
 
@@ -106,7 +107,9 @@ public:
         cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
         cudaStreamIsCapturing(stream, &capturing);
         const bool uncapturable = plan_ == "uncapturable" || plan_ == "no capture";
-        if (plan_ == "fail" || (uncapturable && capturing != cudaStreamCaptureStatusNone)) {
+        const bool late = plan_ == "fails later", first = !std::exchange(ran_, true);
+        if (late && first) log_.log(ILogger::Severity::kERROR, "the stand-in complains, and goes on");
+        if (plan_ == "fail" || (late && !first) || (uncapturable && capturing != cudaStreamCaptureStatusNone)) {
             log_.log(ILogger::Severity::kERROR, "the stand-in fails, as its plan says\nand says more");
             log_.log(ILogger::Severity::kERROR, "a consequence of that");
             return false;
@@ -132,7 +135,7 @@ private:
     const Config& config_;
     Dims shape_{};
     std::size_t batch_ = 0;
-    bool fallback_ = false;
+    bool fallback_ = false, ran_ = false;
     void *scratch_ = nullptr, *image_ = nullptr, *mean_ = nullptr, *members_ = nullptr, *entropy_ = nullptr;
 };
 
@@ -150,6 +153,7 @@ public:
         return {-1, {}};
     }
     DataType getTensorDataType(char const* tensor) const noexcept override {
+        if (plan_ == "half" && is(tensor, "probabilities")) return DataType::kHALF;
         return is(tensor, "image") ? DataType::kUINT8 : DataType::kFLOAT;
     }
     IRuntimeConfig* createRuntimeConfig() noexcept override { return new (std::nothrow) Config; }

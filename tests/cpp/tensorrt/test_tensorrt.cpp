@@ -3,7 +3,6 @@
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
-#include <chrono>
 #include <thread>
 
 #include "requests.hpp"
@@ -14,10 +13,15 @@
 namespace {
 
 void sizes_may_grow_and_shrink() {
-    const Opened session = open(any_size);
+    Opened session = open(any_size);
     unsigned seed = 0;
     for (const Shape& shape : {Shape{1, 16, 16}, Shape{8, 64, 48}, Shape{1, 2048, 1536}, Shape{3, 20, 30}, Shape{8, 64, 48}})
         for (const bool staged : {false, true, true, false}) CHECK(right(*session, shape, ++seed, staged), "%u", seed);
+    // A plan of one batch size, or of one size of images, is none of one shape.
+    session = open({{3, 3, 3}, {16, 48, 2048}});
+    for (const int64_t height : {48, 16, 64, 20}) CHECK(right(*session, {3, height, 48}, ++seed), "%u", seed);
+    session = open({{1, 1, 8}, {48, 48, 48}});
+    for (const int64_t n : {2, 8, 1, 3}) CHECK(right(*session, {n, 48, 48}, ++seed), "%u", seed);
 }
 
 void a_fixed_plan_is_right_before_and_after_its_capture() {
@@ -68,6 +72,7 @@ void other_outputs_than_the_manifest_states_are_refused() {
     Message error;
     CHECK(!open(any_size, "entropy", error) && says(error, "has other outputs than the manifest says"));
     CHECK(!open(any_size, "", error, entropy_side) && says(error, "has other outputs than the manifest says"));
+    CHECK(!open(any_size, "half", error) && says(error, "has the tensor 'probabilities' as (-1, 3)"));  // of another type
     CHECK(!open(any_size, "entropy", error, 3) && says(error, "has the tensor 'entropy' as (-1, 4, 4)"));
 }
 
@@ -100,7 +105,11 @@ void a_shape_outside_the_profile_names_the_flag() {
     CHECK(says(error, "takes batches from 1 to 8, not 9; build one with --batch 1,1,9"));
     CHECK(session->run(pixels.data(), {1, 48, 8}, found.answers, error) == EDGEMED_ERROR_INPUT);
     CHECK(says(error, "takes image sides from 16 to 2048, not 48 x 8; build one with --image-size 8,48,2048"));
+    CHECK(session->run(pixels.data(), {1, 2049, 48}, found.answers, error) == EDGEMED_ERROR_INPUT);
+    CHECK(says(error, "not 2049 x 48; build one with --image-size 16,48,2049"));
     CHECK(right(*session, {1, 48, 48}, 1));
+    CHECK(open(fixed_size)->run(pixels.data(), {1, 48, 48}, found.answers, error) == EDGEMED_ERROR_INPUT);
+    CHECK(says(error, "takes batches from 2 to 2, not 1; build one with --batch 1,2,2"));
 }
 
 void what_tensorrt_says_is_in_the_message() {
@@ -117,6 +126,10 @@ void what_tensorrt_says_is_in_the_message() {
     Found found({1, 48, 48});
     CHECK(session->run(pixels.data(), {1, 48, 48}, found.answers, error) == EDGEMED_ERROR_RUNTIME);
     CHECK(says(error, "failed to run plan made-by-hand: the stand-in fails, as its plan says; build"));
+    const Opened later = open(any_size, "fails later", error);
+    CHECK(later->run(pixels.data(), {1, 48, 48}, found.answers, error) == EDGEMED_OK);
+    CHECK(later->run(pixels.data(), {1, 48, 48}, found.answers, error) == EDGEMED_ERROR_RUNTIME);
+    CHECK(says(error, ": the stand-in fails, as its plan says; build"));  // of this request
 }
 
 void what_tensorrt_says_of_an_engine_is_heard_after_another_one_is_closed() {
@@ -161,20 +174,6 @@ void a_fixed_plan_is_given_the_memory_that_it_asks_for() {
 
 #ifdef REAL_CUDA
 
-double median_microseconds(Session& session, const Shape& shape) {
-    Message error;
-    Found found(shape);
-    uint8_t* const pixels = session.staging(shape, error);
-    std::vector<double> times;
-    for (int k = 0; k < 2000; ++k) {
-        const auto start = std::chrono::steady_clock::now();
-        CHECK(session.run(pixels, shape, found.answers, error) == EDGEMED_OK, "%s", error.text);
-        times.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count());
-    }
-    std::nth_element(times.begin(), times.begin() + 1000, times.end());
-    return times[1000];
-}
-
 void times_are_taken() {
     const Shape shape{1, 480, 640};
     for (const auto& [what, profile] : {std::pair{"any size, no CUDA graph", Profile{{1, 1, 1}, {16, 480, 2048}}},
@@ -206,6 +205,7 @@ void calls_are_those_that_are_needed() {
 void a_full_gpu_is_one_clear_message_and_the_next_request_works() {
     const Opened session = open(any_size);
     for (const char* call : {"cudaMalloc", "cudaHostAlloc"}) {
+        CHECK(right(*session, {1, 48, 48}, 0));
         stand_in::fail(call);
         const Shape shape{4, 300 + int64_t(std::strlen(call)), 300};
         const Pixels pixels = noise(shape, 1);
@@ -215,6 +215,7 @@ void a_full_gpu_is_one_clear_message_and_the_next_request_works() {
         CHECK(says(error, "failed with cudaErrorMemoryAllocation (2): the GPU's memory is full"));
         CHECK(says(error, call));
         stand_in::fail("");
+        CHECK(right(*session, {1, 48, 48}, 1));  // what was given back to make room is not there for a smaller one either
         CHECK(right(*session, shape, 2));
     }
     for (const char* call : {"cudaMemcpyAsync", "cudaStreamSynchronize"}) {
@@ -245,7 +246,9 @@ void host_memory_given_as_device_memory_is_refused() {
     Message error;
     cudaStream_t stream = nullptr;
     cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    const int waits = stand_in::count("cudaStreamSynchronize");
     CHECK(session->run_device(pixels.data(), shape, stream, found.answers, error) == EDGEMED_ERROR_RUNTIME);
+    CHECK(stand_in::count("cudaStreamSynchronize") == waits + 1);  // nothing may read the caller's memory afterwards
     CHECK(says(error, "an address or a stream that was given is not one of this GPU"));
     cudaStreamDestroy(stream);
 }
