@@ -1,11 +1,12 @@
 // What tests/test_cpp.py asks for, as JSON on one line.
-//   probe open BUNDLE [runtime=NAME] [precision=P] [public_key=FILE] [plan_key=FILE] [uncertified=1] [self_test=1] [modules=DIR] [plan=ID]
+//   probe open BUNDLE [runtime=NAME] [precision=P] [public_key=FILE] [plan_key=FILE] [uncertified=1] [self_test=1] [modules=DIR] [plan=ID] [threads=N]
 //   probe entropy BUNDLE IMAGE    the map that OpenVINO gives of a PNG or JPEG: [E * E] bits, [] where the bundle has none
 //   probe swap BUNDLE KEY RECORD  reads the records, puts another file in the first one's place, and reads its plan
 //   probe decode FILE...          writes the pixels of each into FILE.rgb, after a line "HEIGHT WIDTH"
 //   probe manifest|record FILE... null for each that is read, else status and message
 //   probe place                   what a certificate says of this machine's CPU
 //   probe visible FILE            of each text in a JSON list, whether it prints
+#include <cstdlib>
 #include <cstring>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -36,6 +37,7 @@ Json opened(int count, char** arguments) {
         if (name == "plan_key") options.plan_key = value;
         if (name == "modules") options.modules = value;
         if (name == "plan") options.plan = value;
+        if (name == "threads") options.threads = std::atoi(value);
         if (name == "uncertified") options.uncertified = 1;
         if (name == "self_test") options.self_test = 1;
     }

@@ -1,9 +1,10 @@
 // A module that stands for TensorRT-RTX 1.7.1.116 on an sm86: it shows what the library does around a runtime, without
 // one. Member m's share of label k is proportional to 1 + the mean of channel (k + m) % 3; an entropy map counts from
 // the mean of red on; device memory is host memory.
-// The first pixel makes it misbehave: (255, 0, 1) fails the request, (255, 0, 2) answers with a NaN. A plan whose text
-// after its header of 64 bytes is "wrong", "full" or "fails" is not opened, for a reason of that kind; pixels of 511
-// rows find no memory, and no clone does after them.
+// The first pixel makes it misbehave: (255, 0, 1) fails the request, (255, 0, 2) answers with a NaN, (255, 0, 8) and
+// (255, 0, 9) with one of the last member and in the map, (255, 0, 7) is off by a bit in the maps after the first. A plan
+// whose text after its header of 64 bytes is "wrong", "full" or "fails" is not opened, for a reason of that kind, and
+// "threads" warns of how many it was given; pixels of 511 rows find no memory, and no clone does after them.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -23,7 +24,7 @@ constexpr size_t header = 64;  // of a plan
 struct Plan {
     std::unique_ptr<uint8_t[]> bytes;
     int labels, members, entropy_side;
-    int64_t batch[3];
+    int64_t batch[3], image_side[3];
 };
 
 class StubSession : public Session {
@@ -51,6 +52,9 @@ public:
     edgemed_status run(const uint8_t* pixels, const Shape& shape, const Answers& answers,
                        Message& error) noexcept override {
         if (shape.n > plan_->batch[2]) return error.set(EDGEMED_ERROR_INPUT, "the stub's plan takes smaller batches");
+        const auto [low, high] = std::minmax(shape.height, shape.width);
+        if (low < plan_->image_side[0] || high > plan_->image_side[2])
+            return error.set(EDGEMED_ERROR_INPUT, "the stub's plan takes other sides");
         const size_t labels = size_t(plan_->labels), members = size_t(plan_->members);
         const size_t area = size_t(shape.height * shape.width);
         for (int64_t n = 0; n < shape.n; ++n, pixels += 3 * area) {
@@ -71,6 +75,10 @@ public:
             }
             const size_t values = size_t(plan_->entropy_side) * size_t(plan_->entropy_side);
             for (size_t k = 0; k < values; ++k) answers.entropy[size_t(n) * values + k] = float(sums[0] / double(area)) + float(k);
+            float* const map = answers.entropy ? answers.entropy + size_t(n) * values : nullptr;
+            if (pixels[0] == 255 && pixels[1] == 0 && pixels[2] == 7 && n > 0 && map) map[values - 1] += 1;
+            if (pixels[0] == 255 && pixels[1] == 0 && pixels[2] == 8) each[-1] = std::nanf("");
+            if (pixels[0] == 255 && pixels[1] == 0 && pixels[2] == 9 && map) map[values - 1] = std::nanf("");
             if (pixels[0] == 255 && pixels[1] == 0 && pixels[2] == 2) mean[labels - 1] = std::nanf("");
             if (pixels[0] == 255 && pixels[1] == 0 && pixels[2] == 3 && n > 0) std::swap(mean[0], mean[1]);
             if (pixels[0] == 255 && pixels[1] == 0 && pixels[2] == 5) std::copy_n(answers.probabilities, labels, mean);
@@ -119,6 +127,8 @@ public:
         std::memcpy(plan->bytes.get(), source.data, source.size);
         plan->labels = source.labels, plan->members = source.members, plan->entropy_side = source.entropy_side;
         std::memcpy(plan->batch, source.batch, sizeof plan->batch);
+        std::memcpy(plan->image_side, source.image_side, sizeof plan->image_side);
+        if (text == "threads") source.warn(("the stub was given threads: " + std::to_string(source.threads)).c_str());
         return new StubSession(plan);
     }
 };

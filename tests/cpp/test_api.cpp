@@ -67,8 +67,17 @@ void a_batch_gets_an_answer_each(edgemed_model* model) {
     packed[0].data = together.data(), packed[1].data = together.data() + red.pixels.size();
     CHECK(edgemed_predict(model, packed, 2, &blue.outputs) == EDGEMED_OK);
     CHECK(blue.probabilities[1] == first && blue.probabilities[4] == second && first != second);
-    packed[1].height -= 1;
-    CHECK(edgemed_predict(model, packed, 2, &blue.outputs) == EDGEMED_ERROR_INPUT && last_error_has("one size"));
+    // Each image is checked, not only the first.
+    const auto refused = [&](void (*change)(edgemed_image&), const char* text) {
+        edgemed_image images[2] = {red.image, red.image};
+        change(images[1]);
+        return edgemed_predict(model, images, 2, &blue.outputs) == EDGEMED_ERROR_INPUT && last_error_has(text);
+    };
+    CHECK(refused([](edgemed_image& image) { image.height -= 1; }, "one size"));
+    CHECK(refused([](edgemed_image& image) { image.width -= 1; }, "one size"));
+    CHECK(refused([](edgemed_image& image) { image.data = nullptr; }, "data is NULL"));
+    CHECK(refused([](edgemed_image& image) { image.format = 9; }, "format"));
+    CHECK(refused([](edgemed_image& image) { image.stride = 5; }, "stride"));
 }
 
 void wrong_arguments_are_refused(edgemed_model* model) {
@@ -80,8 +89,11 @@ void wrong_arguments_are_refused(edgemed_model* model) {
     image.data = nullptr;
     CHECK(refused(image, "data is NULL"));
     for (const int side : {-1, 0, 15, 513, 1 << 30}) {
+        const char* const text = "takes sides from 16 to 512; resize it, or build again with --image-size";
         image = request.image, image.height = side;
-        CHECK(refused(image, "takes sides from 16 to 512; resize it, or build again with --image-size"), "%d", side);
+        CHECK(refused(image, text), "%d", side);
+        image = request.image, image.width = side;
+        CHECK(refused(image, text), "%d", side);
     }
     for (const ptrdiff_t stride : {1, 71, -71}) {
         image = request.image, image.stride = stride;
@@ -89,7 +101,7 @@ void wrong_arguments_are_refused(edgemed_model* model) {
     }
     image = request.image, image.format = 9;
     CHECK(refused(image, "format"));
-    CHECK(refused(request.image, "at most", std::size_t(1) << 40));
+    for (const std::size_t n : {(1UL << 20) + 1, 1UL << 40}) CHECK(refused(request.image, "at most", n));
     CHECK(edgemed_predict(nullptr, &request.image, 1, &request.outputs) == EDGEMED_ERROR_INPUT);
     CHECK(edgemed_predict(model, nullptr, 1, &request.outputs) == EDGEMED_ERROR_INPUT);
     CHECK(edgemed_predict(model, &request.image, 1, nullptr) == EDGEMED_ERROR_INPUT);
@@ -110,11 +122,16 @@ void wrong_arguments_are_refused(edgemed_model* model) {
 }
 
 void a_failing_runtime_is_reported(edgemed_model* model) {
-    Request failing(255, 0, 1), nan(255, 0, 2), good;
+    Request failing(255, 0, 1), good;
     CHECK(edgemed_predict(model, &failing.image, 1, &failing.outputs) == EDGEMED_ERROR_RUNTIME);
     CHECK(last_error_has("the stub fails"));
-    CHECK(edgemed_predict(model, &nan.image, 1, &nan.outputs) == EDGEMED_ERROR_GATE);
-    CHECK(last_error_has("not a finite number"));
+    for (const int where : {2, 8}) {  // of the mean, of a member, whose disagreement would not be a number either
+        Request nan(255, 0, where);
+        const edgemed_image second[2] = {good.image, nan.image};
+        CHECK(edgemed_predict(model, &nan.image, 1, &nan.outputs) == EDGEMED_ERROR_GATE, "%d", where);
+        CHECK(edgemed_predict(model, second, 2, &nan.outputs) == EDGEMED_ERROR_GATE, "%d", where);
+        CHECK(last_error_has("not a finite number"));
+    }
     CHECK(edgemed_predict(model, &good.image, 1, &good.outputs) == EDGEMED_OK);  // the handle goes on
 }
 
@@ -147,6 +164,8 @@ void errors_belong_to_their_thread(edgemed_model* model) {
     std::thread([&] { before = edgemed_last_error(); }).join();
     CHECK(before.empty());
     CHECK(last_error_has("/nowhere does not exist"));
+    CHECK(edgemed_open("/no\nwhere\x7f", nullptr, &model) == EDGEMED_ERROR_BUNDLE);
+    CHECK(last_error_has("/no where  does not exist"));  // one line, whatever a name holds
 }
 
 void an_entropy_map_is_of_the_last_request_alone(const std::string& bundle, const edgemed_options& options) {
@@ -171,13 +190,27 @@ void an_entropy_map_is_of_the_last_request_alone(const std::string& bundle, cons
     CHECK(!edgemed_entropy(model));
     CHECK(answered() && edgemed_predict(model, nullptr, 1, &first.outputs) != EDGEMED_OK && !edgemed_entropy(model));
     CHECK(answered() && edgemed_predict(model, &first.image, 0, &first.outputs) == EDGEMED_OK && !edgemed_entropy(model));
-    Request failing(255, 0, 1), nan(255, 0, 2);
-    CHECK(answered() && edgemed_predict(model, &failing.image, 1, &first.outputs) != EDGEMED_OK && !edgemed_entropy(model));
-    CHECK(answered() && edgemed_predict(model, &nan.image, 1, &first.outputs) != EDGEMED_OK && !edgemed_entropy(model));
+    for (const int kind : {1, 2, 9}) {  // it fails, a probability is a NaN, a value of the map is one
+        const Request bad(255, 0, kind);
+        const edgemed_image second[2] = {first.image, bad.image};
+        CHECK(answered() && edgemed_predict(model, &bad.image, 1, &first.outputs) != EDGEMED_OK && !edgemed_entropy(model));
+        CHECK(answered() && edgemed_predict(model, second, 2, &first.outputs) != EDGEMED_OK && !edgemed_entropy(model));
+    }
     CHECK(answered());
     edgemed_close(model);
     edgemed_close(clone);
     CHECK(!edgemed_entropy(nullptr) && edgemed_entropy_side(nullptr) == 0);
+}
+
+void prediction_sets_need_no_decisions(const std::string& bundle, const edgemed_options& options) {
+    edgemed::Model model(bundle, options);
+    Request both, sets(10, 20, 30);
+    CHECK(edgemed_predict(model.get(), &both.image, 1, &both.outputs) == EDGEMED_OK);
+    CHECK(both.sets[0] == 0 && both.sets[1] == 1 && both.sets[2] == 0 && both.decisions[0].set_size == 1);
+    sets.outputs = {nullptr, nullptr, nullptr, sets.sets};
+    std::memset(sets.sets, 7, sizeof sets.sets);
+    CHECK(edgemed_predict(model.get(), &sets.image, 1, &sets.outputs) == EDGEMED_OK);
+    CHECK(std::memcmp(sets.sets, both.sets, 3) == 0 && sets.sets[3] == 7);  // what lies behind is not the library's
 }
 
 void options_are_checked(const std::string& bundle, const edgemed_options& good) {
@@ -257,6 +290,7 @@ int main(int, char** arguments) {
     errors_belong_to_their_thread(nullptr);
     edgemed_close(clone);
     an_entropy_map_is_of_the_last_request_alone(std::string(arguments[1]) + "/point", options);
+    prediction_sets_need_no_decisions(std::string(arguments[1]) + "/point", options);
     options_are_checked(bundle, options);
     the_wrapper_gives_the_same(bundle, options);
     CHECK(edgemed_version()[0] != '\0');
