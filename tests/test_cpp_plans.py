@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,12 @@ from cpp_build import BUNDLE, INPUT, INTERNAL, OK, RUNTIME, certificate_record, 
 import edgemed
 from edgemed.manifest import document_bytes
 from edgemed.pack import add_plan, put_record
+from edgemed.records import Place
 
 pytestmark = pytest.mark.usefixtures("cache")
+
+
+STUB_PLACE = {"runtime": "tensorrt-rtx", "version": "1.7.1.116", "device": "stub", "capability": "sm86"}
 
 
 def test_a_certificate_counts_in_its_own_place_only(build: Path, tmp_path: Path) -> None:
@@ -23,8 +28,28 @@ def test_a_certificate_counts_in_its_own_place_only(build: Path, tmp_path: Path)
     found = opened(build, bundle.path, "openvino")
     model = edgemed.load(bundle.path, runtime="openvino", threads=1)
     assert (found["state"], found["version"]) == ("certified", model.session.version) == (model.state, found["version"])
-    put_record(bundle, certificate_record(bundle.path, device="another CPU"))
+    elsewhere = {"runtime": "onnxruntime", "precision": "fp16"}  # of every other field, any other text
+    for field in Place.model_fields:
+        put_record(bundle, certificate_record(bundle.path, **{field: elsewhere.get(field, "another")}))
+        assert opened(build, bundle.path, "openvino")["state"] == "built", field
+
+
+def test_a_certificate_that_its_record_does_not_claim_counts_for_nothing(build: Path, tmp_path: Path) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle")
+    put_record(bundle, certificate_record(bundle.path).model_copy(update={"state": "built"}))
+    assert edgemed.load(bundle.path, runtime="openvino", threads=1).state == "built"
     assert opened(build, bundle.path, "openvino")["state"] == "built"
+
+
+def test_another_models_certificate_counts_for_nothing(build: Path, tmp_path: Path) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle").path
+    files = tiny.fields()["files"] | {"model.fp32.onnx": tiny.model(damaged.OTHER)}
+    other = tiny.bundle(tmp_path / "other", files=files)
+    put_record(other, certificate_record(other.path))
+    assert opened(build, other.path, "openvino")["state"] == "certified"
+    shutil.copytree(other.path / "plans", bundle / "plans", dirs_exist_ok=True)
+    assert edgemed.load(bundle, runtime="openvino", threads=1).state == "built"
+    assert opened(build, bundle, "openvino")["state"] == "built"
 
 
 @pytest.mark.parametrize(("sha256", "size"), [(None, None), ("0" * 64, None), (None, 5), ("0" * 64, 5)])
@@ -103,12 +128,72 @@ def test_a_certified_plan_is_preferred_to_a_newer_one(build: Path, tmp_path: Pat
     bundle = tiny.bundle(tmp_path / "bundle")
     add_plan(bundle, damaged.record(bundle, damaged.RTX, id="tested", state="self-tested"), damaged.RTX)
     assert opened(build, bundle.path, "tensorrt-rtx")["state"] == "self-tested"
-    place = {"runtime": "tensorrt-rtx", "version": "1.7.1.116", "device": "stub", "capability": "sm86"}
-    certificate = certificate_record(bundle.path, **place).certificate
+    certificate = certificate_record(bundle.path, **STUB_PLACE).certificate
     add_plan(bundle, damaged.record(bundle, damaged.RTX, id="newer", created="2026-02-02T00:00:00Z"), damaged.RTX)
     add_plan(bundle, damaged.record(bundle, damaged.RTX, state="certified", certificate=certificate), damaged.RTX)
     found = opened(build, bundle.path, "auto")
     assert (found["runtime"], found["state"], found["warnings"]) == ("tensorrt-rtx", "certified", [])
+
+
+@pytest.mark.parametrize(("device", "state"), [("stub", "certified"), ("another GPU", "built")])
+@pytest.mark.parametrize("version", ["1.7.1.116", "1.7.1"])  # Python's module may leave the build number out
+def test_a_plan_is_certified_on_the_device_of_its_certificate_only(
+    device: str, state: str, version: str, build: Path, tmp_path: Path
+) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle")
+    place = STUB_PLACE | {"device": device, "version": version}
+    changes = {"state": "certified", "certificate": certificate_record(bundle.path, **place).certificate}
+    add_plan(bundle, damaged.record(bundle, damaged.RTX, version=version, **changes), damaged.RTX)
+    found = opened(build, bundle.path)
+    assert (found["state"], len(found["warnings"])) == (state, state == "built"), found
+    assert opened(build, bundle.path, "auto")["runtime"] == ("openvino" if state == "built" else "tensorrt-rtx")
+
+
+def test_the_newest_plan_runs_where_none_is_certified(build: Path, tmp_path: Path) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle")
+    for name, month in (("a", 1), ("b", 3), ("c", 2)):
+        changes = {"id": name, "created": f"2026-0{month}-01T00:00:00Z"}
+        add_plan(bundle, damaged.record(bundle, damaged.RTX, **changes), damaged.RTX)
+    assert opened(build, bundle.path)["plan"] == "b"
+
+
+def test_a_plan_of_another_precision_does_not_run(build: Path, tmp_path: Path) -> None:
+    files = tiny.fields()["files"] | {"model.fp16.onnx": tiny.model(damaged.OTHER)}
+    bundle = tiny.bundle(tmp_path / "bundle", files=files)
+    half = {"id": "half", "precision": "fp16", "onnx_sha256": bundle.manifest.files["model.fp16.onnx"].sha256}
+    add_plan(bundle, damaged.record(bundle, damaged.RTX, **half), damaged.RTX)
+    assert opened(build, bundle.path, precision="fp16")["plan"] == "half"
+    found = opened(build, bundle.path)
+    assert (found["status"], "holds no fp32 plan for tensorrt-rtx" in found["message"]) == (BUNDLE, True), found
+
+
+def test_a_longer_plan_is_not_the_one_that_was_built(build: Path, tmp_path: Path) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle").path
+    damaged.with_plan(damaged.RTX)(bundle)
+    with (bundle / "plans" / "made-by-hand.plan").open("ab") as plan:
+        plan.write(b"x")
+    found = opened(build, bundle)
+    assert (found["status"], "has not the 128 bytes that were built" in found["message"]) == (BUNDLE, True), found
+
+
+def test_a_record_is_found_by_the_name_that_it_states(build: Path, tmp_path: Path) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle").path
+    damaged.with_plan(damaged.RTX)(bundle)
+    record = bundle / "plans" / "made-by-hand.json"
+    (bundle / "plans" / ".other.json").write_bytes(b"what a copy that was broken off left behind")
+    assert opened(build, bundle)["status"] == OK
+    record.rename(record.with_name("other.json"))
+    found = opened(build, bundle)
+    assert (found["status"], "the file was renamed" in found["message"]) == (BUNDLE, True), found
+
+
+def test_a_runtime_gets_the_threads_that_were_asked_for(build: Path, tmp_path: Path) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle").path
+    damaged.with_plan(damaged.RTX[:64] + b"threads")(bundle)
+    assert opened(build, bundle, threads=3)["warnings"][-1] == "the stub was given threads: 3"
+    assert opened(build, bundle, threads=0)["warnings"][-1] == "the stub was given threads: 0"
+    for threads, status in ((4096, OK), (4097, INPUT), (-1, INPUT)):
+        assert opened(build, bundle, threads=threads)["status"] == status
 
 
 def test_a_damaged_plan_is_told_of_though_another_one_runs(build: Path, tmp_path: Path) -> None:
@@ -129,9 +214,11 @@ def test_a_plan_is_taken_by_its_id(build: Path, tmp_path: Path) -> None:
     for name in ("one", "several"):
         found = opened(build, bundle.path, "auto", plan=name)
         assert (found["plan"], found["reason"]) == (name, f"tensorrt-rtx: plan {name} was asked for")
+    put_record(bundle, certificate_record(bundle.path))  # without a plan
     assert opened(build, bundle.path, "openvino")["plan"] is None
     for options, message in (
         ({"runtime": "auto", "plan": "sevral"}, "holds no plan 'sevral'. Known: one, several."),
+        ({"runtime": "auto", "plan": "openvino-fp32"}, "holds no plan 'openvino-fp32'. Known: one, several."),
         ({"runtime": "openvino", "plan": "one"}, "plan one is for tensorrt-rtx, not openvino"),
         ({"runtime": "auto", "plan": "one", "precision": "fp16"}, "plan one is fp32; ask for that precision"),
         ({"runtime": "auto", "plan": ""}, "options.plan is a plan's id, or NULL"),
