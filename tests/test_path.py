@@ -231,7 +231,6 @@ def folded(phantoms: Path, weights: Path, tmp_path_factory: pytest.TempPathFacto
     yield run
 
 
-@pytest.mark.slow
 def test_folds_test_every_image_once_and_pool_them(folded: Path, edgemed: Edgemed, tmp_path: Path) -> None:
     everything = sorted(row["path"] for row in _rows(folded / "split.csv"))
     tested = [row["path"] for k in range(3) for row in _rows(folded / f"folds/{k}/split.csv") if row["split"] == "test"]
@@ -246,7 +245,6 @@ def test_folds_test_every_image_once_and_pool_them(folded: Path, edgemed: Edgeme
     assert edgemed("build-engine", folded, "--out", tmp_path / "bundle") == 2
 
 
-@pytest.mark.slow
 def test_a_killed_training_ends_as_an_undisturbed_one(
     tiny_run: Path, phantoms: Path, weights: Path, tmp_path: Path
 ) -> None:

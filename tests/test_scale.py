@@ -49,7 +49,6 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return done.stdout, out
 
 
-@pytest.mark.slow
 def test_two_ranks_take_the_steps_of_one(jobs: tuple[str, Path]) -> None:
     """Class weights, gradient accumulation and batch statistics (of visible positions too) of the global batch."""
     two = torch.load(jobs[1], weights_only=True)
@@ -141,7 +140,6 @@ def test_folds_are_dealt_to_the_gpus_one_for_each_worker(tmp_path: Path, monkeyp
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,GPU-5"
 
 
-@pytest.mark.slow
 def test_a_batch_that_the_ranks_cannot_share_is_refused_once(phantoms: Path, weights: Path, tmp_path: Path) -> None:
     done = launched("-m", "edgemed", "train", phantoms, "--out", tmp_path / "run", *tiny_flags(weights), "--batch", "9")
     lines = [line for line in done.stdout.splitlines() if "error: " in line]
@@ -162,7 +160,6 @@ def two_ranks(phantoms: Path, weights: Path, tmp_path_factory: pytest.TempPathFa
     return run
 
 
-@pytest.mark.slow
 def test_a_run_of_two_ranks_is_that_of_one_but_for_rounding(
     two_ranks: Path, phantoms: Path, weights: Path, tmp_path: Path
 ) -> None:
