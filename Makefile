@@ -65,7 +65,7 @@ types: .venv/all  ## mypy --strict
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p edgemed
 
 .PHONY: test-long
-test-long: .venv/all  ## the slow suites too: kills, real images
+test-long: .venv/all  ## the slow suites too: sanitizers, fuzzing, every cell, real images
 	$(BIN)/python -m pytest -m "not gpu"
 
 .PHONY: test-gpu
