@@ -135,7 +135,7 @@ def certify(
         gates=Bounds(
             max_flips=gates.max_flips,
             max_prob_error=float(gates.max_prob_error),
-            max_auroc_drop=float(gates.max_auroc_drop),
+            max_auroc_drop=None if comparison.auroc_drop is None else float(gates.max_auroc_drop),
         ),
     )
     record = (model.record or _record_of_onnx(model)).model_copy(

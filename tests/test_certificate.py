@@ -12,6 +12,7 @@ import pytest
 import tiny_bundles as tiny
 from PIL import Image
 
+from edgemed import display
 from edgemed.certify import certify, image_files
 from edgemed.errors import GateError
 from edgemed.evidence import reference_file
@@ -124,6 +125,25 @@ def test_a_certificate_states_the_gates_that_it_kept(tmp_path: Path) -> None:
     certificate = certify(noted(tmp_path, answers(3), range(3)), tmp_path / "data", gates).record.certificate
     assert certificate is not None
     assert certificate.gates.model_dump() == vars(gates)
+
+
+def test_a_gate_that_nothing_was_judged_by_is_not_among_those_that_were_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images of one class have no AUROC."""
+    model = noted(tmp_path, answers(33), range(33))
+    for k in range(33):
+        if k % 3:
+            (tmp_path / "data" / f"{k:02d}.png").unlink()
+    found = certify(model, tmp_path / "data", Gates())
+    certificate = found.record.certificate
+    assert certificate is not None and certificate.images == 11 and certificate.auroc_change is None
+    assert certificate.gates.model_dump() == {"max_flips": 0, "max_prob_error": 1e-3, "max_auroc_drop": None}
+    assert load(model.bundle.path, runtime="openvino").state == "certified"
+    display.certificate(found)
+    assert "change of AUROC not judged: images of one class" in " ".join(capsys.readouterr().out.split())
+    display.inspection(model.bundle, None, as_json=False)
+    assert "certified on 11 images, AUROC not judged" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_csv_of_excels_names_the_files_as_any_other(tmp_path: Path) -> None:
