@@ -71,7 +71,8 @@ def classes_html(predictors: Mapping[str, Mapping[str, Any]], classes: Sequence[
         if known
         else "Without intervals, which the older version of edgemed that computed these figures did not give."
     )
-    return f'{grid(tables, 440)}<p class="note">{says}</p>'
+    width = 400 + 8 * min(25, max(map(len, classes)))  # of three intervals, and of the longest name
+    return f'{grid(tables, width)}<p class="note">{says}</p>'
 
 
 def probabilities_section(metrics: Mapping[str, Any], test: Table) -> str:
