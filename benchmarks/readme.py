@@ -116,13 +116,17 @@ def _near_duplicates(found: Document) -> str:
         name: min(results[kind]["recall"] for kind in found["bar"]["of"]) for name, results in found["sets"].items()
     }
     across = {
-        name: f"; {name}: {results['pairs_across_given_groups']} pairs across the given groups of "
-        f"{results['images']:,} images"
+        name: f"; {name}: {results['pairs_across_given_groups']} pairs across the given groups, "
+        f"{results['images_across_given_groups']} of {results['images']:,} images "
+        f"({results['share_across_given_groups']:.2%}, aim: below "
+        f"{found['bar']['share_across_given_groups_below']:.2%})"
         for name, results in found["sets"].items()
         if "pairs_across_given_groups" in results
     }
     of_sets = ", ".join(f"{name} {recall:.3f}" for name, recall in lowest.items())
-    return f"lowest recall of the bar's alterations: {of_sets}" + "".join(across.values())
+    return f"lowest recall of the bar's alterations: {of_sets}{''.join(across.values())}; missed: " + (
+        ", ".join(found["missed"]) or "none"
+    )
 
 
 def _onnx_parity(found: Document) -> str:

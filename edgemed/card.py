@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgemed import __version__
+from edgemed.by_class import BY_CLASS, figure_of_class
 from edgemed.dataset import SPLITS
 from edgemed.gates import Comparison
 from edgemed.manifest import OperatingPoint
@@ -53,8 +54,7 @@ def model_card(
             for name, values in (*metrics["members"].items(), ("ensemble", ensemble))
         ),
         classes=_table(
-            (name, _number(ensemble["sensitivity"][name]), _number(ensemble["specificity"][name]))
-            for name in source.labels
+            (name, *(_interval(figure_of_class(ensemble, key, name)) for key in BY_CLASS)) for name in source.labels
         ),
         operating=_attained(metrics.get("operating")),
         rounding=" A CPU executes the fp16 graph in fp32; the last row rounds every operator." if rounded else "",
@@ -101,8 +101,8 @@ where the groups suffice for one.
 |---|---|---|---|---|---|
 {quality}
 
-| class (the most probable one, of the ensemble) | sensitivity | specificity |
-|---|---|---|
+| class (the most probable one, of the ensemble) | sensitivity | specificity | AUROC |
+|---|---|---|---|
 {classes}
 {operating}
 

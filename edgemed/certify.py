@@ -12,6 +12,7 @@ engine self-tested, never certified. No torch; the extra `eval` for the AUROC.
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,11 @@ from edgemed.operating import changed_decisions
 from edgemed.pack import put_record
 from edgemed.progress import Progress, unseen
 from edgemed.records import Bounds, Certificate, Change, PlanRecord, least_batch, now
+
+FEW = 30
+"""Fewer images are warned of: where none of n has changed, up to 3 / n of all may have (95 %), of 30 one in ten."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -135,15 +141,27 @@ def certify(
         gates=Bounds(
             max_flips=gates.max_flips,
             max_prob_error=float(gates.max_prob_error),
-            max_auroc_drop=float(gates.max_auroc_drop),
+            max_auroc_drop=None if comparison.auroc_drop is None else float(gates.max_auroc_drop),
         ),
     )
     record = (model.record or _record_of_onnx(model)).model_copy(
         update={"state": "certified", "certificate": certificate}
     )
     put_record(model.bundle, record, signing_key)
+    if (reason := _too_few(len(order), len(rows))) is not None:
+        _log.warning("certified on %d of %d known images: %s", len(order), len(rows), reason)
     unmatched = len(files) - len(found) - len(unfit)
     return Finding(record, flips, len(files), unmatched, len(unfit), len(rows))
+
+
+def _too_few(compared: int, known: int) -> str | None:
+    """Why so many images of a reference prove little; None where they do not."""
+    if 2 * compared < known:
+        return "on the others nothing is proven; give the whole data set of the training"
+    if compared < FEW:
+        bound = 1 - 0.05 ** (1 / compared)
+        return f"where none of so few is answered otherwise, up to {bound:.0%} of others may be (95 %)"
+    return None
 
 
 def _record_of_onnx(model: Model) -> PlanRecord:

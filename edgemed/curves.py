@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import auc
 
+from edgemed.by_class import auroc_interval, in_few_groups
 from edgemed.evaluate import Table
 from edgemed.metrics import equal_mass
 from edgemed.operating import disagreement
-from edgemed.stats import FEWEST_GROUPS, Interval, group_resamples
+from edgemed.stats import Interval, group_times
 
 Floats = NDArray[np.float64]
 POINTS = 100
@@ -85,31 +85,29 @@ def risk_coverage(table: Table) -> dict[str, Any]:
 def roc(table: Table, positive: int, resamples: int = 300) -> Roc | None:
     """The ROC of class `positive` against the rest, bootstrapped over groups; None without both kinds of image.
 
-    Band and bounds are NaN from fewer groups than `stats.FEWEST_GROUPS`.
+    Band and bounds are NaN where either kind is in too few groups; the area is that of `metrics.json`.
     """
-    scores, truth = table.probabilities[:, positive], table.labels == positive
+    scores, truth = table.probabilities[:, positive].astype(np.float64), table.labels == positive
     if truth.all() or not truth.any():
         return None
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.diff(scores[order]) != 0, True)  # equal scores are passed together
     rates = np.linspace(0, 1, 101)
 
-    def curve(rows: NDArray[np.int64]) -> tuple[Floats, float] | None:
-        times = np.bincount(rows, minlength=len(truth))[order]
-        hits, alarms = (np.append(0, np.cumsum(times * flag)[last]) for flag in (truth[order], ~truth[order]))
+    def curve(times: NDArray[np.int64]) -> Floats | None:
+        hits, alarms = (np.append(0, np.cumsum((times * flag)[order])[last]) for flag in (truth, ~truth))
         if not hits[-1] or not alarms[-1]:
             return None
         x, y = alarms / alarms[-1], hits / hits[-1]
         # At a rate where the curve rises straight up, its upper end: what a threshold there attains.
         keep = np.append(np.diff(x) > 0, True)
-        return np.interp(rates, x[keep], y[keep]), float(auc(x, y))
+        return np.asarray(np.interp(rates, x[keep], y[keep]), np.float64)
 
-    whole = curve(np.arange(len(truth)))
+    whole, area = curve(np.ones(len(truth), np.int64)), auroc_interval(truth, scores, table.groups)
     assert whole is not None
-    if len(set(table.groups)) < FEWEST_GROUPS:
+    if in_few_groups(truth, table.groups):
         nowhere = np.full(len(rates), np.nan)
-        return Roc(rates, whole[0], nowhere, nowhere, Interval(whole[1], np.nan, np.nan))
-    drawn = [found for rows in group_resamples(table.groups, resamples=resamples) if (found := curve(rows))]
-    low, high = np.quantile([values for values, _ in drawn], [0.025, 0.975], axis=0)
-    bounds = np.quantile([area for _, area in drawn], [0.025, 0.975])
-    return Roc(rates, whole[0], low, high, Interval(whole[1], float(bounds[0]), float(bounds[1])))
+        return Roc(rates, whole, nowhere, nowhere, area)
+    drawn = [found for times in group_times(table.groups, resamples=resamples) if (found := curve(times)) is not None]
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    return Roc(rates, whole, low, high, area)

@@ -203,7 +203,8 @@ def certificate(found: Finding) -> None:
     table.add_row("images", f"{known}; {found.unmatched} of {found.files} files are unknown to it or copies{unfit}")
     table.add_row("probability error", f"largest {statement.max_prob_error:.1e}, mean {statement.mean_prob_error:.1e}")
     table.add_row("changed answers", escape(", ".join(map(str, found.flips)) or "none"))
-    undefined = "not stated: images of one class, or in few groups"
+    judged = statement.gates.max_auroc_drop is not None
+    undefined = "not stated: images in few groups" if judged else "not judged: images of one class"
     text = f"{change.value:+.5f} [{change.low:+.5f}, {change.high:+.5f}]" if change else undefined
     table.add_row("change of AUROC", text)
     _out.print(table)
@@ -246,7 +247,9 @@ def inspection(bundle: Bundle, tests: Sequence[dict[str, Any]] | None, as_json: 
 def _state(plan: dict[str, Any]) -> str:
     if certified := plan["certificate"]:
         place = certified["place"]
-        return escape(f"certified on {certified['images']} images, {place['device']}, {certified['created'][:10]}")
+        judged = "" if certified["gates"]["max_auroc_drop"] is not None else ", AUROC not judged"
+        count = f"{certified['images']:,} image" + ("s" if certified["images"] > 1 else "")
+        return escape(f"certified on {count}{judged}, {place['device']}, {certified['created'][:10]}")
     return "built, not executed" if plan["state"] == "built" else str(plan["state"])
 
 

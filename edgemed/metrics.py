@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score, roc_auc_score
 
+from edgemed.by_class import auroc_of, intervals_by_class, ranked
 from edgemed.errors import InputError
 from edgemed.stats import FEWEST_GROUPS, Interval, exact, group_bootstrap
 
@@ -87,6 +88,7 @@ def metrics_with_intervals(
     with too few groups (`stats.FEWEST_GROUPS`), and where no resample differs from another, as where every image is
     right: but for the accuracy, whose bounds are Clopper and Pearson's (1934) for so many groups then. All three are
     None where the metric is undefined.
+    intervals holds the bounds of sensitivity, specificity and auroc_per_class: see `by_class.intervals_by_class`.
     ece_by_chance is what `ece` would be of exact probabilities: {"mean", "high"}, see `calibration_error_by_chance`.
     """
     metrics = classification_metrics(labels, probabilities, classes)
@@ -103,6 +105,7 @@ def metrics_with_intervals(
                 if name == "accuracy" and (count := len(set(groups))) >= FEWEST_GROUPS:
                     _, low, high = exact(metrics[name], count)
         metrics[name] = {"value": metrics[name], "low": low, "high": high}
+    metrics["intervals"] = intervals_by_class(truth, scores, groups, classes, resamples=resamples, seed=seed)
     metrics["ece_by_chance"] = calibration_error_by_chance(scores, seed=seed, resamples=resamples)
     return metrics
 
@@ -209,7 +212,7 @@ def _statistics(truth: Ints, scores: Floats) -> dict[str, Callable[[Ints], float
     classes = scores.shape[1]
     cells = truth * classes + scores.argmax(axis=1)  # the cell of the confusion matrix that each image counts in
     present = np.bincount(truth, minlength=classes) > 0
-    rankings = [_ranking(scores[:, k], truth == k) for k in range(classes)]
+    rankings = [ranked(scores[:, k], truth == k) for k in range(classes)]
 
     def confusion(rows: Ints) -> Ints:
         return np.bincount(cells[rows], minlength=classes * classes).reshape(classes, classes)
@@ -232,39 +235,11 @@ def _statistics(truth: Ints, scores: Floats) -> dict[str, Callable[[Ints], float
 
     def auroc(rows: Ints) -> float:
         times = np.bincount(rows, minlength=len(truth))  # how often the resample drew each image
-        values = [_auroc(ranking, times) for ranking, here in zip(rankings, present, strict=True) if here]
+        values = [auroc_of(ranking, times) for ranking, here in zip(rankings, present, strict=True) if here]
         defined = [value for value in values if value is not None]
         return float(np.mean(defined)) if len(defined) == len(values) else float("nan")
 
     return {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "macro_f1": macro_f1, "auroc": auroc}
-
-
-def _ranking(column: Floats, positive: NDArray[np.bool_]) -> tuple[Ints, Ints, Ints, Ints]:
-    """What `_auroc` needs of one class's scores (N,), sorted once for all resamples.
-
-    Returns the rows of the positives (P,), those of the negatives in ascending order of score (N - P,), and for every
-    positive how many of these score strictly below it (P,) and at most like it (P,).
-    """
-    positives, negatives = np.flatnonzero(positive), np.flatnonzero(~positive)
-    negatives = negatives[np.argsort(column[negatives], kind="stable")]
-    ascending = column[negatives]
-    below = np.searchsorted(ascending, column[positives], side="left")
-    at_most = np.searchsorted(ascending, column[positives], side="right")
-    return positives, negatives, below, at_most
-
-
-def _auroc(ranking: tuple[Ints, Ints, Ints, Ints], times: Ints) -> float | None:
-    """The share of (positive, negative) pairs in the right order, ties half (Mann and Whitney's U over its maximum).
-
-    times (N,): how often each image occurs. None where the images drawn lack positives or negatives.
-    """
-    positives, negatives, below, at_most = ranking
-    drawn = times[positives]
-    passed = np.concatenate([[0], np.cumsum(times[negatives])])  # negatives among the first i of the ascending order
-    pairs = int(drawn.sum()) * int(passed[-1])
-    if pairs == 0:
-        return None
-    return float(drawn @ (passed[below] + passed[at_most]) / 2 / pairs)
 
 
 def _checked(labels: ArrayLike, probabilities: ArrayLike, classes: int) -> tuple[Ints, Floats]:

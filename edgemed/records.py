@@ -44,11 +44,14 @@ class Change(Strict):
 
 
 class Bounds(Strict):
-    """The gates that a certificate's figures kept. A fall of the AUROC that one pair of images makes is none."""
+    """The gates that a certificate's figures kept. A fall of the AUROC that one pair of images makes is none.
+
+    max_auroc_drop: None where no change of the AUROC could be judged: images of one class have none.
+    """
 
     max_flips: Count
     max_prob_error: Error
-    max_auroc_drop: Error
+    max_auroc_drop: Error | None
 
 
 class Certificate(Strict):

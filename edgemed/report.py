@@ -20,6 +20,7 @@ from edgemed.metrics import INTERVAL_METRICS
 from edgemed.report_evidence import (
     Duplicate,
     Hard,
+    classes_html,
     duplicates_section,
     hardest_section,
     operating_section,
@@ -40,8 +41,6 @@ NAMES = {
     "ece": "Calibration error (ECE)",
 }
 PATIENT_DATA = "This page shows patient data and must not be shared."
-BY_CLASS = {"sensitivity": "Sensitivity", "specificity": "Specificity", "auroc_per_class": "AUROC"}
-
 
 SplitTable = Mapping[str, Mapping[str, int]]
 """Images by split and class."""
@@ -147,20 +146,14 @@ def _results(metrics: Mapping[str, Any]) -> str:
         rows.append(["ECE by chance", *((number(each["mean"]), f"(up to {number(each['high'])})") for each in chance)])
     if temperatures := metrics.get("temperatures"):
         rows.append(["Temperature", *(number(temperatures.get(name)) for name in predictors)])
-    by_class = [
-        [label, *(number(each[key].get(label)) for key in BY_CLASS for each in predictors.values())]
-        for label in metrics["classes"]
-    ]
-    over = [("", 1), *((title, len(predictors)) for title in BY_CLASS.values())]
     note = (
         '<p class="note">The ensemble is the mean of its members\' probabilities. ECE: top-label, 10 bins of equal '
         "mass; by chance: what exact probabilities would show on as many images, and what they would exceed in one "
         "case of 40. Accuracies, F1, AUROC and ECE are fractions from 0 to 1.</p>"
     )
-    second = table(["Class", *list(predictors) * len(BY_CLASS)], by_class, over=over)
+    each_class = classes_html(predictors, metrics["classes"])
     return section(
-        "Each member and the ensemble",
-        f"{table(['', *predictors], rows)}{note}{_comparisons(metrics)}<h3>By class</h3>{second}",
+        "Each member and the ensemble", f"{table(['', *predictors], rows)}{note}{_comparisons(metrics)}{each_class}"
     )
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemed.by_class import BY_CLASS, figure_of_class
 from edgemed.curves import reliability, roc
 from edgemed.evaluate import Table
-from edgemed.report_page import Cell, bounds, charts, figure, number, section, table
+from edgemed.report_page import Cell, bounds, charts, figure, grid, number, section, table
 from edgemed.report_plots import photo_jpeg, reliability_svg, risk_svg, roc_svg
+from edgemed.stats import FEWEST_GROUPS
 
 PAIRS_SHOWN = 100
 
@@ -47,6 +49,30 @@ class Duplicate:
     def conflicting(self) -> bool:
         """At least one of the labels is wrong."""
         return self.label_a != self.label_b
+
+
+def classes_html(predictors: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> str:
+    """A table for each predictor: what `metrics.json` says of each class, with its interval."""
+    titles = {"sensitivity": "Sensitivity", "specificity": "Specificity", "auroc_per_class": "AUROC"}
+    known = all("intervals" in each for each in predictors.values())  # a run of an older version has none
+
+    def cell(found: Mapping[str, float | None]) -> Cell:
+        return (number(found["value"]), bounds(found)) if known else number(found["value"])
+
+    tables = []
+    for predictor, each in predictors.items():
+        rows = [[name, *(cell(figure_of_class(each, key, name)) for key in BY_CLASS)] for name in classes]
+        shown = table(["Class", *(titles[key] for key in BY_CLASS)], rows)
+        tables.append(f"<div><h3>By class: {escape(predictor)}</h3>{shown}</div>")
+    says = (
+        "Decided for the most probable class, each against the rest. Brackets: 95 % over the groups that hold an image "
+        f"of the class (sensitivity) or of another (specificity); none from fewer than {FEWEST_GROUPS} of these, for "
+        "the AUROC of either kind."
+        if known
+        else "Without intervals, which the older version of edgemed that computed these figures did not give."
+    )
+    width = 400 + 8 * min(25, max(map(len, classes)))  # of three intervals, and of the longest name
+    return f'{grid(tables, width)}<p class="note">{says}</p>'
 
 
 def probabilities_section(metrics: Mapping[str, Any], test: Table) -> str:

@@ -96,6 +96,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .25rem; }
 h2 { font-size: 1.2rem; margin: 0 0 .75rem; }
 h3 { font-size: 1rem; margin: 1.25rem 0 .5rem; }
 h2 + h3, .grid h3 { margin-top: 0; }
+th:first-child, td:first-child { overflow-wrap: break-word; }
 h1, h3, p, li, figcaption, .text td { overflow-wrap: anywhere; }
 p { margin: 0 0 .75rem; max-width: 80ch; }
 .soft, .sub, .note, figcaption, .tile span { color: var(--soft); }
@@ -126,7 +127,7 @@ table.confusion { font-size: .875rem; }
 .curves { grid-template-columns: repeat(2, minmax(0, 480px)); }
 .examples { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 1rem .75rem; margin: 1rem 0 0; max-width: 900px; }
 .three { grid-template-columns: repeat(3, minmax(0, 1fr)); max-width: 675px; }
-.grid > * { min-width: 0; }
+.grid > * { min-width: 0; } .note + .grid { margin: 1.25rem 0 0; }
 figure { margin: 0; } figure img { display: block; width: 100%; height: auto; }
 figcaption { margin: .3rem 0 0; }
 .examples img { border-radius: 6px; image-rendering: pixelated; } .photos img { image-rendering: auto; }

@@ -66,7 +66,7 @@ def metrics_of(classes: list[str]) -> dict[str, Any]:
         "classes": classes,
         "n": 60,
         "groups": 30,
-        "ensemble": metrics_with_intervals(labels, ensemble, groups, classes, resamples=50),
+        "ensemble": metrics_with_intervals(labels, ensemble, groups, classes),
         "members": {
             name: metrics_with_intervals(labels, probabilities, groups, classes, resamples=50)
             for name, probabilities in members.items()

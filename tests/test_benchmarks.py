@@ -94,3 +94,13 @@ def test_a_bar_is_judged_by_the_better_eager_network_and_the_bound_that_is_again
     timed["OpenVINO by hand"] = times(0.96)
     found = peers.verdicts(timed)
     assert found["PyTorch eager, the better"]["met"] and not found["OpenVINO by hand"]["met"]
+
+
+def test_images_that_are_joined_across_given_groups_are_counted_once_and_not_by_pairs() -> None:
+    pytest.importorskip("cv2", reason="extra train is not installed")
+    import near_duplicates
+
+    groups = ["a", "a", "b", "c", *(f"{k}" for k in range(96))]
+    found = near_duplicates.across_groups(groups, [(0, 1), (0, 2), (1, 2), (4, 5)])  # the first is within a group
+    assert found["pairs_across_given_groups"] == 3
+    assert (found["images_across_given_groups"], found["share_across_given_groups"]) == (5, 0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import tiny_bundles as tiny
 from PIL import Image
 
+from edgemed import display
 from edgemed.certify import certify, image_files
 from edgemed.errors import GateError
 from edgemed.evidence import reference_file
@@ -124,6 +126,47 @@ def test_a_certificate_states_the_gates_that_it_kept(tmp_path: Path) -> None:
     certificate = certify(noted(tmp_path, answers(3), range(3)), tmp_path / "data", gates).record.certificate
     assert certificate is not None
     assert certificate.gates.model_dump() == vars(gates)
+
+
+def test_a_gate_that_nothing_was_judged_by_is_not_among_those_that_were_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images of one class have no AUROC."""
+    model = noted(tmp_path, answers(33), range(33))
+    for k in range(33):
+        if k % 3:
+            (tmp_path / "data" / f"{k:02d}.png").unlink()
+    found = certify(model, tmp_path / "data", Gates())
+    certificate = found.record.certificate
+    assert certificate is not None and certificate.images == 11 and certificate.auroc_change is None
+    assert certificate.gates.model_dump() == {"max_flips": 0, "max_prob_error": 1e-3, "max_auroc_drop": None}
+    assert load(model.bundle.path, runtime="openvino").state == "certified"
+    display.certificate(found)
+    assert "change of AUROC not judged: images of one class" in " ".join(capsys.readouterr().out.split())
+    display.inspection(model.bundle, None, as_json=False)
+    assert "certified on 11 images, AUROC not judged" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("known", "compared", "says"),
+    [
+        (33, 33, None),
+        (62, 31, None),
+        (63, 31, "certified on 31 of 63 known images: on the others nothing is proven"),
+        (29, 29, "certified on 29 of 29 known images: where none of so few .*, up to 10% of others may be"),
+        (30, 1, "certified on 1 of 30 known images: on the others"),
+    ],
+)
+def test_a_certificate_on_few_images_is_given_with_a_warning(
+    known: int, compared: int, says: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = noted(tmp_path, answers(known), range(known))
+    for k in range(compared, known):
+        (tmp_path / "data" / f"{k:02d}.png").unlink()
+    with caplog.at_level("WARNING", "edgemed.certify"):
+        assert certify(model, tmp_path / "data", Gates()).record.state == "certified"
+    told = [record.getMessage() for record in caplog.records if "certified on" in record.getMessage()]
+    assert [bool(re.match(says or "", line)) for line in told] == [True] * (says is not None)
 
 
 def test_a_csv_of_excels_names_the_files_as_any_other(tmp_path: Path) -> None:

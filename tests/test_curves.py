@@ -84,3 +84,11 @@ def test_the_roc_is_scikit_learns(digits: int) -> None:
 def test_a_class_without_images_has_no_roc() -> None:
     table = drawn(np.random.default_rng(1), 50)
     assert roc(replace(table, labels=np.zeros(50, np.int64)), 1) is None
+
+
+@pytest.mark.parametrize(("few", "known"), [(9, False), (10, True)])
+def test_a_class_in_few_groups_has_a_roc_without_a_band(few: int, known: bool) -> None:
+    table = drawn(np.random.default_rng(1), 150)
+    found = roc(replace(table, labels=(np.arange(150) < few).astype(np.int64)), 1, resamples=50)
+    assert found is not None and np.isfinite(found.area.value)
+    assert [np.isfinite(values).all() for values in (found.low, found.high, found.area.low)] == [known] * 3

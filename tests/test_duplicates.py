@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw
 
 pytest.importorskip("cv2", reason="extra train is not installed")
 
+import cv2
+
 from edgemed import duplicates
 from edgemed.dataset import (
     SPLITS,
@@ -202,13 +204,33 @@ def test_other_lesions_are_not_joined_although_dermoscopy_images_look_alike(real
     assert not [(i, j) for i, j, _ in pairs if lesions[files[i].stem][0] != lesions[files[j].stem][0]]
 
 
+def _aligned_details(a: Path, b: Path) -> float:
+    """The correlation of fine details of two pictures of one size, laid on each other: not by the finder's own ways.
+
+    Of the pixels as they are, where the finder sees 96 x 96. Unrelated skin images that could be aligned had up to 0.2.
+    """
+    x, y = (cv2.cvtColor(image_from_file(file), cv2.COLOR_RGB2GRAY).astype(np.float32) for file in (a, b))
+    stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 200, 1e-5)
+    try:
+        _, fit = cv2.findTransformECC(x, y, np.eye(2, 3, dtype=np.float32), cv2.MOTION_AFFINE, stop, None, 5)
+    except cv2.error:  # nothing to lay on each other
+        return 0.0
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    seen = cv2.warpAffine(np.ones_like(y), fit, x.shape[::-1], flags=flags) > 0.99
+    laid = cv2.warpAffine(y, fit, x.shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    x, y = (cv2.GaussianBlur(each, (0, 0), 0.7) - cv2.GaussianBlur(each, (0, 0), 3) for each in (x, laid))
+    return float(np.corrcoef(x[seen], y[seen])[0, 1]) if seen.mean() > 0.5 else 0.0
+
+
 @pytest.mark.slow
 def test_in_all_of_ham10000_only_the_same_picture_joins_two_lesions(real_images: Path) -> None:
-    """Six pairs of images carry two lesion ids and one picture; age and sex agree in all six."""
+    """Twelve images, 0.12 %, are six pictures with two lesion ids each; age and sex agree in all six."""
     files = _real(real_images / "ham10000", 20_000)
     lesions = _lesions(real_images / "ham10000")
     pairs = duplicate_pairs([thumbnail(image_from_file(file)) for file in files])
-    across = [(lesions[files[i].stem], lesions[files[j].stem]) for i, j, _ in pairs]
-    across = [(a, b) for a, b in across if a[0] != b[0]]
-    assert len(across) <= 0.001 * len(files)
-    assert all(a[1:] == b[1:] for a, b in across)
+    across = [(files[i], files[j]) for i, j, _ in pairs if lesions[files[i].stem][0] != lesions[files[j].stem][0]]
+    assert across
+    assert [(a.stem, b.stem) for a, b in across if _aligned_details(a, b) < 0.4] == []
+    assert all(lesions[a.stem][1:] == lesions[b.stem][1:] for a, b in across)
+    others = [(a, d) for (a, _), (_, d) in zip(across, across[1:] + across[:1], strict=True)]
+    assert all(_aligned_details(*pair) < 0.25 for pair in others)

@@ -27,9 +27,7 @@ def test_every_figure_given_is_in_the_page() -> None:
             assert f"{interval['value']:.3f}\n({interval['low']:.3f} to {interval['high']:.3f})" in text
         chance = predictor["ece_by_chance"]
         assert f"{chance['mean']:.3f}\n(up to {chance['high']:.3f})" in text
-        single = [predictor["ece"], *predictor["sensitivity"].values(), *predictor["specificity"].values()]
-        for value in (*single, *predictor["auroc_per_class"].values()):
-            assert f"{value:.3f}" in text
+        assert f"{predictor['ece']:.3f}" in text
     gain = metrics["ensemble_minus_better"]
     assert f"{gain['value']:+.3f}" in text
     assert f"({gain['low']:+.3f} to {gain['high']:+.3f})" in text
@@ -65,6 +63,24 @@ def test_every_figure_given_is_in_the_page() -> None:
     assert "1 of 4 removed" in text
 
 
+def test_each_predictor_shows_each_class_with_intervals_or_none_from_few_groups() -> None:
+    given = arguments()
+    metrics = given["metrics"]
+    predictors = {"ensemble": metrics["ensemble"], **metrics["members"]}
+    metrics["ensemble"]["intervals"]["sensitivity"]["normal"] = {"low": None, "high": None}
+    text = Page(report_html(**given)).text
+    for name, each in predictors.items():
+        lines = [f"By class: {name}", "Class", "Sensitivity", "Specificity", "AUROC"]
+        for label in metrics["classes"]:
+            lines.append(label)
+            for key in ("sensitivity", "specificity", "auroc_per_class"):
+                low, high = (each["intervals"][key][label][bound] for bound in ("low", "high"))
+                shown = "no interval" if low is None else f"({low:.3f} to {high:.3f})"
+                lines += [f"{each[key][label]:.3f}", shown]
+        assert "\n".join(lines) in text
+    assert text.count("no interval\n") == 1
+
+
 def test_members_and_ensemble_are_compared_on_the_same_images() -> None:
     text = Page(report_html(**arguments())).text
     row = ["ensemble minus mae", "+0.012", "(-0.034 to +0.057)", "-0.023", "(-0.046 to +0.068)", "1,432 / 11", "0.031"]
@@ -75,8 +91,12 @@ def test_a_run_of_an_older_version_still_has_its_report() -> None:
     given = arguments()
     del given["metrics"]["comparisons"], given["metrics"]["risk_coverage"]
     for predictor in (given["metrics"]["ensemble"], *given["metrics"]["members"].values()):
-        del predictor["ece_by_chance"]
-    assert "Each member and the ensemble" in Page(report_html(**given)).text
+        del predictor["ece_by_chance"], predictor["intervals"]
+    text = Page(report_html(**given)).text
+    ensemble = given["metrics"]["ensemble"]
+    figures = [f"{ensemble[key]['benign']:.3f}" for key in ("sensitivity", "specificity", "auroc_per_class")]
+    assert "\n".join(["benign", *figures, "malignant"]) in text
+    assert "Without intervals, which the older version" in text
 
 
 def test_the_confusion_matrix_reads_row_by_row_with_shares_of_the_true_class() -> None:
@@ -224,12 +244,13 @@ def test_what_is_undefined_or_was_not_measured_is_said_so_and_never_shown_as_zer
     given = arguments()
     given["metrics"]["ensemble"]["auroc"] = {"value": None, "low": None, "high": None}
     given["metrics"]["ensemble"]["sensitivity"]["normal"] = None
+    given["metrics"]["ensemble"]["intervals"]["sensitivity"]["normal"] = {"low": None, "high": None}
     given["metrics"]["ensemble"]["confusion"][2] = [0, 0, 0]
     given["info"]["durations"] = {}
     given |= {"duplicates": [], "warnings": []}
     text = Page(report_html(**given)).text
     assert "-\nundefined" in text
-    assert "normal\n-\n" in text
+    assert "normal\n-\nundefined\n" in text
     assert "0\n-\n0\n-\n0\n-\n" in text
     assert "not measured" in text
     assert "None found." in text

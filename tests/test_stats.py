@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgemed.errors import InputError
-from edgemed.stats import group_bootstrap, share
+from edgemed.stats import group_bootstrap, group_resamples, group_times, share
 
 
 def test_an_ordinary_bootstrap_of_a_mean_has_the_textbook_width() -> None:
@@ -31,6 +31,12 @@ def test_groups_are_drawn_whole() -> None:
     for index in drawn:
         times = np.bincount(index, minlength=25)
         assert all(len(set(times[groups == group])) == 1 for group in range(12))
+
+
+def test_the_counts_of_each_sample_are_those_of_the_same_resamples() -> None:
+    groups = [k // 3 if k < 30 else f"{k}" for k in range(50)]
+    counts = [np.bincount(rows, minlength=50) for rows in group_resamples(groups, resamples=20, seed=4)]
+    np.testing.assert_array_equal(list(group_times(groups, resamples=20, seed=4)), counts)
 
 
 def test_ten_copies_of_each_image_in_a_group_do_not_narrow_the_interval() -> None:

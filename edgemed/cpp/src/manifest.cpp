@@ -122,7 +122,7 @@ Place certificate_from(Json& document) {
     Fields gates(fields.object("gates"), "certificate.gates");
     gates.integer("max_flips", 0, max_count);
     gates.number("max_prob_error", 0, DBL_MAX);
-    gates.number("max_auroc_drop", 0, DBL_MAX);
+    if (!gates.null("max_auroc_drop")) gates.number("max_auroc_drop", 0, DBL_MAX);
     gates.done();
     const Place place = place_from(fields.object("place"));
     fields.done();
