@@ -256,7 +256,7 @@ def _machine(document: Document) -> str:
     if not isinstance(machine, dict):
         return machine or "not noted"
     kind = machine.get("cpu") or machine.get("processor") or "unknown"
-    parts = [kind, f"{machine['cores']} cores"]
+    parts = [kind, f"{machine['cores']} core{'s' * (machine['cores'] != 1)}"]
     if machine.get("gpu", "not measured") != "not measured":
         parts.append(machine["gpu"])
     parts += [f"note: {warning}" for warning in document.get("warnings", ())]

@@ -38,7 +38,7 @@ def intervals_by_class(
 
     truth (N,), scores (N, K), groups (N,). Sensitivity is of the images of the class, specificity of the others, and
     each draws the groups that hold one: see `stats.share`. The bounds are None where these are too few
-    (`stats.FEWEST_GROUPS`), and where the figure is undefined.
+    (`stats.FEWEST_GROUPS`), where the figure is undefined, and of an AUROC that no resample changes, such as 1.
     """
     decided = scores.argmax(axis=1)
     found: dict[str, dict[str, dict[str, float | None]]] = {key: {} for key in BY_CLASS}

@@ -95,7 +95,7 @@ antialiased, aspect squashed. {cost}; a multiply-add counts as two operations.
 ## Quality
 
 {metrics[n]} images in {metrics[groups]} groups, {source.quality_of}; in brackets 95 % group-bootstrap intervals,
-where the groups suffice for one.
+where the groups suffice for one and resamples differ.
 
 | | accuracy | balanced accuracy | macro F1 | AUROC | calibration error |
 |---|---|---|---|---|---|

@@ -157,7 +157,7 @@ def certify(
 def _too_few(compared: int, known: int) -> str | None:
     """Why so many images of a reference prove little; None where they do not."""
     if 2 * compared < known:
-        return "on the others nothing is proven; give the whole data set of the training"
+        return "on the others nothing is proven; give training's whole data set, to an engine that takes its sizes"
     if compared < FEW:
         bound = 1 - 0.05 ** (1 / compared)
         return f"where none of so few is answered otherwise, up to {bound:.0%} of others may be (95 %)"

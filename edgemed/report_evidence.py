@@ -67,7 +67,7 @@ def classes_html(predictors: Mapping[str, Mapping[str, Any]], classes: Sequence[
     says = (
         "Decided for the most probable class, each against the rest. Brackets: 95 % over the groups that hold an image "
         f"of the class (sensitivity) or of another (specificity); none from fewer than {FEWEST_GROUPS} of these, for "
-        "the AUROC of either kind."
+        "the AUROC of either kind, nor for an AUROC that no resample changes, such as 1."
         if known
         else "Without intervals, which the older version of edgemed that computed these figures did not give."
     )

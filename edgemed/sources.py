@@ -2,7 +2,7 @@
 
     edgemed build-engine RUN --out BUNDLE
     edgemed build-engine --member a.safetensors --member b.safetensors --backbone convnext_tiny --labels cat,dog \\
-        --check IMAGES --out BUNDLE
+        --size 224 --check IMAGES --out BUNDLE
 
 A run brings its validation and test images, with the probabilities that training's evaluation wrote down. Checkpoints
 of the user's own need `--check IMAGES`: an engine that was never compared with its model is not written.

@@ -96,7 +96,7 @@ def exact(value: float, groups: int) -> Interval:
 def group_resamples(
     groups: Sequence[Hashable] | NDArray[Any], *, resamples: int = 1000, seed: int = 0
 ) -> Iterator[NDArray[np.int64]]:
-    """The indices (M,) of every resample that `group_bootstrap` judges: for statistics that are more than a number."""
+    """The indices (M,) of every resample that `group_bootstrap` judges."""
     group_of = _numbered(groups)
     order = np.argsort(group_of, kind="stable")  # samples, sorted by group
     sizes = np.bincount(group_of)

@@ -37,7 +37,7 @@ FUZZER = 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned l
 def missing(compiler: str = "c++") -> str | None:
     """What a build would lack, in one line, or None. With clang++: what a fuzz target would."""
     lacking = [name for name in ("cmake", "ctest", compiler) if shutil.which(name) is None]
-    step = "run `make cpp-deps`" + (" and `apt install clang libclang-rt-dev`" if compiler == "clang++" else "")
+    step = "run `sudo make cpp-deps`" + (" and `apt install clang libclang-rt-dev`" if compiler == "clang++" else "")
     if not lacking:
         for header, package in HEADERS.items():
             source = f"#include <cstdio>\n#include <{header}>\n"

@@ -262,6 +262,7 @@ def test_a_killed_training_ends_as_an_undisturbed_one(
             assert process.wait(timeout=whole * dice.uniform(0.2, 0.8)) == 0, told
             whole *= 0.8  # it was faster than we thought, and nothing is left to kill but another run
             shutil.rmtree(run)
+            kills = 0
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             kills += process.wait() == -signal.SIGKILL

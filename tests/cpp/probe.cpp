@@ -1,5 +1,6 @@
 // What tests/test_cpp.py asks for, as JSON on one line.
-//   probe open BUNDLE [runtime=NAME] [precision=P] [public_key=FILE] [plan_key=FILE] [uncertified=1] [self_test=1] [modules=DIR] [plan=ID] [threads=N]
+//   probe open BUNDLE [runtime=NAME] [precision=P] [public_key=FILE] [plan_key=FILE] [uncertified=1] [self_test=1]
+//              [modules=DIR] [plan=ID] [threads=N]
 //   probe entropy BUNDLE IMAGE    the map that OpenVINO gives of a PNG or JPEG: [E * E] bits, [] where the bundle has none
 //   probe swap BUNDLE KEY RECORD  reads the records, puts another file in the first one's place, and reads its plan
 //   probe decode FILE...          writes the pixels of each into FILE.rgb, after a line "HEIGHT WIDTH"

@@ -5,8 +5,9 @@
 //
 // The plan's text, after its header of 64 bytes, makes it misbehave: "refuse" (does not deserialise), "labels" (another
 // number of labels), "half" (another type), "fail" (execution fails), "fails later" (after a complaint), "uncapturable"
-// (only within a capture), "no capture" (and says so). With "entropy" it has that output. "user allocation" makes only contexts that are given their memory, as a plan built by
-// REQUIRE_USER_ALLOCATION does; such a context computes in that memory.
+// (only within a capture), "no capture" (and says so). With "entropy" it has that output. "user allocation" makes only
+// contexts that are given their memory, as a plan built by REQUIRE_USER_ALLOCATION does; such a context computes in that
+// memory.
 #include <cstring>
 #include <mutex>
 #include <new>
