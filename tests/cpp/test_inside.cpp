@@ -1,5 +1,10 @@
 // What cannot be seen through edgemed.h: exact pixels, orientations, decisions at their thresholds, numbers as Python's, names whole.
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <cstdio>
 #include <cstring>
+#include <fstream>
 
 #include "check.hpp"
 #include "document.hpp"
@@ -103,15 +108,22 @@ void numbers_are_written_as_python_writes_them() {
 }
 
 void a_link_is_not_followed() {
-    for (const char* path : {"/proc/self/exe", "/nowhere"}) {  // a link to a file that can be read, and no file
+    char folder[] = "/tmp/edgemed-link-XXXXXX";
+    CHECK(::mkdtemp(folder) != nullptr, "%s", folder);
+    const std::string file = std::string(folder) + "/file", link = std::string(folder) + "/link";
+    std::ofstream(file) << "text";
+    CHECK(::symlink(file.c_str(), link.c_str()) == 0, "%s", link.c_str());
+    CHECK(plain_content(file, 10).size() == 4, "%s", file.c_str());
+    for (const std::string& path : {link, std::string("/nowhere")}) {
         edgemed_status status = EDGEMED_OK;
         try {
             plain_content(path, 10);
         } catch (const Error& error) {
             status = error.status;
         }
-        CHECK(status == EDGEMED_ERROR_BUNDLE, "%s", path);
+        CHECK(status == EDGEMED_ERROR_BUNDLE, "%s", path.c_str());
     }
+    for (const std::string& path : {link, file, std::string(folder)}) std::remove(path.c_str());
 }
 
 // Cut short, it would equal no certificate's: `certified` read `built` on CPUs with many features.
