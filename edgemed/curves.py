@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.by_class import auroc_interval, in_few_groups
+from edgemed.auroc import auroc_interval, in_few_groups
 from edgemed.evaluate import Table
 from edgemed.metrics import equal_mass
 from edgemed.operating import disagreement

@@ -20,7 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score, roc_auc_score
 
-from edgemed.by_class import auroc_of, intervals_by_class, ranked
+from edgemed.auroc import auroc_of, ranked
+from edgemed.by_class import intervals_by_class
 from edgemed.errors import InputError
 from edgemed.stats import FEWEST_GROUPS, Interval, exact, group_bootstrap
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = """
 errors files progress ahead stats timing
 kernels
-config by_class metrics dicom_codecs dicom damage images phantoms
+config auroc by_class metrics dicom_codecs dicom damage images phantoms
 duplicates columns patients rows splits dataset published recipes
 manifest operating records signature evidence bundle pack preflight
 loader_torch loader_dali loader

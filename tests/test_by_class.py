@@ -13,7 +13,8 @@ pytest.importorskip("sklearn", reason="extra eval is not installed")
 
 from sklearn.metrics import roc_auc_score
 
-from edgemed.by_class import BY_CLASS, auroc_interval, figure_of_class, intervals_by_class
+from edgemed.auroc import auroc_interval
+from edgemed.by_class import BY_CLASS, figure_of_class, intervals_by_class
 from edgemed.card import model_card
 from edgemed.evaluate import evaluation
 from edgemed.metrics import metrics_with_intervals

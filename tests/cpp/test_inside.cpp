@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 
 #include "check.hpp"
@@ -108,9 +109,9 @@ void numbers_are_written_as_python_writes_them() {
 }
 
 void a_link_is_not_followed() {
-    char folder[] = "/tmp/edgemed-link-XXXXXX";
-    CHECK(::mkdtemp(folder) != nullptr, "%s", folder);
-    const std::string file = std::string(folder) + "/file", link = std::string(folder) + "/link";
+    std::string folder = std::filesystem::temp_directory_path() / "edgemed-link-XXXXXX";
+    CHECK(::mkdtemp(folder.data()) != nullptr, "%s", folder.c_str());
+    const std::string file = folder + "/file", link = folder + "/link";
     std::ofstream(file) << "text";
     CHECK(::symlink(file.c_str(), link.c_str()) == 0, "%s", link.c_str());
     CHECK(plain_content(file, 10).size() == 4, "%s", file.c_str());
@@ -123,7 +124,7 @@ void a_link_is_not_followed() {
         }
         CHECK(status == EDGEMED_ERROR_BUNDLE, "%s", path.c_str());
     }
-    for (const std::string& path : {link, file, std::string(folder)}) std::remove(path.c_str());
+    for (const std::string& path : {link, file, folder}) std::remove(path.c_str());
 }
 
 // Cut short, it would equal no certificate's: `certified` read `built` on CPUs with many features.
