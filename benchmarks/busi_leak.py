@@ -2,8 +2,8 @@
 
     python benchmarks/busi_leak.py DATA           # DATA: a folder per class, or a CSV; an hour
 
-The recipe, seed and five folds of busi_ablation.py, whose own ImageNet members are the last way: run it first,
-the whole of it, since it writes a result of its own.
+The recipe, seed and five folds of `busi_ablation.py DATA busi-ablation`, whose own ImageNet members are the last way:
+run it first, the whole of it, since it writes a result of its own.
 Each way hides from the split what it does not call a copy, and every test image is then asked, by edgemed's finder,
 whether a copy of it was trained on. Resumable: it lies in build/busi-leak. Writes results/busi-leak.json.
 """
@@ -21,7 +21,7 @@ from typing import Any
 import imagehash
 import numpy as np
 import torch
-from busi_ablation import ABLATION, FLAGS
+from busi_ablation import FLAGS
 from common import ROOT, keep
 from PIL import Image
 
@@ -36,7 +36,8 @@ from edgemed.stages import new_member
 from edgemed.train import fold_parts
 
 MEMBER, BITS = "imagenet", 2
-RUN = ABLATION / "cells" / "entropy-imagenet"
+ABLATION = "busi-ablation"
+RUN = Path("build") / ABLATION / "cells" / "entropy-imagenet"
 Pairs = Sequence[tuple[int, int]]
 
 
@@ -97,7 +98,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     if not (ROOT / RUN / "metrics.json").exists():
-        sys.exit(f"{RUN} is not there; run `python benchmarks/busi_ablation.py DATA` first, the whole of it")
+        sys.exit(f"{RUN} is not there; run `python benchmarks/busi_ablation.py DATA {ABLATION}` first, the whole of it")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     settings, alone = config(FLAGS), scan(Path(sys.argv[1]).resolve())
     joined, pairs = join_near_duplicates(alone)

@@ -209,6 +209,7 @@ FIGURES: dict[str, Callable[[Document], str]] = {
     "busi-folds": _busi,
     "busi-inner": _inner,
     "busi-leak": _leak,
+    "busi-ablation-folds": _ablation,
     "busi-ablation": _ablation,
     "busi-ablation-xeon": _ablation,
     "data-sets": _data_sets,
