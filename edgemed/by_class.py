@@ -54,6 +54,5 @@ def intervals_by_class(
 
 
 def figure_of_class(metrics: Mapping[str, Any], key: str, name: str) -> dict[str, float | None]:
-    """{"value", "low", "high"} of a predictor's figure for a class; the metrics of an older version have no bounds."""
-    bounds = metrics.get("intervals", {}).get(key, {}).get(name, {"low": None, "high": None})
-    return {"value": metrics[key].get(name), **bounds}
+    """{"value", "low", "high"} of a predictor's figure for a class."""
+    return {"value": metrics[key].get(name), **metrics["intervals"][key][name]}

@@ -84,14 +84,14 @@ def progress() -> Iterator[Progress]:
 
 
 def metrics(result: dict[str, Any], as_json: bool, title: str) -> None:
-    """Each member and the ensemble, with 95 % intervals."""
+    """Each member and the ensemble, and each class by the ensemble, with 95 % intervals."""
     if as_json:
         document(result)
         return
     table = Table(title=escape(title), title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     table.caption = f"{result['n']} images in {result['groups']} groups; 95 % group-bootstrap intervals"
-    if chance := result["ensemble"].get("ece_by_chance"):  # a run of an older version has none
-        table.caption += f"\nexact probabilities would show an ECE of {chance['mean']:.3f}, up to {chance['high']:.3f}"
+    chance = result["ensemble"]["ece_by_chance"]
+    table.caption += f"\nexact probabilities would show an ECE of {chance['mean']:.3f}, up to {chance['high']:.3f}"
     table.add_column("")
     for name in ("accuracy", "bal. accuracy", "macro F1", "AUROC", "ECE"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -99,12 +99,13 @@ def metrics(result: dict[str, Any], as_json: bool, title: str) -> None:
         cells = [_interval(values[key]) for key in ("accuracy", "balanced_accuracy", "macro_f1", "auroc")]
         table.add_row(escape(name), *cells, f"{values['ece']:.3f}", style="bold" if name == "ensemble" else "")
     _out.print(table)
+    _out.print(_by_class(result["ensemble"], result["classes"]))
     if difference := result.get("ensemble_minus_better"):
         say(
             f"ensemble minus the better member ({difference['better']}): accuracy {difference['value']:+.3f} "
             + _bounds(difference, "+")
         )
-    for pair in result.get("comparisons", ()):
+    for pair in result["comparisons"]:
         test, accuracy, auroc = (pair[key] for key in ("mcnemar", "accuracy", "auroc"))
         say(
             f"  {pair['a']} minus {pair['b']}: accuracy {accuracy['value']:+.3f} {_bounds(accuracy, '+')}, AUROC "
@@ -116,6 +117,19 @@ def metrics(result: dict[str, Any], as_json: bool, title: str) -> None:
         accuracy = folds["ensemble"]["accuracy"]
         each = ", ".join(f"{value:.3f}" for value in accuracy["folds"])
         say(f"ensemble accuracy by fold: {each}; mean {accuracy['mean']:.3f}, sd {accuracy['std']:.3f}")
+
+
+def _by_class(ensemble: dict[str, Any], classes: Sequence[str]) -> Table:
+    """What is told of a class against the rest, for the most probable class."""
+    from edgemed.by_class import BY_CLASS, figure_of_class  # here, since it costs the help a tenth of a second
+
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("ensemble")
+    for name in ("sensitivity", "specificity", "AUROC"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in classes:
+        table.add_row(escape(name), *(_interval(figure_of_class(ensemble, key, name)) for key in BY_CLASS))
+    return table
 
 
 def ablation(found: dict[str, Any], as_json: bool, title: str) -> None:

@@ -141,9 +141,8 @@ def _results(metrics: Mapping[str, Any]) -> str:
         for key in INTERVAL_METRICS
     ]
     rows.append([NAMES["ece"], *(number(each["ece"]) for each in predictors.values())])
-    if all("ece_by_chance" in each for each in predictors.values()):  # a run of an older version has none
-        chance = [each["ece_by_chance"] for each in predictors.values()]
-        rows.append(["ECE by chance", *((number(each["mean"]), f"(up to {number(each['high'])})") for each in chance)])
+    chance = [each["ece_by_chance"] for each in predictors.values()]
+    rows.append(["ECE by chance", *((number(each["mean"]), f"(up to {number(each['high'])})") for each in chance)])
     if temperatures := metrics.get("temperatures"):
         rows.append(["Temperature", *(number(temperatures.get(name)) for name in predictors)])
     note = (
@@ -158,7 +157,7 @@ def _results(metrics: Mapping[str, Any]) -> str:
 
 
 def _comparisons(metrics: Mapping[str, Any]) -> str:
-    """Each predictor against the others, paired; nothing for a run that is older than they are."""
+    """Each predictor against the others, paired."""
     rows: list[list[Cell]] = [
         [
             f"{pair['a']} minus {pair['b']}",
@@ -166,10 +165,8 @@ def _comparisons(metrics: Mapping[str, Any]) -> str:
             f"{pair['mcnemar']['only_a']:,} / {pair['mcnemar']['only_b']:,}",
             f"{pair['mcnemar']['p']:.2g}",
         ]
-        for pair in metrics.get("comparisons", ())
+        for pair in metrics["comparisons"]
     ]
-    if not rows:
-        return ""
     note = (
         '<p class="note">Differences on the same images, with 95 % intervals of a paired bootstrap of groups. Only one '
         "right: images that the first alone, and the second alone, decides rightly; McNemar's exact p of that division "
@@ -199,7 +196,7 @@ def _folds(metrics: Mapping[str, Any]) -> str:
 def _confusions(metrics: Mapping[str, Any]) -> str:
     labels = metrics["classes"]
     matrices = {name: (labels, each["confusion"]) for name, each in _predictors(metrics).items()}
-    if decisions := (metrics.get("operating") or {}).get("decisions"):
+    if decisions := (metrics["operating"] or {}).get("decisions"):
         referral = any(row[-1] for row in decisions)
         columns = [*labels, "referred"] if referral else labels
         matrices["ensemble at the operating point"] = (columns, [row[: len(columns)] for row in decisions])
@@ -254,7 +251,7 @@ def _what_was_run(info: Mapping[str, Any], *, folded: bool) -> str:
     config, dataset = info["config"], info["dataset"]
     durations = _pairs({stage: _duration(seconds) for stage, seconds in info["durations"].items()})
     unknown = "in each fold's report: folds/K/report.html" if folded else "not measured"
-    crops = f", learnt from crops of {config['train_size']} px" if config.get("train_size") else ""
+    crops = f", learnt from crops of {config['train_size']} px" if config["train_size"] else ""
     facts = {
         "Backbone": config["backbone"],
         "Image size": f"{config['size']} px{crops}, pretraining {config['pretrain_size']} px",

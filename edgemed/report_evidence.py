@@ -54,22 +54,18 @@ class Duplicate:
 def classes_html(predictors: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> str:
     """A table for each predictor: what `metrics.json` says of each class, with its interval."""
     titles = {"sensitivity": "Sensitivity", "specificity": "Specificity", "auroc_per_class": "AUROC"}
-    known = all("intervals" in each for each in predictors.values())  # a run of an older version has none
-
-    def cell(found: Mapping[str, float | None]) -> Cell:
-        return (number(found["value"]), bounds(found)) if known else number(found["value"])
-
     tables = []
     for predictor, each in predictors.items():
-        rows = [[name, *(cell(figure_of_class(each, key, name)) for key in BY_CLASS)] for name in classes]
+        rows: list[list[Cell]] = []
+        for name in classes:
+            figures = [figure_of_class(each, key, name) for key in BY_CLASS]
+            rows.append([name, *((number(found["value"]), bounds(found)) for found in figures)])
         shown = table(["Class", *(titles[key] for key in BY_CLASS)], rows)
         tables.append(f"<div><h3>By class: {escape(predictor)}</h3>{shown}</div>")
     says = (
         "Decided for the most probable class, each against the rest. Brackets: 95 % over the groups that hold an image "
         f"of the class (sensitivity) or of another (specificity); none from fewer than {FEWEST_GROUPS} of these, for "
         "the AUROC of either kind, nor for an AUROC that no resample changes, such as 1."
-        if known
-        else "Without intervals, which the older version of edgemed that computed these figures did not give."
     )
     width = 400 + 8 * min(25, max(map(len, classes)))  # of three intervals, and of the longest name
     return f'{grid(tables, width)}<p class="note">{says}</p>'
@@ -89,10 +85,8 @@ def probabilities_section(metrics: Mapping[str, Any], test: Table) -> str:
         f"{len(bins.images)} bins, {images}; expected calibration error {ece:.3f}; bars: 95 % intervals. "
         "On the dashed line, what is said with 90 % is right in 90 %; above it, more often.",
     )
-    curve = metrics.get("risk_coverage")
-    if not curve:
-        return section("Can the probabilities be believed?", charts("Calibration", [claims]))
-    referral = (metrics.get("operating") or {}).get("referral")
+    curve = metrics["risk_coverage"]
+    referral = (metrics["operating"] or {}).get("referral")
     answered = referral["answered"]["value"] if referral else None
     risks = figure(
         risk_svg(curve, answered),
@@ -109,7 +103,7 @@ def probabilities_section(metrics: Mapping[str, Any], test: Table) -> str:
 
 def operating_section(metrics: Mapping[str, Any]) -> str:
     """What was asked of the operating point, and what it attains on the test images."""
-    found = metrics.get("operating")
+    found = metrics["operating"]
     title = "Operating point"
     if not found:
         return section(

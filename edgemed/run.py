@@ -33,7 +33,9 @@ from edgemed.predictions import MEMBERS
 from edgemed.preprocess import FrontEnd
 
 RETRAIN = "delete it and run its `edgemed train` command again: the members are kept"
-"""What to do about a `metrics.json` that is damaged."""
+"""What to do about a `metrics.json` that is damaged, or that another version of edgemed wrote."""
+METRICS_SCHEMA = 2
+"""Of `metrics.json`: 2 has intervals of each class, and what chance alone does to the calibration error."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,16 @@ def finished_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise InputError(f"{path} is no edgemed run (it has no run.json); make one with `edgemed train DATA --out RUN`")
     if not (path / "metrics.json").exists():
         raise InputError(f"{path} is not finished; run its `edgemed train` command again: it goes on where it stopped")
-    return read_json(path / "run.json"), read_json(path / "metrics.json", RETRAIN)
+    return read_json(path / "run.json"), read_metrics(path)
+
+
+def read_metrics(run: Path) -> dict[str, Any]:
+    """`metrics.json` of a run. InputError: it is damaged, or of another version of edgemed."""
+    file = run / "metrics.json"
+    metrics: dict[str, Any] = read_json(file, RETRAIN)
+    if metrics.get("schema") != METRICS_SCHEMA:
+        raise InputError(f"{file} was written by another version of edgemed; {RETRAIN}")
+    return metrics
 
 
 def fold_folders(run: Path, folds: int) -> list[Path]:

@@ -70,7 +70,7 @@ def source_from_run(path: Path) -> Source:
     """
     run = load_run(path)
     point = read_operating_point(path)
-    stated = (run.metrics.get("operating") or {}).get("points", [])
+    stated = (run.metrics["operating"] or {}).get("points", [])
     if stated != ([] if point is None else [point.model_dump(mode="json")]):
         raise InputError(f"{path / POINT_NAME} is not the one that metrics.json judges; run `edgemed calibrate` again")
     groups = {name: number for number, name in enumerate(sorted(set(run.dataset.groups)))}

@@ -33,7 +33,7 @@ from edgemed.preprocess import FrontEnd
 from edgemed.pretrain import pretrain
 from edgemed.progress import Progress, counted
 from edgemed.reporting import report_of_run
-from edgemed.run import RETRAIN, require_same_weights, timed, trained_member
+from edgemed.run import METRICS_SCHEMA, read_metrics, require_same_weights, timed, trained_member
 
 
 def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, progress: Progress) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, pro
         leftover.unlink()
     if not (out / "metrics.json").exists():
         timed(out, "evaluate", lambda: _evaluate(config, dataset, out, progress))
-    metrics: dict[str, Any] = read_json(out / "metrics.json", RETRAIN)
+    metrics = read_metrics(out)
     if not (out / "report.html").exists():
         write_atomic(out / "report.html", report_of_run(out, metrics))
     return metrics
@@ -132,7 +132,7 @@ def _evaluate(config: TrainConfig, dataset: Dataset, out: Path, progress: Progre
         )
     write_json(
         out / "metrics.json",
-        {"schema": 1, "split": "test"}
+        {"schema": METRICS_SCHEMA, "split": "test"}
         | results["test"]
         | {"temperatures": dict(zip(MEMBERS, temperatures, strict=True)), "validation": results["validation"]}
         | selective_metrics([out], dataset.classes),

@@ -42,11 +42,12 @@ from edgemed.predictions import MEMBERS, joined, read_table
 from edgemed.progress import Progress, counted
 from edgemed.reporting import report_of_run
 from edgemed.run import (
-    RETRAIN,
+    METRICS_SCHEMA,
     begin_run,
     fold_folders,
     note_root,
     previous_run,
+    read_metrics,
     require_same_settings,
     require_same_weights,
 )
@@ -150,7 +151,7 @@ def _trained(config: TrainConfig, run: Begun, out: Path, progress: Progress) -> 
     run_jobs(_train_fold, jobs, at_once, progress, gpus)
     if not (out / "metrics.json").exists():
         write_json(out / "metrics.json", _pooled_folds(config, run.dataset, out))
-    metrics: dict[str, Any] = read_json(out / "metrics.json", RETRAIN)
+    metrics = read_metrics(out)
     if not (out / "report.html").exists():
         write_atomic(out / "report.html", report_of_run(out, metrics))
     return metrics
@@ -238,7 +239,7 @@ def _validation_share(config: TrainConfig) -> float:
 def _pooled_folds(config: TrainConfig, dataset: Dataset, out: Path) -> dict[str, Any]:
     """The out-of-fold predictions of all folds as one, and the mean and spread over the folds."""
     runs = fold_folders(out, config.folds)
-    folds = [read_json(run / "metrics.json", RETRAIN) for run in runs]
+    folds = [read_metrics(run) for run in runs]
     table = joined([read_table(run, dataset.classes, "test") for run in runs])
     pooled = evaluation(table.labels, table.probabilities, table.members, MEMBERS, table.groups, dataset.classes)
     of_fold = {"ensemble": [fold["ensemble"] for fold in folds]}
@@ -247,8 +248,8 @@ def _pooled_folds(config: TrainConfig, dataset: Dataset, out: Path) -> dict[str,
         name: {key: spread([fold[key]["value"] for fold in of]) for key in INTERVAL_METRICS}
         for name, of in of_fold.items()
     }
-    selective = selective_metrics(runs, dataset.classes)
-    return {"schema": 1, "split": f"out of fold, {config.folds} folds"} | pooled | {"folds": summary} | selective
+    head = {"schema": METRICS_SCHEMA, "split": f"out of fold, {config.folds} folds"}
+    return head | pooled | {"folds": summary} | selective_metrics(runs, dataset.classes)
 
 
 def spread(folds: list[float | None]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def arguments(classes: list[str] | None = None) -> dict[str, Any]:
             "schema": 1,
             "edgemed": "9.8.7",
             "config": {"backbone": "convnext_atto", "size": 96, "pretrain_size": 160, "mask_ratio": 0.55}
-            | {"pretrain_epochs": 1, "seed": 4321},
+            | {"train_size": 0, "pretrain_epochs": 1, "seed": 4321},
             "dataset": {"root": "scans/breast", "fingerprint": "abc123", "classes": classes, "n": 1234, "groups": 567},
             "device": {"device": "cpu", "threads": 2},
             "versions": {"torch": "2.14.1", "timm": "1.0.31"},

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_bundles as tiny
 from PIL import Image
+from report_parts import metrics_of
 from rich.console import Console
 
 import edgemed as package
@@ -114,6 +115,22 @@ def test_a_terminal_that_is_too_narrow_for_the_figures_gets_them_whole_and_on_li
     told = capsys.readouterr().out
     assert told.count("0.377") == told.count("refer") == told.count("lesion 1.png") == 2 and "…" not in told
     assert ("bcc 0.377" in told) == lines and "bcc, df" in told
+
+
+def test_the_table_of_classes_is_of_the_ensemble_and_holds_each_figure_with_its_interval(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = metrics_of(["benign", "malignant", "[b]"])
+    monkeypatch.setattr(display, "_out", Console(width=100, emoji=False))
+    display.metrics(found, as_json=False, title="run")
+    told = capsys.readouterr().out
+    ensemble, rows = found["ensemble"], [line.split() for line in told.partition("sensitivity")[2].splitlines()]
+    for name in found["classes"]:
+        at = next(k for k, row in enumerate(rows) if row[:1] == [name])
+        keys = ("sensitivity", "specificity", "auroc_per_class")
+        assert rows[at] == [name, *(f"{ensemble[key][name]:.3f}" for key in keys)]
+        bounds = [ensemble["intervals"][key][name] for key in keys]
+        assert rows[at + 1] == [f"{each['low']:.3f}-{each['high']:.3f}" for each in bounds]
 
 
 def test_names_are_shown_as_they_are_and_never_as_pictures(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from edgemed.point import Wanted, fitted_point
 from edgemed.point_quality import Part, judged, selective_metrics
 from edgemed.predictions import read_table
 from edgemed.recalibrate import recalibrate
+from edgemed.run import METRICS_SCHEMA
 
 
 def write_run(run: Path, seed: int) -> None:
@@ -37,7 +38,7 @@ def write_run(run: Path, seed: int) -> None:
                 name = f"{split}{k}.png"
                 writer.writerow([name, CLASSES[label], name, split, *map(float, members.ravel())])
     (run / "run.json").write_text(json.dumps({"config": {"folds": 0}, "dataset": {"classes": CLASSES}}))
-    (run / "metrics.json").write_text(json.dumps({"n": 80}))
+    (run / "metrics.json").write_text(json.dumps({"schema": METRICS_SCHEMA, "n": 80}))
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_a_folded_run_gets_a_point_in_every_fold_and_their_pooled_figures(tmp_pa
     for k in range(3):
         write_run(run / "folds" / str(k), k)
     (run / "run.json").write_text(json.dumps({"config": {"folds": 3}, "dataset": {"classes": CLASSES}}))
-    (run / "metrics.json").write_text(json.dumps({"n": 240, "folds": {"ensemble": {}}}))
+    (run / "metrics.json").write_text(json.dumps({"schema": METRICS_SCHEMA, "n": 240, "folds": {"ensemble": {}}}))
     metrics = recalibrate(run, WANTED)
     points = [read_operating_point(run / "folds" / str(k)) for k in range(3)]
     assert len({point.threshold for point in points if point}) == 3

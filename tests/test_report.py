@@ -87,18 +87,6 @@ def test_members_and_ensemble_are_compared_on_the_same_images() -> None:
     assert "\n".join(row) in text
 
 
-def test_a_run_of_an_older_version_still_has_its_report() -> None:
-    given = arguments()
-    del given["metrics"]["comparisons"], given["metrics"]["risk_coverage"]
-    for predictor in (given["metrics"]["ensemble"], *given["metrics"]["members"].values()):
-        del predictor["ece_by_chance"], predictor["intervals"]
-    text = Page(report_html(**given)).text
-    ensemble = given["metrics"]["ensemble"]
-    figures = [f"{ensemble[key]['benign']:.3f}" for key in ("sensitivity", "specificity", "auroc_per_class")]
-    assert "\n".join(["benign", *figures, "malignant"]) in text
-    assert "Without intervals, which the older version" in text
-
-
 def test_the_confusion_matrix_reads_row_by_row_with_shares_of_the_true_class() -> None:
     given = arguments()
     given["metrics"]["ensemble"]["confusion"] = [[18, 2, 0], [10, 30, 0], [0, 1, 3]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from conftest import tiny_flags
 
 from edgemed.errors import InputError
 from edgemed.predictions import read_table
+from edgemed.run import METRICS_SCHEMA
 
 Edgemed = Callable[..., int]
 
@@ -40,6 +42,23 @@ def test_a_file_that_was_cut_is_named_with_the_way_out(
     if "delete it" in step:
         (run / name).unlink()
         assert edgemed(*command) == 0 and (run / "report.html").exists()
+
+
+def test_figures_of_another_version_are_not_read_as_if_they_were_of_this_one(
+    tiny_run: Path, phantoms: Path, weights: Path, tmp_path: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    now = (run / "metrics.json").read_text()
+    (run / "metrics.json").write_text(json.dumps(json.loads(now) | {"schema": METRICS_SCHEMA - 1}))
+    train = ("train", phantoms, "--out", run, *tiny_flags(weights))
+    build = ("build-engine", run, "--out", tmp_path / "bundle")
+    for command in (train, ("evaluate", run, phantoms), ("calibrate", run), build):
+        assert edgemed(*command) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "metrics.json was written by another version of edgemed; delete it and run its `edgemed train`" in said
+    assert not (tmp_path / "bundle").exists()
+    (run / "metrics.json").unlink()
+    assert edgemed(*train) == 0 and (run / "metrics.json").read_text() == now
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "a word"])
