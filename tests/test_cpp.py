@@ -19,6 +19,7 @@ import tiny_bundles as tiny
 from cpp_build import BUNDLE, OK, ROOT, RUNTIME, built, ctest, opened
 
 import edgemed
+from edgemed.manifest import sha256_of
 from edgemed.pack import add_plan
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -158,6 +159,12 @@ def test_the_cache_is_shared_with_python(first: str, build: Path, tmp_path: Path
     blob.chmod(0o600)
     blob.write_bytes(blob.read_bytes()[:-1])
     assert any("was damaged" in warning for warning in opened(build, bundle, "openvino", threads=2)["warnings"])
+    cut = blob.read_bytes()[:1000]
+    blob.write_bytes(cut)
+    blob.with_suffix(".sha256").write_text(sha256_of(cut))  # whole, by its note, but nothing that OpenVINO takes
+    (warning,) = opened(build, bundle, "openvino", threads=2)["warnings"]
+    assert "is refused" in warning and len(blob.read_bytes()) > 1000
+    assert opened(build, bundle, "openvino", threads=2)["warnings"] == []
 
 
 def test_the_command_prints_a_folder_that_cmake_builds(edgemed: Any, capsys: pytest.CaptureFixture[str]) -> None:

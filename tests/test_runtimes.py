@@ -158,6 +158,21 @@ def test_a_damaged_cache_is_compiled_anew(cache: Path, damage: str, caplog: pyte
     assert opened("openvino").from_cache is True
 
 
+def test_a_kept_form_that_openvino_refuses_is_compiled_and_kept_anew(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened("openvino")
+    (blob,) = cache.glob("edgemed/openvino/*/*.blob")
+    good = blob.read_bytes()
+    openvino._keep(blob, good[: len(good) // 2])  # whole, by its note
+    with caplog.at_level(logging.WARNING):
+        session = opened("openvino")
+    assert session.from_cache is False and "is refused" in caplog.text
+    assert_right(session, tiny.image(7)[None])
+    assert len(blob.read_bytes()) > len(good) // 2
+    assert opened("openvino").from_cache is True
+
+
 def test_without_a_writable_cache_it_works_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -121,8 +121,11 @@ class _Session:
             with _locked(folder):
                 kept = _kept(folder / KEPT)
                 if kept is not None:
-                    compiled, from_cache = self._core.import_model(kept, "CPU", settings), True
-                else:
+                    try:
+                        compiled, from_cache = self._core.import_model(kept, "CPU", settings), True
+                    except RuntimeError as error:
+                        _log.warning("%s is refused (%s), and is compiled again", folder / KEPT, _last_line(error))
+                if compiled is None:
                     compiled = self._from_graph(batch, settings)
                     _keep(folder / KEPT, compiled.export_model().getvalue())
         except (OSError, InputError, RuntimeError) as error:

@@ -138,11 +138,8 @@ private:
                 "openvino", {sha256_, ov::get_openvino_version().buildNumber, device, std::to_string(batch)});
             const Lock lock(folder);
             const Kept kept(folder);
-            if (Bytes data = kept.content(warn_); !data.empty()) {
-                MemoryBuffer buffer(data);
-                std::istream stream(&buffer);
-                result.model = core_.import_model(stream, "CPU", settings);
-            } else {
+            result.model = from_cache(kept, settings);
+            if (!result.model) {
                 result.model = from_graph(batch, settings);
                 std::ostringstream compiled;
                 result.model.export_model(compiled);
@@ -161,6 +158,20 @@ private:
         if (result.probabilities == SIZE_MAX || result.members == SIZE_MAX || (result.entropy == SIZE_MAX) != (entropy == 0))
             throw other_outputs();
         return result;
+    }
+
+    // Empty where nothing is kept, or where OpenVINO refuses it.
+    ov::CompiledModel from_cache(const Kept& kept, const ov::AnyMap& settings) {
+        Bytes data = kept.content(warn_);
+        if (data.empty()) return {};
+        MemoryBuffer buffer(data);
+        std::istream stream(&buffer);
+        try {
+            return core_.import_model(stream, "CPU", settings);
+        } catch (const std::exception& error) {
+            warn_((kept.file.string() + " is refused (" + Reason(error).text + "), and is compiled again").c_str());
+            return {};
+        }
     }
 
     ov::CompiledModel from_graph(int64_t batch, const ov::AnyMap& settings) {
