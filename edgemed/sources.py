@@ -115,14 +115,17 @@ def source_from_members(
 ) -> Source:
     """Checkpoints of the user's own: safetensors under timm's names, each with a classifier of `labels`' length.
 
+    members: named by their files, or by their folders too where two files have one name.
     check: labelled images (folder per class or CSV) with these labels. Temperatures are 1: nothing is fitted on them.
 
     Raises InputError for a backbone, a checkpoint or images that do not fit.
     """
     check_backbone(backbone)
     names = tuple(path.stem for path in members)
+    if len(set(names)) < len(names):  # such as a/model.safetensors and b/model.safetensors
+        names = tuple(f"{path.resolve().parent.name}-{path.stem}" for path in members)
     if len(set(names)) < len(names):
-        raise InputError(f"--member: two files are named '{Counter(names).most_common(1)[0][0]}'; rename one")
+        raise InputError(f"--member: two files would be the member '{Counter(names).most_common(1)[0][0]}'; rename one")
     if len(set(labels)) < len(labels) or len(labels) < 2:
         raise InputError(f"--labels {','.join(labels)}: give two or more different labels, in the checkpoints' order")
     networks = [network_from_file(path, backbone, len(labels), "see --backbone and --labels") for path in members]

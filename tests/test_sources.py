@@ -109,9 +109,17 @@ def test_all_images_are_checked_whichever_splits_a_csv_names(
     assert len(source.proofs) == len(files) + 1
 
 
-def test_two_members_of_one_name_are_refused(members: list[Path], phantoms: Path) -> None:
-    with pytest.raises(InputError, match="two files are named 'first'"):
-        source_from_members([members[0]] * 2, backbone=BACKBONE, labels=LABELS, size=SIZE, check=phantoms)
+def test_members_of_one_file_name_are_told_apart_by_their_folders(
+    members: list[Path], phantoms: Path, tmp_path: Path
+) -> None:
+    copies = [tmp_path / folder / "model.safetensors" for folder in ("ours", "theirs")]
+    for file, copy in zip(members, copies, strict=True):
+        copy.parent.mkdir()
+        copy.write_bytes(file.read_bytes())
+    source = source_from_members(copies, backbone=BACKBONE, labels=LABELS, size=SIZE, check=phantoms)
+    assert source.member_names == ("ours-model", "theirs-model") == tuple(source.metrics["members"])
+    with pytest.raises(InputError, match="two files would be the member 'ours-model'; rename one"):
+        source_from_members([copies[0]] * 2, backbone=BACKBONE, labels=LABELS, size=SIZE, check=phantoms)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, phantoms: Path) -> None:
