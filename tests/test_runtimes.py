@@ -6,8 +6,10 @@ import builtins
 import importlib.util
 import logging
 import os
+import re
 import stat
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -171,6 +173,21 @@ def test_a_kept_form_that_openvino_refuses_is_compiled_and_kept_anew(
     assert_right(session, tiny.image(7)[None])
     assert len(blob.read_bytes()) > len(good) // 2
     assert opened("openvino").from_cache is True
+
+
+def test_of_two_that_start_at_once_the_second_waits_for_what_the_first_compiles(cache: Path) -> None:
+    opened("openvino")
+    (blob,) = cache.glob("edgemed/openvino/*/*.blob")
+    compiled, inode = blob.read_bytes(), (blob.parent / "lock").stat().st_ino
+    blob.unlink()
+    with ThreadPoolExecutor() as pool:
+        with openvino._locked(blob.parent):
+            second = pool.submit(opened, "openvino")
+            while not second.done() and not re.search(rf"-> FLOCK.*:{inode} ", Path("/proc/locks").read_text()):
+                time.sleep(0.01)
+            assert not second.done()
+            openvino._keep(blob, compiled)
+        assert second.result().from_cache is True
 
 
 def test_without_a_writable_cache_it_works_and_says_so(
