@@ -4,7 +4,7 @@
 
 Every predictor is judged on the same test images, out of fold, and compared with the method's own by a paired
 bootstrap over groups. The sentence rests on one comparison that was chosen beforehand, not on the best of many:
-imagenet + mae against imagenet + imagenet', two members that differ in their seed alone.
+imagenet + mae against imagenet + imagenet', two members that differ in their seed alone, by their accuracy.
 """
 
 from __future__ import annotations
@@ -110,17 +110,20 @@ def sentence(found: Mapping[str, Any]) -> str:
     figures = "; ".join(
         f"{name} {signed(claim[key]['value'])} {bounds(claim[key], signed)}" for key, name in SEEN.items()
     )
-    adds = [name for key, name in SEEN.items() if (claim[key]["low"] or 0) > 0]
-    takes = [name for key, name in SEEN.items() if (claim[key]["high"] or 0) < 0]
-    bare = [name for key, name in SEEN.items() if claim[key]["low"] is None]
-    level = [name for name in SEEN.values() if name not in adds + takes + bare]
-    says = [f"masked pretraining {word} another seed in {' and '.join(names)}"
-            for word, names in (("adds more than", adds), ("falls behind", takes)) if names]  # fmt: skip
-    says += [f"in {name} the interval holds 0" for name in level] + [f"{name} has no interval" for name in bare]
-    null = "no interval excludes 0: these images do not show that masked pretraining adds more than another seed does"
+    accuracy = claim["accuracy"]
+    if accuracy["low"] is None:
+        says = "the accuracy has no interval, so nothing is shown"
+    elif accuracy["low"] <= 0 <= accuracy["high"]:
+        says = (
+            "the interval of the accuracy holds 0: these images do not show that masked pretraining adds more than "
+            "another seed does"
+        )
+    else:
+        word = "adds more than" if accuracy["low"] > 0 else "falls behind"
+        says = f"in these trainings, masked pretraining {word} another seed in accuracy; other trainings may differ"
     return (
         f"{claim['a']} minus {claim['b']} on the same {found['n']:,} images in {found['groups']:,} groups: {figures}; "
-        + (f"in these trainings, {', '.join(says)}; other trainings may differ." if adds or takes else f"{null}.")
+        f"{says}."
     )
 
 
@@ -147,10 +150,10 @@ def _basis(found: Mapping[str, Any]) -> str:
     return (
         f'<p class="note">{found["n"]:,} images in {found["groups"]:,} groups, '
         + (f"out of fold ({found['folds']} folds)" if found["folds"] > 1 else "the test split")
-        + ". Brackets: 95 % intervals of a bootstrap that draws whole groups; differences are paired. They tell of "
-        "other images, not of another training: what a seed does is the difference of mae and mae'. The many "
-        "differences below are not corrected for their number; the sentence rests on one comparison, chosen "
-        "beforehand, by accuracy and by AUROC.</p>"
+        + ". Brackets: 95 % intervals over groups; differences are paired. They tell of other images, not of another "
+        "training: what a seed does is the difference of mae and mae'. The many differences below are not corrected "
+        "for their number; the sentence rests on one that was chosen beforehand, of accuracy. McNemar's p takes images "
+        "for independent, the intervals do not.</p>"
     )
 
 

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from itertools import compress
 from math import nan
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.stats import FEWEST_GROUPS, Interval, group_times, interval_of_resamples
+from edgemed.stats import FEWEST_GROUPS, Interval, group_times, interval_of_resamples, rarest
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -33,16 +32,13 @@ def auroc_interval(
     """
     ranking = ranked(scores, positive)
     value = auroc_of(ranking, np.ones(len(scores), np.int64))
-    if value is None or in_few_groups(positive, groups):
-        return Interval(nan if value is None else value, nan, nan)
+    if value is None:
+        return Interval(nan, nan, nan)
+    if (count := rarest(positive, groups)) < FEWEST_GROUPS:
+        return Interval(value, nan, nan)
     drawn = [auroc_of(ranking, times) for times in group_times(groups, resamples=resamples, seed=seed)]
-    found = interval_of_resamples(value, np.array(drawn, np.float64))
+    found = interval_of_resamples(value, np.array(drawn, np.float64), count)
     return Interval(value, nan, nan) if found.low == found.high else found
-
-
-def in_few_groups(positive: NDArray[np.bool_], groups: Sequence[Hashable]) -> bool:
-    """Whether the positive images (N,), or the others, are in too few groups for an interval."""
-    return any(len(set(compress(groups, side.tolist()))) < FEWEST_GROUPS for side in (positive, ~positive))
 
 
 def ranked(column: Floats, positive: NDArray[np.bool_]) -> Ranking:

@@ -46,13 +46,13 @@ from edgemed.records import least_batch, now
 from edgemed.runtimes import ORDER, PlanModule, runtime_module
 from edgemed.startup import start_up
 from edgemed.stats import Interval
-from edgemed.timing import mean_interval, percentile_intervals, resampled_medians, stability, timed
+from edgemed.timing import SAMPLES_ABOVE, mean_interval, percentile_intervals, resampled_medians, stability, timed
 
 SCHEMA = "edgemed.bench/2"
 LOADED_WITH = ("precision", "threads", "plan", "cuda_graph")  # the settings that `infer.load` takes, but the runtime
 MODES = ("single-stream", "burst", "sparse")
 PERCENTILES = (50, 90, 95, 99)
-P99_SAMPLES = 1000  # 10 samples above the percentile
+P99_SAMPLES = 100 * SAMPLES_ABOVE
 JPEG_QUALITY = 90
 
 
@@ -204,10 +204,11 @@ def _correctness(model: Model) -> dict[str, Any] | str:
 def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any) -> dict[str, Any]:
     """One measurement.
 
-    batch, samples; latency_ms of a request: mean, p50, p90, p95, p99 with intervals (p99 is None below 1,000 samples,
-    and p99_note says so), max, cov (standard deviation over mean), p50_resampled (101 quantiles of the p50s that the
-    bootstrap saw); throughput_images_per_s (None in sparse mode); stability; stages_ms; front_end_share; limit (see
-    `limits.share_of_limit`); peak_host_bytes of the process; conditions, warnings; power; times_ms: every sample.
+    batch, samples; latency_ms of a request: mean, p50, p90, p95, p99 with intervals (p90 and p95 have none below 100
+    and 200 samples; p99 is None below 1,000, and p99_note says so), max, cov (standard deviation over mean),
+    p50_resampled (101 quantiles of the p50s that the bootstrap saw); throughput_images_per_s (None in sparse mode);
+    stability; stages_ms; front_end_share; limit (`limits.share_of_limit`); peak_host_bytes; conditions, warnings;
+    power; times_ms: every sample.
     """
     image = phantom("oval", 0, max(side, MIN_SIDE), max(side, MIN_SIDE))[:side, :side]
     # Different rows, each darker than the one before, and every second a negative: rows that are mixed up would show.
@@ -277,7 +278,7 @@ def _latency(samples: list[float]) -> dict[str, Any]:
     quantiles = np.quantile(resampled_medians(samples), (np.arange(101) + 0.5) / 101)
     return {
         "mean": mean._asdict(),
-        **{f"p{q}": figure._asdict() if q != 99 or enough else None for q, figure in figures.items()},
+        **{f"p{q}": figure.as_dict() if q != 99 or enough else None for q, figure in figures.items()},
         "max": max(samples),
         "cov": float(np.std(samples)) / mean.value,
         "p50_resampled": quantiles.tolist(),

@@ -200,5 +200,6 @@ def _power(power: Any) -> str:
     )
 
 
-def _interval(value: dict[str, float]) -> str:
-    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+def _interval(value: dict[str, Any]) -> str:
+    bounds = "no interval" if value["low"] is None else f"[{value['low']:.2f}, {value['high']:.2f}]"
+    return f"{value['value']:.2f} {bounds}"

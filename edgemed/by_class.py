@@ -43,8 +43,8 @@ def intervals_by_class(
     for k, name in enumerate(classes):
         own = truth == k
         intervals = (
-            share(decided == k, own, groups, resamples=resamples, seed=seed),
-            share(decided != k, ~own, groups, resamples=resamples, seed=seed),
+            share(decided == k, own, groups),
+            share(decided != k, ~own, groups),
             auroc_interval(own, scores[:, k], groups, resamples=resamples, seed=seed),
         )
         for key, interval in zip(BY_CLASS, intervals, strict=True):

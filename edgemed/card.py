@@ -94,7 +94,7 @@ antialiased, aspect squashed. {cost}; a multiply-add counts as two operations.
 
 ## Quality
 
-{metrics[n]} images in {metrics[groups]} groups, {source.quality_of}; in brackets 95 % group-bootstrap intervals,
+{metrics[n]} images in {metrics[groups]} groups, {source.quality_of}; in brackets 95 % intervals over groups,
 where the groups suffice for one and resamples differ.
 
 | | accuracy | balanced accuracy | macro F1 | AUROC | calibration error |

@@ -129,7 +129,7 @@ def certify(
     loose = replace(gates, max_prob_error=members.shape[1] * gates.max_prob_error)  # 1/M of it is in the mean
     check_members(members, of_members, loose, model.bundle.manifest.member_names, what, names)
     interval = auroc_change(labels[of_rows], truth[of_rows], flat, groups[of_rows])
-    change = None if interval is None or not np.isfinite(interval).all() else Change(**interval._asdict())
+    change = Change.model_validate(interval.as_dict()) if np.isfinite(interval.value) else None
     certificate = Certificate(
         created=now(),
         place=place_of(model.session, model.precision),

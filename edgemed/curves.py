@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.auroc import auroc_interval, in_few_groups
+from edgemed.auroc import auroc_interval
 from edgemed.evaluate import Table
 from edgemed.metrics import equal_mass
 from edgemed.operating import disagreement
-from edgemed.stats import Interval, group_times
+from edgemed.stats import FEWEST_GROUPS, Interval, group_times, rarest, tail
 
 Floats = NDArray[np.float64]
 POINTS = 100
@@ -105,9 +105,9 @@ def roc(table: Table, positive: int, resamples: int = 300) -> Roc | None:
 
     whole, area = curve(np.ones(len(truth), np.int64)), auroc_interval(truth, scores, table.groups)
     assert whole is not None
-    if in_few_groups(truth, table.groups):
+    if (count := rarest(truth, table.groups)) < FEWEST_GROUPS:
         nowhere = np.full(len(rates), np.nan)
         return Roc(rates, whole, nowhere, nowhere, area)
     drawn = [found for times in group_times(table.groups, resamples=resamples) if (found := curve(times)) is not None]
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    low, high = np.quantile(drawn, [tail(count), 1 - tail(count)], axis=0)
     return Roc(rates, whole, low, high, area)

@@ -89,7 +89,7 @@ def metrics(result: dict[str, Any], as_json: bool, title: str) -> None:
         document(result)
         return
     table = Table(title=escape(title), title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
-    table.caption = f"{result['n']} images in {result['groups']} groups; 95 % group-bootstrap intervals"
+    table.caption = f"{result['n']} images in {result['groups']} groups; 95 % intervals over groups"
     chance = result["ensemble"]["ece_by_chance"]
     table.caption += f"\nexact probabilities would show an ECE of {chance['mean']:.3f}, up to {chance['high']:.3f}"
     table.add_column("")
@@ -111,7 +111,7 @@ def metrics(result: dict[str, Any], as_json: bool, title: str) -> None:
             f"  {pair['a']} minus {pair['b']}: accuracy {accuracy['value']:+.3f} {_bounds(accuracy, '+')}, AUROC "
             + ("undefined" if auroc["value"] is None else f"{auroc['value']:+.3f} {_bounds(auroc, '+')}")
             + f"; right on {test['only_a']} images where the other is wrong, wrong on {test['only_b']}: McNemar's p "
-            f"{test['p']:.2g}"
+            f"{test['p']:.2g}" + (", which takes images for independent" if result["groups"] < result["n"] else "")
         )
     if folds := result.get("folds"):
         accuracy = folds["ensemble"]["accuracy"]
@@ -140,7 +140,7 @@ def ablation(found: dict[str, Any], as_json: bool, title: str) -> None:
     for kind in ("members", "ensembles"):
         reference = next((row["minus"]["b"] for row in found[kind] if row["minus"]), "")
         table = Table(title=escape(f"{title}: {kind}"), title_justify="left", box=SIMPLE_HEAD, caption_justify="left")
-        table.caption = f"{found['n']} images in {found['groups']} groups; 95 % group-bootstrap intervals"
+        table.caption = f"{found['n']} images in {found['groups']} groups; 95 % intervals over groups"
         table.add_column("")
         for name in ("accuracy", "AUROC", *((f"accuracy minus\n{reference}", "AUROC minus") if reference else ())):
             table.add_column(escape(name), justify="right", no_wrap=True)
@@ -217,9 +217,12 @@ def certificate(found: Finding) -> None:
     table.add_row("images", f"{known}; {found.unmatched} of {found.files} files are unknown to it or copies{unfit}")
     table.add_row("probability error", f"largest {statement.max_prob_error:.1e}, mean {statement.mean_prob_error:.1e}")
     table.add_row("changed answers", escape(", ".join(map(str, found.flips)) or "none"))
-    judged = statement.gates.max_auroc_drop is not None
-    undefined = "not stated: images in few groups" if judged else "not judged: images of one class"
-    text = f"{change.value:+.5f} [{change.low:+.5f}, {change.high:+.5f}]" if change else undefined
+    if change is None:
+        text = "not judged: images of one class"
+    elif change.low is None or change.high is None:
+        text = f"{change.value:+.5f}"
+    else:
+        text = f"{change.value:+.5f} [{change.low:+.5f}, {change.high:+.5f}]"
     table.add_row("change of AUROC", text)
     _out.print(table)
 

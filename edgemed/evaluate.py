@@ -68,7 +68,7 @@ def evaluation(
     groups: Sequence[Any],
     classes: Sequence[str],
 ) -> dict[str, Any]:
-    """The metrics of the ensemble and of each member with group-bootstrap 95 % intervals, and how they compare, paired.
+    """The metrics of the ensemble and of each member with 95 % intervals over groups, and how they compare, paired.
 
     `probabilities` (N, K), `members` (N, M, K). "Better" is the member of higher accuracy on these very images: the
     stricter comparison for the ensemble. `comparisons` are of the ensemble with each member and of a member with those
@@ -106,9 +106,8 @@ def comparison(
 
     `accuracy` and `auroc`: a minus b, with the 95 % interval of a paired bootstrap over groups; `mcnemar`: see there.
     """
-    auroc = auroc_change(labels, b, a, groups)
     return {
         "accuracy": paired_difference(labels, a, b, groups).as_dict(),
-        "auroc": auroc.as_dict() if auroc else dict.fromkeys(("value", "low", "high")),
+        "auroc": auroc_change(labels, b, a, groups).as_dict(),
         "mcnemar": mcnemar(labels, a, b),
     }

@@ -23,10 +23,12 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_s
 from edgemed.auroc import auroc_of, ranked
 from edgemed.by_class import intervals_by_class
 from edgemed.errors import InputError
-from edgemed.stats import FEWEST_GROUPS, Interval, exact, group_bootstrap
+from edgemed.stats import Interval, exact, group_bootstrap, rarest, share
 
 INTERVAL_METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 BINS = 10  # of the calibration error
+TOO_FEW = 6
+"""Fewer groups in which two predictors differ show no difference: five of five, by the sign test, has p = 0.06."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -83,12 +85,12 @@ def metrics_with_intervals(
 ) -> dict[str, Any]:
     """`classification_metrics`, where accuracy, balanced_accuracy, macro_f1 and auroc are {"value", "low", "high"}.
 
-    low and high bound the 95 % percentile interval of a bootstrap that draws whole groups: (N,) patients or lesions.
-    The resamples depend on the groups and the seed only, so every predictor of a run is judged on the same ones. One
-    that lacks a class is left out of the averages over classes, which would be of others there. The bounds are None
-    with too few groups (`stats.FEWEST_GROUPS`), and where no resample differs from another, as where every image is
-    right: but for the accuracy, whose bounds are Clopper and Pearson's (1934) for so many groups then. All three are
-    None where the metric is undefined.
+    groups: (N,) patients or lesions. low and high bound 95 %: for the accuracy, see `stats.share`; for the others, a
+    bootstrap that draws whole groups. The resamples depend on the groups and the seed only, so every predictor of a run
+    is judged on the same ones. One that lacks a class is left out of the averages over classes, which would be of
+    others there. The bounds are None with too few groups (`stats.FEWEST_GROUPS`), for averages over classes of any
+    class, and for these where no resample differs from another, as where every image is right. All three are None where
+    the metric is undefined.
     intervals holds the bounds of sensitivity, specificity and auroc_per_class: see `by_class.intervals_by_class`.
     ece_by_chance is what `ece` would be of exact probabilities: {"mean", "high"}, see `calibration_error_by_chance`.
     """
@@ -96,15 +98,13 @@ def metrics_with_intervals(
     truth, scores = _checked(labels, probabilities, len(classes))
     _check_groups(groups, len(truth))
     statistics = _statistics(truth, scores)
-    for name in INTERVAL_METRICS:
+    metrics["accuracy"] = share(scores.argmax(axis=1) == truth, np.full(len(truth), True), groups).as_dict()
+    fewest = rarest(truth, groups)
+    for name, statistic in statistics.items():
         low = high = None
         if metrics[name] is not None:
-            found = group_bootstrap(statistics[name], groups, resamples=resamples, seed=seed).as_dict()
-            low, high = found["low"], found["high"]
-            if low == high:
-                low = high = None
-                if name == "accuracy" and (count := len(set(groups))) >= FEWEST_GROUPS:
-                    _, low, high = exact(metrics[name], count)
+            found = group_bootstrap(statistic, groups, resamples=resamples, seed=seed, fewest=fewest).as_dict()
+            low, high = (found["low"], found["high"]) if found["low"] != found["high"] else (None, None)
         metrics[name] = {"value": metrics[name], "low": low, "high": high}
     metrics["intervals"] = intervals_by_class(truth, scores, groups, classes, resamples=resamples, seed=seed)
     metrics["ece_by_chance"] = calibration_error_by_chance(scores, seed=seed, resamples=resamples)
@@ -120,7 +120,8 @@ def paired_difference(
     """accuracy(a) - accuracy(b) on the same images, in -1..1, with the interval of a paired bootstrap over groups.
 
     Paired: every resample compares both predictors on the very same images, so what both get wrong cancels out. Where
-    the two are right on the same images, the bounds are the share of groups that may yet differ: see `stats.exact`.
+    fewer than `TOO_FEW` groups differ, whose resamples would promise too much, the interval also holds as large a share
+    of the groups, either way, as may yet differ where none does: see `stats.exact`.
     """
     classes = np.shape(probabilities_a)[-1] if np.ndim(probabilities_a) else 0
     truth, scores_a = _checked(labels, probabilities_a, classes)
@@ -128,9 +129,12 @@ def paired_difference(
     _check_groups(groups, len(truth))
     gain = (scores_a.argmax(axis=1) == truth).astype(np.int64) - (scores_b.argmax(axis=1) == truth)
     found = group_bootstrap(lambda rows: float(gain[rows].mean()), groups)
-    if found.low == found.high == 0:
-        most = exact(0.0, len(set(groups))).high
-        return Interval(found.value, -most, most)
+    of_groups: dict[Hashable, int] = {}
+    for group, each in zip(groups, gain.tolist(), strict=True):
+        of_groups[group] = of_groups.get(group, 0) + each
+    if not np.isnan(found.low) and sum(each != 0 for each in of_groups.values()) < TOO_FEW:
+        most = exact(0.0, len(of_groups)).high
+        return Interval(found.value, min(found.low, -most), max(found.high, most))
     return found
 
 
@@ -139,16 +143,17 @@ def auroc_change(
     reference: ArrayLike,
     candidate: ArrayLike,
     groups: Sequence[Hashable] | NDArray[Any],
-) -> Interval | None:
+) -> Interval:
     """AUROC (macro one-vs-rest) of the candidate minus that of the reference, with a paired group-bootstrap interval.
 
-    Two models of the same images, (N, K) each. None where it is undefined: images of one class only. The bounds are NaN
-    with too few groups.
+    Two models of the same images, (N, K) each. NaN where it is undefined: images of one class only. The bounds are NaN
+    where a class is in too few groups, and where no resample changes the value: other images may.
     """
     classes = np.shape(reference)[-1]
     before, after = (_statistics(*_checked(labels, table, classes))["auroc"] for table in (reference, candidate))
-    found = group_bootstrap(lambda rows: after(rows) - before(rows), groups)
-    return found if np.isfinite(found.value) else None
+    fewest = rarest(np.asarray(labels), groups)
+    found = group_bootstrap(lambda rows: after(rows) - before(rows), groups, fewest=fewest)
+    return found._replace(low=np.nan, high=np.nan) if found.low == found.high else found
 
 
 def mcnemar(labels: ArrayLike, probabilities_a: ArrayLike, probabilities_b: ArrayLike) -> dict[str, Any]:
@@ -209,7 +214,7 @@ def _calibration_error(confidence: Floats, correct: NDArray[np.bool_], bin_of: I
 
 
 def _statistics(truth: Ints, scores: Floats) -> dict[str, Callable[[Ints], float]]:
-    """The metrics of INTERVAL_METRICS as functions of row indices: counting only, nothing is sorted per resample."""
+    """The averages over classes as functions of row indices: counting only, nothing is sorted per resample."""
     classes = scores.shape[1]
     cells = truth * classes + scores.argmax(axis=1)  # the cell of the confusion matrix that each image counts in
     present = np.bincount(truth, minlength=classes) > 0
@@ -217,9 +222,6 @@ def _statistics(truth: Ints, scores: Floats) -> dict[str, Callable[[Ints], float
 
     def confusion(rows: Ints) -> Ints:
         return np.bincount(cells[rows], minlength=classes * classes).reshape(classes, classes)
-
-    def accuracy(rows: Ints) -> float:
-        return float(confusion(rows).trace() / len(rows))
 
     def balanced_accuracy(rows: Ints) -> float:
         counts = confusion(rows)
@@ -240,7 +242,7 @@ def _statistics(truth: Ints, scores: Floats) -> dict[str, Callable[[Ints], float
         defined = [value for value in values if value is not None]
         return float(np.mean(defined)) if len(defined) == len(values) else float("nan")
 
-    return {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "macro_f1": macro_f1, "auroc": auroc}
+    return {"balanced_accuracy": balanced_accuracy, "macro_f1": macro_f1, "auroc": auroc}
 
 
 def _checked(labels: ArrayLike, probabilities: ArrayLike, classes: int) -> tuple[Ints, Floats]:

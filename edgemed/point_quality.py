@@ -61,7 +61,7 @@ def _wanted(point: OperatingPoint) -> tuple[object, ...]:
 def judged(parts: Sequence[Part], classes: Sequence[str]) -> dict[str, Any]:
     """What operating points are worth on their own test rows, all parts (the folds) pooled; ready for JSON.
 
-    Intervals are 95 % group bootstraps over test images. `coverage` draws the calibration images anew as well and fits
+    Intervals are of 95 % over groups of test images. `coverage` draws the calibration images anew as well and fits
     the sets again, since coverage is promised over both draws; `coverage_of_these_sets` does not. Sensitivity and
     specificity are of the decisions before any referral; `of_answers` are those of the images that are answered.
     """

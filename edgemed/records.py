@@ -36,11 +36,14 @@ class Place(Strict):
 
 
 class Change(Strict):
-    """A change of AUROC, candidate minus reference, with its 95 % group-bootstrap interval."""
+    """A change of AUROC, candidate minus reference, with the bounds of its 95 % interval over groups.
+
+    The bounds are None where a class is in few groups, and where no other draw of the groups changes the value.
+    """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 class Bounds(Strict):
@@ -59,7 +62,7 @@ class Certificate(Strict):
 
     flips: sha256 of the pixels of each image whose label, or decision or set by the operating point, changed (where the
     reference had a clear answer).
-    auroc_change: None where it is undefined (images of one class), or has no interval (few groups).
+    auroc_change: None where it is undefined (images of one class).
     """
 
     created: Time

@@ -129,8 +129,8 @@ def _verdict(metrics: Mapping[str, Any]) -> str:
 def _basis(metrics: Mapping[str, Any]) -> str:
     return (
         f'<p class="note">Measured on {metrics["n"]:,} images in {metrics["groups"]:,} groups (patients, lesions or '
-        f"near-duplicates), split: {escape(str(metrics['split']))}. Brackets: 95 % intervals of a bootstrap that draws "
-        f"whole groups; from fewer than {FEWEST_GROUPS} groups none are given.</p>"
+        f"near-duplicates), split: {escape(str(metrics['split']))}. Brackets: 95 % intervals over groups, none from "
+        f"fewer than {FEWEST_GROUPS}; of averages over classes, none where any class is in fewer.</p>"
     )
 
 

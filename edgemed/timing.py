@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from math import nan
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ Call = Callable[[], object]
 RESAMPLES = 1000
 WINDOWS = 5
 WINDOW_SAMPLES = 3  # fewer have no median to speak of
+SAMPLES_ABOVE = 10  # a percentile above the median, for a bound: the true one lies above all of too few samples
 TOLERANCE = 0.10  # by which a window's median may differ from that of all samples
 _MIN_BLOCKS = 20
 _GRID = 2000  # distinct bounds that an interval can take, at most
@@ -142,10 +144,15 @@ def percentile(samples: Sequence[float], q: float) -> float:
 
 
 def percentile_intervals(samples: Sequence[float], qs: Sequence[float]) -> list[Interval]:
-    """`percentile` at each q, with 95 % block-bootstrap intervals, of samples (N,) in the order of time."""
+    """`percentile` at each q, with 95 % block-bootstrap intervals, of samples (N,) in the order of time.
+
+    Above the median, the bounds are NaN with fewer than `SAMPLES_ABOVE` samples beyond the percentile.
+    """
     values = _finite(samples)
     drawn = _percentiles(values, qs, _draws(len(values)))
-    return [_interval(percentile(samples, q), column) for q, column in zip(qs, drawn.T, strict=True)]
+    found = [_interval(percentile(samples, q), column) for q, column in zip(qs, drawn.T, strict=True)]
+    few = [q > 50 and len(values) * (100 - q) < 100 * SAMPLES_ABOVE for q in qs]
+    return [Interval(each.value, nan, nan) if bare else each for each, bare in zip(found, few, strict=True)]
 
 
 def mean_interval(samples: Sequence[float]) -> Interval:

@@ -18,7 +18,7 @@ from edgemed.by_class import BY_CLASS, figure_of_class, intervals_by_class
 from edgemed.card import model_card
 from edgemed.evaluate import evaluation
 from edgemed.metrics import metrics_with_intervals
-from edgemed.stats import group_resamples
+from edgemed.stats import group_resamples, share, tail
 
 CLASSES = ("benign", "malignant", "normal")
 RARE = 13  # groups of the class "normal"
@@ -34,28 +34,24 @@ def predicted(groups: int = 90, each: int = 2, seed: int = 0) -> tuple[np.ndarra
     return labels, np.exp(scores) / np.exp(scores).sum(1, keepdims=True), [f"p{k // each}" for k in range(len(labels))]
 
 
-def bounds(values: list[float]) -> list[float]:
-    return pytest.approx(np.quantile(values, [0.025, 0.975]))  # type: ignore[no-any-return]
-
-
-def test_the_intervals_are_those_of_a_plain_bootstrap_of_patients() -> None:
+def test_the_intervals_are_over_patients_and_the_auroc_that_of_a_plain_bootstrap_of_them() -> None:
     labels, shares, groups = predicted()
     metrics = metrics_with_intervals(labels, shares, groups, CLASSES, seed=3, resamples=200)
     decided = shares.argmax(axis=1)
-    for k, name in enumerate(CLASSES):
+    for k, (name, of_class) in enumerate(zip(CLASSES, (38, 39, RARE), strict=True)):
         for key, counts, hits in (
             ("sensitivity", labels == k, decided == k), ("specificity", labels != k, decided != k)
         ):  # fmt: skip
-            rows = np.flatnonzero(counts)
-            own = [groups[row] for row in rows]
-            values = [hits[rows[drawn]].mean() for drawn in group_resamples(own, resamples=200, seed=3)]
-            assert list(metrics["intervals"][key][name].values()) == bounds(values)
-            assert metrics[key][name] == pytest.approx(hits[counts].mean())
+            own = [group for group, here in zip(groups, counts, strict=True) if here]
+            value, *bounds = share(hits[counts], np.full(len(own), True), own)
+            assert list(metrics["intervals"][key][name].values()) == bounds
+            assert metrics[key][name] == pytest.approx(value) == pytest.approx(hits[counts].mean())
         aurocs = [
             roc_auc_score(labels[rows] == k, shares[rows, k])
             for rows in group_resamples(groups, resamples=200, seed=3)
         ]
-        assert list(metrics["intervals"]["auroc_per_class"][name].values()) == bounds(aurocs)
+        expected = np.quantile(aurocs, [tail(of_class), 1 - tail(of_class)])
+        assert list(metrics["intervals"]["auroc_per_class"][name].values()) == pytest.approx(expected)
 
 
 def test_more_images_of_the_same_patients_do_not_narrow_an_interval() -> None:

@@ -65,11 +65,17 @@ def test_the_change_of_auroc_is_the_engines_minus_pytorchs_with_an_interval_over
     assert of_images is not None and abs(of_images.high - of_images.low - expected.high + expected.low) > 0.03
 
 
-def test_few_patients_give_a_certificate_no_interval_of_the_auroc_and_no_bounds_that_are_no_numbers(
-    tmp_path: Path,
+def test_few_patients_give_a_certificate_the_change_of_auroc_without_bounds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = certify(noted(tmp_path, answers(18), [k // 2 for k in range(18)]), tmp_path / "data", Gates())
-    assert found.record.certificate is not None and found.record.certificate.auroc_change is None
+    model = noted(tmp_path, answers(18), [k // 2 for k in range(18)])
+    found = certify(model, tmp_path / "data", Gates())
+    certificate = found.record.certificate
+    assert certificate is not None and certificate.auroc_change is not None
+    assert certificate.auroc_change.model_dump() == {"value": 0, "low": None, "high": None}
+    assert load(model.bundle.path, runtime="openvino").state == "certified"  # and it is read back
+    display.certificate(found)
+    assert "change of AUROC +0.00000 " in " ".join(capsys.readouterr().out.split()) + " "
 
 
 def test_a_bundle_that_serves_on_two_cpus_keeps_a_certificate_of_each(

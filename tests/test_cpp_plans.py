@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import test_damaged as damaged
@@ -13,7 +14,7 @@ from cpp_build import BUNDLE, INPUT, INTERNAL, OK, RUNTIME, certificate_record, 
 import edgemed
 from edgemed.manifest import document_bytes
 from edgemed.pack import add_plan, put_record
-from edgemed.records import Place
+from edgemed.records import Bounds, Place
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -32,6 +33,25 @@ def test_a_certificate_counts_in_its_own_place_only(build: Path, tmp_path: Path)
     for field in Place.model_fields:
         put_record(bundle, certificate_record(bundle.path, **{field: elsewhere.get(field, "another")}))
         assert opened(build, bundle.path, "openvino")["state"] == "built", field
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"auroc_change": {"value": 0.0, "low": None, "high": None}},  # few patients, or nothing changed
+        {"auroc_change": None, "gates": Bounds(max_flips=0, max_prob_error=1e-3, max_auroc_drop=None)},  # of one class
+    ],
+    ids=["no bounds", "no AUROC"],
+)
+def test_a_certificate_that_states_no_more_than_it_knows_counts(
+    figures: dict[str, Any], build: Path, tmp_path: Path
+) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle")
+    record = certificate_record(bundle.path)
+    assert record.certificate is not None
+    put_record(bundle, record.model_copy(update={"certificate": record.certificate.model_copy(update=figures)}))
+    assert edgemed.load(bundle.path, runtime="openvino", threads=1).state == "certified"
+    assert opened(build, bundle.path, "openvino", threads=1)["state"] == "certified"
 
 
 def test_a_certificate_that_its_record_does_not_claim_counts_for_nothing(build: Path, tmp_path: Path) -> None:

@@ -152,6 +152,14 @@ def test_intervals_of_independent_samples_keep_their_promise() -> None:
     assert (np.mean(found, axis=0) < 0.99).all()
 
 
+@pytest.mark.parametrize(("q", "enough"), [(90, 100), (95, 200), (99, 1000)])
+def test_a_percentile_that_too_few_samples_lie_beyond_has_no_bounds(q: int, enough: int) -> None:
+    samples = np.random.default_rng(q).gamma(9, size=enough).tolist()
+    [few], [many] = (percentile_intervals(samples[:count], (q,)) for count in (enough - 1, enough))
+    assert few.as_dict() == {"value": percentile(samples[:-1], q), "low": None, "high": None}
+    assert many.low <= many.value <= many.high
+
+
 def test_an_interval_narrows_with_more_samples_and_holds_its_value() -> None:
     widths = []
     for n in (20, 200, 2000, 20000):
@@ -164,7 +172,7 @@ def test_an_interval_narrows_with_more_samples_and_holds_its_value() -> None:
 
 
 def test_one_sample_has_no_width() -> None:
-    assert percentile_intervals([4.0], (50, 99)) == [(4.0, 4.0, 4.0)] * 2
+    assert percentile_intervals([4.0], (50,)) == [(4.0, 4.0, 4.0)]
     assert mean_interval([4.0]) == (4.0, 4.0, 4.0)
 
 

@@ -116,7 +116,9 @@ Place certificate_from(Json& document) {
             throw FieldError("certificate.flips", "holds what is no sha256 in hex");
     if (!fields.null("auroc_change")) {
         Fields change(fields.object("auroc_change"), "certificate.auroc_change");
-        for (const char* name : {"value", "low", "high"}) change.number(name, -DBL_MAX, DBL_MAX);
+        change.number("value", -DBL_MAX, DBL_MAX);
+        for (const char* name : {"low", "high"})
+            if (!change.null(name)) change.number(name, -DBL_MAX, DBL_MAX);
         change.done();
     }
     Fields gates(fields.object("gates"), "certificate.gates");
