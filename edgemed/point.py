@@ -7,7 +7,8 @@ whose failures there are rare enough: with R of N calibration images in G groups
 share that may fail. That is conformal risk control (Angelopoulos et al. 2022, arXiv 2208.02814), whose promise holds on
 average over the draw of the calibration images; for prediction sets and one image a group it is split conformal
 prediction with its quantile of rank ceil((N + 1) coverage). Images of a group count as one draw, since they are alike.
-Exact where groups are of one size; a few much larger ones weaken it, and so do temperatures from the same images.
+Exact where groups are of one size; a few much larger ones weaken it (with 20 groups of 1, 2 or 40 images, 0.90 became
+0.887), and so do temperatures from the same images.
 
 What fails: an image of the positive class below the threshold (sensitivity), one of another class at or above it
 (specificity), a true label outside of the set (coverage), an image that is referred (`answer`), a wrong answer that is
@@ -16,7 +17,9 @@ given (`max_error`).
 
 from __future__ import annotations
 
+import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -31,6 +34,9 @@ from edgemed.operating import REFER, UNCLEAR, decide, disagreement
 
 MARGIN = UNCLEAR
 """By how much at most a threshold keeps clear of the image that sets it."""
+
+LARGE = 0.2
+"""A group of more than this share of the calibration images is told of."""
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -68,6 +74,11 @@ def fitted_point(wanted: Wanted, classes: Sequence[str], table: Table) -> Operat
     """
     shares, labels = table.probabilities.astype(np.float64), table.labels
     point = OperatingPoint(images=len(labels))
+    if (largest := max(Counter(table.groups).values(), default=0)) > LARGE * len(labels):
+        logging.getLogger("edgemed").warning(
+            "%d of the %d calibration images are of one group: what the operating point promises holds for groups of "
+            "one size, and may be missed by a little", largest, len(labels),
+        )  # fmt: skip
     if wanted.coverage:
         of_true = shares[np.arange(len(labels)), labels]
         allowed = _allowed("--coverage", wanted.coverage, table.groups)

@@ -14,7 +14,7 @@ from cpp_build import BUNDLE, INPUT, INTERNAL, OK, RUNTIME, certificate_record, 
 import edgemed
 from edgemed.manifest import document_bytes
 from edgemed.pack import add_plan, put_record
-from edgemed.records import Bounds, Place
+from edgemed.records import Bounds, Change, Place
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -38,7 +38,7 @@ def test_a_certificate_counts_in_its_own_place_only(build: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     "figures",
     [
-        {"auroc_change": {"value": 0.0, "low": None, "high": None}},  # few patients, or nothing changed
+        {"auroc_change": Change(value=0.0, low=None, high=None)},  # few patients, or nothing changed
         {"auroc_change": None, "gates": Bounds(max_flips=0, max_prob_error=1e-3, max_auroc_drop=None)},  # of one class
     ],
     ids=["no bounds", "no AUROC"],
