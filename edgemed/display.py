@@ -101,10 +101,8 @@ def metrics(result: dict[str, Any], as_json: bool, title: str) -> None:
     _out.print(table)
     _out.print(_by_class(result["ensemble"], result["classes"]))
     if difference := result.get("ensemble_minus_better"):
-        say(
-            f"ensemble minus the better member ({difference['better']}): accuracy {difference['value']:+.3f} "
-            + _bounds(difference, "+")
-        )
+        head = f"ensemble minus the better member ({difference['better']}): accuracy {difference['value']:+.3f}"
+        say(f"{head} {_bounds(difference, '+')}")
     for pair in result["comparisons"]:
         test, accuracy, auroc = (pair[key] for key in ("mcnemar", "accuracy", "auroc"))
         say(

@@ -74,7 +74,7 @@ def _run(folder: Path) -> Run:
         "config": {"seed": 7},
         "dataset": {"root": str(data), "n": 18, "groups": 9, "fingerprint": "ab" * 32},
     }
-    metrics = {"split": "test"} | results["test"]
+    metrics = {"split": "test", "operating": None} | results["test"]
     return Run(path, ensemble, CLASSES, SIZE, "resnet18", MEMBERS, temperatures, info, metrics, dataset)
 
 

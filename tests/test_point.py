@@ -51,14 +51,12 @@ def test_the_sets_hold_the_true_label_as_often_as_stated_on_new_images(groups: i
     assert np.mean(found) < 0.9 + 1 / (groups + 1) + 2 * error
 
 
-@pytest.mark.parametrize(("largest", "told"), [(10, False), (11, True)])
-def test_a_group_that_holds_more_than_a_fifth_of_the_images_is_told_of(
-    largest: int, told: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("largest", [10, 11])
+def test_a_group_of_more_than_a_fifth_of_the_images_is_told_of(largest: int, caplog: pytest.LogCaptureFixture) -> None:
     table = drawn(np.random.default_rng(0), 50)
     groups = tuple("one" if k < largest else group for k, group in enumerate(table.groups))
     fitted_point(Wanted(coverage=0.9), CLASSES, replace(table, groups=groups))
-    assert (f"{largest} of the 50 calibration images are of one group" in caplog.text) is told
+    assert (f"{largest} of the 50 calibration images are of one group" in caplog.text) is (largest > 10)
 
 
 @given(st.integers(1, 300), st.integers(1, 99))
@@ -110,9 +108,8 @@ def test_sensitivity_and_answers_hold_on_new_images_on_average() -> None:
         answered.append(np.mean([one.decision != REFER for one in decisions(point, new)]))
         point = fitted_point(Wanted(max_error=0.1), CLASSES, fitted_on)
         truth = [CLASSES[k] for k in new.labels]
-        wrong.append(
-            np.mean([d.decision not in (name, REFER) for d, name in zip(decisions(point, new), truth, strict=True)])
-        )
+        decided = [one.decision for one in decisions(point, new)]
+        wrong.append(np.mean([d not in (name, REFER) for d, name in zip(decided, truth, strict=True)]))
     for values, promised in ((found, 0.9), (answered, 0.8), (1 - np.array(wrong), 0.9)):
         error = np.std(values) / math.sqrt(len(values))
         assert promised - 2 * error < np.mean(values) < promised + 0.05
