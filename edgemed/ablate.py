@@ -26,7 +26,7 @@ from edgemed.errors import InputError, did_you_mean
 from edgemed.files import read_json, write_atomic, write_json
 from edgemed.place import place_of
 from edgemed.progress import Progress
-from edgemed.run import begin_run, fold_folders
+from edgemed.run import begin_run, evaluated, fold_folders
 from edgemed.train import Begun, begun, trained
 
 LAST = "ablation.html"  # the last file that is written
@@ -161,5 +161,4 @@ def _runs(out: Path, name: str, run: Begun) -> list[Path]:
 
 def _finished(out: Path, name: str) -> bool:
     cell = out / "cells" / name
-    last = (cell / "report.html", *(run / "metrics.json" for run in (cell, *cell.glob("folds/*"))))
-    return all(file.exists() for file in last)
+    return (cell / "report.html").exists() and all(map(evaluated, (cell, *cell.glob("folds/*"))))

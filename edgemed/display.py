@@ -89,7 +89,7 @@ def metrics(result: dict[str, Any], as_json: bool, title: str) -> None:
         document(result)
         return
     table = Table(title=escape(title), title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
-    table.caption = f"{result['n']} images in {result['groups']} groups; 95 % intervals over groups"
+    table.caption = f"{result['n']} images in {result['groups']} groups; 95 % intervals, from ten groups on"
     chance = result["ensemble"]["ece_by_chance"]
     table.caption += f"\nexact probabilities would show an ECE of {chance['mean']:.3f}, up to {chance['high']:.3f}"
     table.add_column("")
@@ -218,7 +218,7 @@ def certificate(found: Finding) -> None:
     if change is None:
         text = "not judged: images of one class"
     elif change.low is None or change.high is None:
-        text = f"{change.value:+.5f}"
+        text = f"{change.value:+.5f} (no interval)"
     else:
         text = f"{change.value:+.5f} [{change.low:+.5f}, {change.high:+.5f}]"
     table.add_row("change of AUROC", text)

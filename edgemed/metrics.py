@@ -147,7 +147,8 @@ def auroc_change(
     """AUROC (macro one-vs-rest) of the candidate minus that of the reference, with a paired group-bootstrap interval.
 
     Two models of the same images, (N, K) each. NaN where it is undefined: images of one class only. The bounds are NaN
-    where a class is in too few groups, and where no resample changes the value: other images may.
+    where a class is in too few groups, and where no resample changes the value: other images may. Where they rank all
+    but a few images alike, the interval is too narrow: it excludes 0 for one in ten that do not differ.
     """
     classes = np.shape(reference)[-1]
     before, after = (_statistics(*_checked(labels, table, classes))["auroc"] for table in (reference, candidate))

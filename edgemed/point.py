@@ -7,8 +7,8 @@ whose failures there are rare enough: with R of N calibration images in G groups
 share that may fail. That is conformal risk control (Angelopoulos et al. 2022, arXiv 2208.02814), whose promise holds on
 average over the draw of the calibration images; for prediction sets and one image a group it is split conformal
 prediction with its quantile of rank ceil((N + 1) coverage). Images of a group count as one draw, since they are alike.
-Exact where groups are of one size; a few much larger ones weaken it (with 20 groups of 1, 2 or 40 images, 0.90 became
-0.887), and so do temperatures from the same images.
+Exact where groups are of one size; a few much larger ones weaken it (with one of 40 images among 20, 0.90 becomes 0.88
+to 0.84), and so do temperatures from the same images.
 
 What fails: an image of the positive class below the threshold (sensitivity), one of another class at or above it
 (specificity), a true label outside of the set (coverage), an image that is referred (`answer`), a wrong answer that is
@@ -36,7 +36,7 @@ MARGIN = UNCLEAR
 """By how much at most a threshold keeps clear of the image that sets it."""
 
 LARGE = 0.2
-"""A group of more than this share of the calibration images is told of."""
+"""A group of more than this share of the images that a promise speaks of is told of."""
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -74,11 +74,6 @@ def fitted_point(wanted: Wanted, classes: Sequence[str], table: Table) -> Operat
     """
     shares, labels = table.probabilities.astype(np.float64), table.labels
     point = OperatingPoint(images=len(labels))
-    if (largest := max(Counter(table.groups).values(), default=0)) > LARGE * len(labels):
-        logging.getLogger("edgemed").warning(
-            "%d of the %d calibration images are of one group: what the operating point promises holds for groups of "
-            "one size, and may be missed by a little", largest, len(labels),
-        )  # fmt: skip
     if wanted.coverage:
         of_true = shares[np.arange(len(labels)), labels]
         allowed = _allowed("--coverage", wanted.coverage, table.groups)
@@ -112,6 +107,11 @@ def _allowed(name: str, wanted: float, groups: Sequence[str]) -> int:
             f"{name} {wanted:g} cannot be promised from {count} calibration groups that it speaks of: it needs "
             f"{needed}; ask for at most {math.floor(1000 * count / (count + 1)) / 1000:g}, or give more images"
         )
+    if (largest := max(Counter(groups).values())) > max(1, LARGE * len(groups)):
+        logging.getLogger("edgemed").warning(
+            "%s %g may be missed: it is exact for groups of one size, and %d of the %d calibration images that it "
+            "speaks of are of one group; give more groups", name, wanted, largest, len(groups),
+        )  # fmt: skip
     return allowed
 
 

@@ -21,7 +21,7 @@ from edgemed.manifest import OperatingPoint
 from edgemed.operating import read_operating_point
 from edgemed.point import Flags, Outcomes, allowed_failures, outcomes
 from edgemed.predictions import joined, read_table
-from edgemed.stats import group_bootstrap
+from edgemed.stats import group_bootstrap, group_count
 
 
 class Part(NamedTuple):
@@ -121,7 +121,8 @@ def judged(parts: Sequence[Part], classes: Sequence[str]) -> dict[str, Any]:
 def _coverage_bounds(parts: Sequence[Part]) -> dict[str, float | None]:
     """The bounds of the coverage over draws of groups, each with its calibration rows and its test rows.
 
-    None are given where a part's calibration rows are not at hand.
+    They are those of these sets where a part's calibration rows are not at hand, and none where a part allows no
+    failure: no draw of its rows has a lower least probability.
     """
     fitted = [part.calibration for part in parts if part.calibration is not None]
     if len(fitted) < len(parts):
@@ -131,9 +132,10 @@ def _coverage_bounds(parts: Sequence[Part]) -> dict[str, float | None]:
     where = np.repeat(np.arange(len(tables)), [len(each.labels) for each in tables])
     coverage = parts[0].point.coverage
     assert coverage is not None
-    failing = [
-        allowed_failures(1 - coverage, len(each.labels), len(set(each.groups))) / len(each.labels) for each in fitted
-    ]
+    allowed = [allowed_failures(1 - coverage, len(each.labels), len(set(each.groups))) for each in fitted]
+    if not all(allowed):
+        return {"low": None, "high": None}
+    failing = [count / len(each.labels) for count, each in zip(allowed, fitted, strict=True)]
 
     def statistic(rows: NDArray[np.int64]) -> float:
         place, values = where[rows], of_true[rows]
@@ -147,5 +149,7 @@ def _coverage_bounds(parts: Sequence[Part]) -> dict[str, float | None]:
             total += len(tested)
         return held / total if total else math.nan
 
-    interval = group_bootstrap(statistic, [group for each in tables for group in each.groups])
+    sides = ([group for each in side for group in each.groups] for side in (fitted, [part.test for part in parts]))
+    groups = [group for each in tables for group in each.groups]
+    interval = group_bootstrap(statistic, groups, fewest=min(map(group_count, sides)))
     return {key: value for key, value in interval.as_dict().items() if key != "value"}

@@ -130,7 +130,9 @@ def _basis(metrics: Mapping[str, Any]) -> str:
     return (
         f'<p class="note">Measured on {metrics["n"]:,} images in {metrics["groups"]:,} groups (patients, lesions or '
         f"near-duplicates), split: {escape(str(metrics['split']))}. Brackets: 95 % intervals over groups, none from "
-        f"fewer than {FEWEST_GROUPS}; of averages over classes, none where any class is in fewer.</p>"
+        f"fewer than {FEWEST_GROUPS} (of one size; a few that hold most images count for less); of averages over "
+        "classes, none where any class is in fewer. Where all images are right, each group counts as one image: a "
+        "single error can raise the lower bound.</p>"
     )
 
 

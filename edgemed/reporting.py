@@ -47,7 +47,7 @@ def report_of_run(run: Path, metrics: dict[str, Any]) -> str:
     stages = {name: [row for row in rows if row["stage"] == "finetune"] for name, rows in histories.items()}
     stages["pretraining"] = [row for row in histories["mae"] if row["stage"] == "pretrain"]
     return report_html(
-        info=info,
+        info=info | {"config": config.as_dict()},  # with the settings that a run of an older version did not have
         metrics=metrics,
         histories=stages,
         split_table=_split_table(dataset),

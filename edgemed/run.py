@@ -33,7 +33,7 @@ from edgemed.predictions import MEMBERS
 from edgemed.preprocess import FrontEnd
 
 RETRAIN = "delete it and run its `edgemed train` command again: the members are kept"
-"""What to do about a `metrics.json` that is damaged, or that another version of edgemed wrote."""
+"""What to do about a `metrics.json` that is damaged."""
 METRICS_SCHEMA = 2
 """Of `metrics.json`: 2 has intervals of each class, and what chance alone does to the calibration error."""
 
@@ -99,11 +99,21 @@ def finished_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def read_metrics(run: Path) -> dict[str, Any]:
     """`metrics.json` of a run. InputError: it is damaged, or of another version of edgemed."""
-    file = run / "metrics.json"
-    metrics: dict[str, Any] = read_json(file, RETRAIN)
-    if metrics.get("schema") != METRICS_SCHEMA:
-        raise InputError(f"{file} was written by another version of edgemed; {RETRAIN}")
+    if not evaluated(run):
+        raise InputError(
+            f"{run / 'metrics.json'} is of another version of edgemed; run the `edgemed train` (or `ablate`) that made "
+            "it again: it keeps the members and evaluates anew; an operating point of `edgemed calibrate` has to be "
+            "asked for again"
+        )
+    metrics: dict[str, Any] = read_json(run / "metrics.json", RETRAIN)
     return metrics
+
+
+def evaluated(run: Path) -> bool:
+    """Whether a run has a `metrics.json` of this version. InputError: it is damaged."""
+    file = run / "metrics.json"
+    found = read_json(file, RETRAIN) if file.exists() else None
+    return isinstance(found, dict) and found.get("schema") == METRICS_SCHEMA
 
 
 def fold_folders(run: Path, folds: int) -> list[Path]:

@@ -123,7 +123,7 @@ def source_from_members(
     check_backbone(backbone)
     names = tuple(path.stem for path in members)
     if len(set(names)) < len(names):  # such as a/model.safetensors and b/model.safetensors
-        names = tuple(f"{path.resolve().parent.name}-{path.stem}" for path in members)
+        names = tuple(f"{path.parent.resolve().name}-{path.stem}" for path in members)
     if len(set(names)) < len(names):
         raise InputError(f"--member: two files would be the member '{Counter(names).most_common(1)[0][0]}'; rename one")
     if len(set(labels)) < len(labels) or len(labels) < 2:

@@ -33,7 +33,7 @@ from edgemed.preprocess import FrontEnd
 from edgemed.pretrain import pretrain
 from edgemed.progress import Progress, counted
 from edgemed.reporting import report_of_run
-from edgemed.run import METRICS_SCHEMA, read_metrics, require_same_weights, timed, trained_member
+from edgemed.run import METRICS_SCHEMA, evaluated, read_metrics, require_same_weights, timed, trained_member
 
 
 def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, progress: Progress) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, pro
     mae, training = out / "members" / "mae", dataset.subset("train")
     weights = Path(config.weights) if config.weights else None
     whole = all((out / "members" / member / "model.safetensors").exists() for member in MEMBERS)
-    if not whole or not (out / "metrics.json").exists():
+    if not whole or not evaluated(out):
         _forget_results(config, out)
     if not whole:
         state, source = imagenet_state(config.backbone, weights)
@@ -67,7 +67,7 @@ def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, pro
             timed(out, f"finetune {member}", partial(stage, progress=progress))
     for leftover in out.glob("members/*/*.ckpt"):  # of a kill between a stage's result and its clean-up
         leftover.unlink()
-    if not (out / "metrics.json").exists():
+    if not evaluated(out):
         timed(out, "evaluate", lambda: _evaluate(config, dataset, out, progress))
     metrics = read_metrics(out)
     if not (out / "report.html").exists():

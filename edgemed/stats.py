@@ -24,13 +24,14 @@ from edgemed.errors import InputError
 
 LEVEL = 0.95  # of every interval
 FEWEST_GROUPS = 10
-"""From fewer groups no bounds are given. Of 95 % intervals for two predictors that do not differ, with 20 images a
-group, 6 % leave out 0 with 10 groups and 5 % with 15, 6 % where they do differ by patient; by the plain percentiles it
-would be 9 % and 7 %."""
+"""From fewer groups, as `group_count` counts them, no bounds are given. Of 95 % intervals for two predictors that do
+not differ, with 20 images a group, 6 % leave out 0 with 10 groups and 5 % with 15, 6 % where they do differ by patient;
+by the plain percentiles it would be 9 % and 7 %.
+"""
 
 
 class Interval(NamedTuple):
-    """A figure with its confidence interval: the value on all samples, and the bounds of the bootstrap."""
+    """A figure with its confidence interval: the value on all samples, and the bounds, NaN where there are none."""
 
     value: float
     low: float
@@ -47,9 +48,9 @@ def group_bootstrap(
     *,
     resamples: int = 1000,
     seed: int = 0,
-    fewest: int | None = None,
+    fewest: float | None = None,
 ) -> Interval:
-    """The statistic of all samples, with the percentile interval over resampled groups.
+    """The statistic of all samples, with the interval of `interval_of_resamples` over resampled groups.
 
     `statistic` takes indices (M,) int64 into the samples and gives a float; a resample draws as many groups as there
     are, with replacement, each with all of its samples (so M varies where groups differ in size). `groups`: (N,) one
@@ -61,7 +62,7 @@ def group_bootstrap(
     """
     _check(len(groups), resamples)
     value = float(statistic(np.arange(len(groups), dtype=np.int64)))
-    count = len(set(groups)) if fewest is None else fewest
+    count = group_count(groups) if fewest is None else fewest
     if count < FEWEST_GROUPS:
         return Interval(value, math.nan, math.nan)
     values = np.array([statistic(rows) for rows in group_resamples(groups, resamples=resamples, seed=seed)])
@@ -74,20 +75,21 @@ def share(hits: NDArray[np.bool_], among: NDArray[np.bool_], groups: Sequence[Ha
     Clopper and Pearson's (1934) for as many independent images as these are worth, which is Korn and Graubard's: their
     number over the design effect, less a little for the few groups that it is estimated from, at most all of them. One
     image a group is worth one. Where all are hits, or none, nothing tells how alike the images of a group are, and each
-    group counts as one. The bounds are NaN with fewer than `FEWEST_GROUPS`; all is NaN without a sample that counts.
+    group counts as one: one miss can raise the lower bound. The bounds are NaN with fewer than `FEWEST_GROUPS`; all is
+    NaN without a sample that counts. Too narrow where few of many groups hold most images, and these are alike.
     """
     from scipy.stats import t  # not on every device
 
     if not among.any():
         return Interval(math.nan, math.nan, math.nan)
     kept, group_of = hits[among].astype(np.float64), _numbered([*compress(groups, among.tolist())])
-    value, images, count = float(kept.mean()), len(kept), int(group_of.max()) + 1
+    value, images, count = float(kept.mean()), len(kept), group_count(group_of)
     if count < FEWEST_GROUPS:
         return Interval(value, math.nan, math.nan)
     if value in (0.0, 1.0):
         return exact(value, count)
     of_groups = np.bincount(group_of, weights=kept - value)  # by how much the hits of each exceed what they would be
-    variance = float(of_groups @ of_groups) * count / (count - 1) / images**2
+    variance = float(of_groups @ of_groups) * len(of_groups) / (len(of_groups) - 1) / images**2
     effect = variance * (images - 1) / (value * (1 - value))
     certain = (t.ppf((1 + LEVEL) / 2, images - 1) / t.ppf((1 + LEVEL) / 2, count - 1)) ** 2
     return exact(value, images if effect <= certain else images * certain / effect)
@@ -103,9 +105,18 @@ def exact(value: float, images: float) -> Interval:
     return Interval(value, float(low), float(high))
 
 
-def rarest(labels: NDArray[Any], groups: Sequence[Hashable] | NDArray[Any]) -> int:
-    """The groups that hold an image of the label (N,) which is in the fewest: what a mean over labels rests on."""
-    return min(len(set(compress(groups, (labels == label).tolist()))) for label in np.unique(labels))
+def group_count(groups: Sequence[Hashable] | NDArray[Any]) -> float:
+    """So many groups of one size tell as much: Kish's (1965) n^2 / sum of squared sizes; of equal ones, their number.
+
+    Of ten groups, one of which holds 40 of 49 samples: 1.5.
+    """
+    sizes = np.bincount(_numbered(groups))
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
+
+
+def rarest(labels: NDArray[Any], groups: Sequence[Hashable] | NDArray[Any]) -> float:
+    """The `group_count` of the label (N,) for which it is lowest: what a mean over labels rests on."""
+    return min(group_count([*compress(groups, (labels == label).tolist())]) for label in np.unique(labels))
 
 
 def group_resamples(
@@ -153,8 +164,8 @@ def _check(count: int, resamples: int) -> None:
         raise InputError(f"resamples is {resamples}; give at least 1 (1000 is usual)")
 
 
-def interval_of_resamples(value: float, resampled: NDArray[np.float64], groups: int) -> Interval:
-    """The value with the percentile bounds of its resamples (R,); those that are undefined (NaN) are left out.
+def interval_of_resamples(value: float, resampled: NDArray[np.float64], groups: float) -> Interval:
+    """The value with the expanded percentiles of its resamples (R,); those that are undefined (NaN) are left out.
 
     groups: how many the figure is of, see `tail`.
     """
@@ -165,7 +176,7 @@ def interval_of_resamples(value: float, resampled: NDArray[np.float64], groups: 
     return Interval(value, float(low), float(high))
 
 
-def tail(groups: int) -> float:
+def tail(groups: float) -> float:
     """The share of resamples beyond either bound: 0.025 of many groups, 0.009 of ten, whose resamples vary too little.
 
     Hesterberg's expanded percentile: what makes the bounds of a mean those of Student's t and the unbiased deviation.

@@ -44,6 +44,7 @@ from edgemed.reporting import report_of_run
 from edgemed.run import (
     METRICS_SCHEMA,
     begin_run,
+    evaluated,
     fold_folders,
     note_root,
     previous_run,
@@ -149,7 +150,8 @@ def _trained(config: TrainConfig, run: Begun, out: Path, progress: Progress) -> 
     own = dataclasses.replace(config, threads=threads)
     jobs = [(own, k, part, out, run.fingerprint, run.device, run.weights) for k, part in enumerate(run.parts)]
     run_jobs(_train_fold, jobs, at_once, progress, gpus)
-    if not (out / "metrics.json").exists():
+    if not evaluated(out):
+        (out / "report.html").unlink(missing_ok=True)
         write_json(out / "metrics.json", _pooled_folds(config, run.dataset, out))
     metrics = read_metrics(out)
     if not (out / "report.html").exists():

@@ -245,6 +245,17 @@ def test_folds_test_every_image_once_and_pool_them(folded: Path, edgemed: Edgeme
     assert edgemed("build-engine", folded, "--out", tmp_path / "bundle") == 2
 
 
+def test_folds_of_another_version_are_evaluated_anew_by_their_own_command(
+    folded: Path, phantoms: Path, weights: Path, edgemed: Edgemed, tmp_path: Path
+) -> None:
+    run = shutil.copytree(folded, tmp_path / "run")
+    for each in (run, *run.glob("folds/*")):
+        (each / "metrics.json").write_text(json.dumps({"schema": 1}))
+    assert edgemed("train", phantoms, "--out", run, *tiny_flags(weights), "--folds", "3") == 0
+    for name in ("metrics.json", "folds/2/metrics.json"):
+        assert json.loads((run / name).read_text()) == json.loads((folded / name).read_text())
+
+
 def test_a_killed_training_ends_as_an_undisturbed_one(
     tiny_run: Path, phantoms: Path, weights: Path, tmp_path: Path
 ) -> None:

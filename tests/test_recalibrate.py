@@ -129,6 +129,17 @@ def test_a_refitting_that_breaks_off_leaves_no_page_of_the_old_point(
     assert not (run / "report.html").exists()
 
 
+@pytest.mark.parametrize(("calibration", "known"), [(12, False), (19, True)])
+def test_the_coverage_of_sets_that_no_failure_is_allowed_has_no_bounds(calibration: int, known: bool) -> None:
+    """Their limit is the least probability of all, and no draw of so few images has a lower one."""
+    rng = np.random.default_rng(0)
+    fitted_on, test = drawn(rng, calibration), drawn(rng, 200)
+    point = fitted_point(Wanted(), CLASSES, fitted_on)
+    sets = judged([Part(point, fitted_on, test)], CLASSES)["sets"]
+    assert (sets["coverage"]["low"] is not None) == (sets["coverage"]["high"] is not None) == known
+    assert sets["coverage_of_these_sets"]["low"] is not None
+
+
 @pytest.mark.usefixtures("no_report")
 def test_a_folded_run_gets_a_point_in_every_fold_and_their_pooled_figures(tmp_path: Path) -> None:
     run = tmp_path / "run"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgemed.errors import InputError
-from edgemed.stats import exact, group_bootstrap, group_resamples, group_times, rarest, share, tail
+from edgemed.stats import exact, group_bootstrap, group_count, group_resamples, group_times, rarest, share, tail
 
 
 def test_an_ordinary_bootstrap_of_a_mean_has_the_textbook_width() -> None:
@@ -79,6 +79,17 @@ def test_images_that_are_alike_count_as_one_and_those_that_balance_each_other_as
 
 def test_the_rarest_label_is_counted_in_groups() -> None:
     assert rarest(np.array([0, 0, 0, 1, 1, 1, 1]), ["a", "b", "c", "d", "d", "e", "e"]) == 2
+
+
+def test_groups_of_which_one_holds_most_images_count_for_few_and_give_no_bounds() -> None:
+    """With one group of 40 among 19 single images, 95 % intervals would hold the truth in 73 of 100 cases."""
+    sizes = [40, *[1] * 19]
+    groups = np.repeat(range(20), sizes).tolist()
+    hits = np.arange(59) % 5 > 0
+    assert group_count(groups) == pytest.approx(59**2 / (40**2 + 19))
+    assert group_count([k // 5 for k in range(100)]) == 20
+    assert share(hits, np.full(59, True), groups).as_dict() == {"value": hits.mean(), "low": None, "high": None}
+    assert np.isnan(group_bootstrap(lambda rows: float(hits[rows].mean()), groups).low)
 
 
 def test_groups_are_drawn_whole() -> None:
