@@ -19,6 +19,10 @@ recipe 0.537 and 0.860; batch statistics kept as they are (one fold, stopped aft
 In a plain training loop of its own, to see whether ours costs accuracy: untuned (128 px, 20 epochs, nothing frozen,
 crops of 0.7 to 1, the last epoch) 0.629 and 0.799 on all five folds. There, sharpness-aware minimisation (Foret et al.
 2021, radius 0.05; twice the time) had 0.448 and 0.835 on four of the five, and the recipe without it 0.481 and 0.835.
+
+Dropped last, on all five folds, 498 images, by our loop: crops of 0.6 to 1 of the area, which keep the lesion, in place
+of 0.3 to 1: 0.510 and 0.815, the recipe 0.529 and 0.807, a difference of -0.019 with a standard error of 0.023. Both
+are wrong on the same 13 % of the images.
 """
 
 from __future__ import annotations
