@@ -37,8 +37,7 @@ def auroc_interval(
     if (count := rarest(positive, groups)) < FEWEST_GROUPS:
         return Interval(value, nan, nan)
     drawn = [auroc_of(ranking, times) for times in group_times(groups, resamples=resamples, seed=seed)]
-    found = interval_of_resamples(value, np.array(drawn, np.float64), count)
-    return Interval(value, nan, nan) if found.low == found.high else found
+    return interval_of_resamples(value, np.array(drawn, np.float64), count)
 
 
 def ranked(column: Floats, positive: NDArray[np.bool_]) -> Ranking:

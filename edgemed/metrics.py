@@ -12,6 +12,7 @@ that have one. In JSON an undefined figure is null, never 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_s
 from edgemed.auroc import auroc_of, ranked
 from edgemed.by_class import intervals_by_class
 from edgemed.errors import InputError
-from edgemed.stats import Interval, exact, group_bootstrap, rarest, share
+from edgemed.stats import FEWEST_GROUPS, Interval, exact, group_bootstrap, group_count, rarest, share
 
 INTERVAL_METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 BINS = 10  # of the calibration error
@@ -101,11 +102,10 @@ def metrics_with_intervals(
     metrics["accuracy"] = share(scores.argmax(axis=1) == truth, np.full(len(truth), True), groups).as_dict()
     fewest = rarest(truth, groups)
     for name, statistic in statistics.items():
-        low = high = None
+        found = Interval(math.nan, math.nan, math.nan)
         if metrics[name] is not None:
-            found = group_bootstrap(statistic, groups, resamples=resamples, seed=seed, fewest=fewest).as_dict()
-            low, high = (found["low"], found["high"]) if found["low"] != found["high"] else (None, None)
-        metrics[name] = {"value": metrics[name], "low": low, "high": high}
+            found = group_bootstrap(statistic, groups, resamples=resamples, seed=seed, fewest=fewest)
+        metrics[name] = found.as_dict() | {"value": metrics[name]}
     metrics["intervals"] = intervals_by_class(truth, scores, groups, classes, resamples=resamples, seed=seed)
     metrics["ece_by_chance"] = calibration_error_by_chance(scores, seed=seed, resamples=resamples)
     return metrics
@@ -120,8 +120,8 @@ def paired_difference(
     """accuracy(a) - accuracy(b) on the same images, in -1..1, with the interval of a paired bootstrap over groups.
 
     Paired: every resample compares both predictors on the very same images, so what both get wrong cancels out. Where
-    fewer than `TOO_FEW` groups differ, whose resamples would promise too much, the interval also holds as large a share
-    of the groups, either way, as may yet differ where none does: see `stats.exact`.
+    all groups are alike, as where none differs, the bounds are the share of groups that may yet be otherwise: see
+    `stats.exact`. Where fewer than `TOO_FEW` differ, whose resamples promise too much, the interval holds these, too.
     """
     classes = np.shape(probabilities_a)[-1] if np.ndim(probabilities_a) else 0
     truth, scores_a = _checked(labels, probabilities_a, classes)
@@ -129,11 +129,15 @@ def paired_difference(
     _check_groups(groups, len(truth))
     gain = (scores_a.argmax(axis=1) == truth).astype(np.int64) - (scores_b.argmax(axis=1) == truth)
     found = group_bootstrap(lambda rows: float(gain[rows].mean()), groups)
+    if group_count(groups) < FEWEST_GROUPS:
+        return found
     of_groups: dict[Hashable, int] = {}
     for group, each in zip(groups, gain.tolist(), strict=True):
         of_groups[group] = of_groups.get(group, 0) + each
-    if not np.isnan(found.low) and sum(each != 0 for each in of_groups.values()) < TOO_FEW:
-        most = exact(0.0, len(of_groups)).high
+    most = exact(0.0, len(of_groups)).high
+    if np.isnan(found.low):
+        return Interval(found.value, max(found.value - most, -1), min(found.value + most, 1))
+    if sum(each != 0 for each in of_groups.values()) < TOO_FEW:
         return Interval(found.value, min(found.low, -most), max(found.high, most))
     return found
 
@@ -153,8 +157,7 @@ def auroc_change(
     classes = np.shape(reference)[-1]
     before, after = (_statistics(*_checked(labels, table, classes))["auroc"] for table in (reference, candidate))
     fewest = rarest(np.asarray(labels), groups)
-    found = group_bootstrap(lambda rows: after(rows) - before(rows), groups, fewest=fewest)
-    return found._replace(low=np.nan, high=np.nan) if found.low == found.high else found
+    return group_bootstrap(lambda rows: after(rows) - before(rows), groups, fewest=fewest)
 
 
 def mcnemar(labels: ArrayLike, probabilities_a: ArrayLike, probabilities_b: ArrayLike) -> dict[str, Any]:

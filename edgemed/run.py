@@ -35,7 +35,8 @@ from edgemed.preprocess import FrontEnd
 RETRAIN = "delete it and run its `edgemed train` command again: the members are kept"
 """What to do about a `metrics.json` that is damaged."""
 METRICS_SCHEMA = 2
-"""Of `metrics.json`: 2 has intervals of each class, and what chance alone does to the calibration error."""
+"""Of `metrics.json`: 2 has intervals of each class, by groups as `stats.py` counts them, and the calibration error by
+chance."""
 
 
 @dataclass(frozen=True)
@@ -99,21 +100,24 @@ def finished_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def read_metrics(run: Path) -> dict[str, Any]:
     """`metrics.json` of a run. InputError: it is damaged, or of another version of edgemed."""
-    if not evaluated(run):
+    if (found := _metrics(run)) is None:
         raise InputError(
             f"{run / 'metrics.json'} is of another version of edgemed; run the `edgemed train` (or `ablate`) that made "
             "it again: it keeps the members and evaluates anew; an operating point of `edgemed calibrate` has to be "
             "asked for again"
         )
-    metrics: dict[str, Any] = read_json(run / "metrics.json", RETRAIN)
-    return metrics
+    return found
 
 
 def evaluated(run: Path) -> bool:
     """Whether a run has a `metrics.json` of this version. InputError: it is damaged."""
+    return _metrics(run) is not None
+
+
+def _metrics(run: Path) -> dict[str, Any] | None:
     file = run / "metrics.json"
     found = read_json(file, RETRAIN) if file.exists() else None
-    return isinstance(found, dict) and found.get("schema") == METRICS_SCHEMA
+    return found if isinstance(found, dict) and found.get("schema") == METRICS_SCHEMA else None
 
 
 def fold_folders(run: Path, folds: int) -> list[Path]:

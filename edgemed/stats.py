@@ -55,7 +55,8 @@ def group_bootstrap(
     `statistic` takes indices (M,) int64 into the samples and gives a float; a resample draws as many groups as there
     are, with replacement, each with all of its samples (so M varies where groups differ in size). `groups`: (N,) one
     key per sample; one key each makes it the ordinary bootstrap. A resample for which the statistic is undefined (NaN,
-    such as an AUROC without a positive) is left out; where all are, and below `FEWEST_GROUPS`, the bounds are NaN.
+    such as an AUROC without a positive) is left out; where all are or none differs, and below `FEWEST_GROUPS`, the
+    bounds are NaN.
     fewest: of how many groups the figure is, where it is less sure than all of them make it: see `rarest`.
 
     Raises InputError without samples, or when `resamples` is below 1.
@@ -167,13 +168,14 @@ def _check(count: int, resamples: int) -> None:
 def interval_of_resamples(value: float, resampled: NDArray[np.float64], groups: float) -> Interval:
     """The value with the expanded percentiles of its resamples (R,); those that are undefined (NaN) are left out.
 
-    groups: how many the figure is of, see `tail`.
+    groups: how many the figure is of, see `tail`. The bounds are NaN where no resample differs from another: that these
+    samples leave no doubt does not mean that others would not.
     """
     defined = resampled[~np.isnan(resampled)]
     if not len(defined):
         return Interval(value, math.nan, math.nan)
     low, high = np.quantile(defined, [tail(groups), 1 - tail(groups)])
-    return Interval(value, float(low), float(high))
+    return Interval(value, float(low), float(high)) if low < high else Interval(value, math.nan, math.nan)
 
 
 def tail(groups: float) -> float:

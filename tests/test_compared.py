@@ -21,7 +21,7 @@ def test_two_that_both_rank_perfectly_have_no_proof_of_being_alike() -> None:
 def test_the_difference_of_one_that_is_always_right_and_one_that_never_is_lies_within_its_bounds() -> None:
     right = np.eye(2)[np.arange(40) % 2]
     found = paired_difference(np.arange(40) % 2, right, right[:, ::-1], range(40))
-    assert found.low <= found.value == 1 <= found.high
+    assert found.low == pytest.approx(0.025 ** (1 / 40)) and found.value == found.high == 1
 
 
 def test_a_predictor_does_not_differ_from_itself() -> None:
