@@ -12,15 +12,13 @@ The best of several repeats, since a limit is what is possible. Bytes of a copy:
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-
-from edgemed.conditions import ROOT, text
+from threadpoolctl import threadpool_info, threadpool_limits
 
 SIDE = 1536  # of the square float32 matrices: 7.2 GFLOP a product
 COPY_BYTES = 128 << 20  # more than any CPU's cache
@@ -71,31 +69,10 @@ def share_of_limit(
 
 @contextlib.contextmanager
 def blas_threads(threads: int) -> Iterator[bool]:
-    """Let NumPy's OpenBLAS use so many threads for a while; yields False where it is another BLAS."""
-    found = _openblas()
-    if found is None:
-        yield False
-        return
-    get, set_ = found
-    before = get()
-    set_(threads)
-    try:
-        yield get() == threads
-    finally:
-        set_(before)
-
-
-def _openblas() -> tuple[Any, Any] | None:
-    """(get, set) of the number of threads of the OpenBLAS that this process has loaded."""
-    paths = {line.split(maxsplit=5)[5] for line in text(ROOT / "proc/self/maps").splitlines() if "openblas" in line}
-    for path in sorted(paths):
-        library = ctypes.CDLL(path)
-        for prefix in ("", "scipy_"):
-            for suffix in ("", "64_", "_64"):
-                names = [f"{prefix}openblas_{verb}_num_threads{suffix}" for verb in ("get", "set")]
-                if all(hasattr(library, name) for name in names):
-                    return getattr(library, names[0]), getattr(library, names[1])
-    return None
+    """Let NumPy's BLAS use so many threads for a while; yields False where it is one that cannot be told."""
+    with threadpool_limits(threads, user_api="blas"):
+        told = [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+        yield bool(told) and set(told) == {threads}
 
 
 def _best_seconds(call: Callable[[], object]) -> float:

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from edgemed.calibrate import at_a_limit, fitted_temperatures
+from edgemed.calibration import at_a_limit, fitted_temperatures
 from edgemed.config import TrainConfig, derive_seed
 from edgemed.dataset import Dataset
 from edgemed.distributed import cpu_threads, on_all_ranks

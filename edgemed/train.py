@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgemed.calibrate import with_calibration
+from edgemed.calibration import with_calibration
 from edgemed.config import TrainConfig, derive_seed
 from edgemed.dataset import (
     Dataset,

@@ -19,9 +19,9 @@ duplicates columns patients rows splits dataset published recipes
 manifest operating records signature evidence bundle pack preflight
 loader_torch loader_dali loader
 models preprocess masking mae norms distributed
-evaluate curves ensemble place predictions run point point_quality calibrate loop parallel pretrain finetune
+evaluate curves ensemble place predictions run point point_quality calibration loop parallel pretrain finetune
 report_page report_plots report_training report_evidence report examples reporting
-stages train recalibrate ablation ablate
+stages train calibrate ablation ablate
 runtimes
 precision export
 gates engines infer certify plans sources card prove build nvml conditions power limits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from edgemed import limits
 from edgemed.limits import blas_threads, cpu_limits, share_of_limit
@@ -40,23 +41,20 @@ def test_the_best_repeat_is_the_limit() -> None:
     assert 0.1 < found["copy_gb_per_s"] < 1e4
 
 
+def _blas() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
 def test_the_product_uses_the_threads_of_the_request_and_gives_them_back() -> None:
-    found = limits._openblas()
-    if found is None:
-        pytest.skip("this NumPy has another BLAS than OpenBLAS")
-    before = found[0]()
-    found[1](2)
-    with blas_threads(1) as told:
-        assert told
-        assert found[0]() == 1
-        np.ones((8, 8)) @ np.ones((8, 8))
-    assert found[0]() == 2
-    found[1](before)
+    with threadpool_limits(2, user_api="blas"):
+        with blas_threads(1) as told:
+            assert told and _blas() == {1}
+        assert _blas() == {2}
     assert cpu_limits(1)["sgemm_threads"] == 1
 
 
 def test_a_blas_that_cannot_be_told_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_openblas", lambda: None)
+    monkeypatch.setattr(limits, "threadpool_info", list)
     assert cpu_limits(1)["sgemm_threads"] is None
 
 

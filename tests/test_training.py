@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from edgemed.calibrate import fitted_temperature
+from edgemed.calibration import fitted_temperature
 from edgemed.config import TrainConfig, derive_seed
 from edgemed.errors import EdgemedError, InputError
 from edgemed.finetune import class_weights

@@ -67,7 +67,7 @@ def build_engine(
         ),
     ] = None,
     with_entropy: Annotated[
-        bool, typer.Option(help="The engine also gives the entropy of each 32-pixel patch, in bits.")
+        bool, typer.Option("--with-entropy", help="The engine also gives the entropy of each 32-pixel patch, in bits.")
     ] = False,
     runtime: Annotated[
         str, typer.Option(help="What builds a plan: auto, tensorrt, tensorrt-rtx, or none.")
@@ -82,7 +82,7 @@ def build_engine(
     max_auroc_drop: MaxAurocDrop = MAX_AUROC_DROP,
     sign: Sign = None,
     verify: Verify = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace a bundle that is already at --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is already at --out.")] = False,
     json_: Json = False,
 ) -> None:
     """Fuse a run into one engine, and prove it. Of a bundle: add plans to it."""

@@ -34,9 +34,9 @@ def calibrate(
     from edgemed.point import Wanted
 
     wanted = Wanted(positive, sensitivity, specificity, answer, max_error, coverage)
-    from edgemed.recalibrate import recalibrate
+    from edgemed.calibrate import calibrate as fit
 
-    metrics = recalibrate(run, wanted)
+    metrics = fit(run, wanted)
     if json_:
         display.document(metrics["operating"])
         return

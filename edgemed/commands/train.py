@@ -65,8 +65,12 @@ def train(
     class_weighting: Annotated[float, typer.Option(help="0 = none, 1 = balanced classes.")] = 0.5,
     mixup: Annotated[float, typer.Option(help="Mix pairs of images, by shares from Beta(a, a); 0 = off.")] = 0.0,
     ema_decay: Annotated[float, typer.Option(help="Decay of the weights' moving average.")] = 0.99,
-    vertical_flip: Annotated[bool, typer.Option(help="Flip upside down too: where up and down are alike.")] = False,
-    quarter_turns: Annotated[bool, typer.Option(help="Turn by quarters too: where no direction is special.")] = False,
+    vertical_flip: Annotated[
+        bool, typer.Option("--vertical-flip", help="Flip upside down too: where up and down are alike.")
+    ] = False,
+    quarter_turns: Annotated[
+        bool, typer.Option("--quarter-turns", help="Turn by quarters too: where no direction is special.")
+    ] = False,
     random_erasing: Annotated[float, typer.Option(help="Blank a rectangle in this share of the images.")] = 0.0,
     patience: Annotated[int, typer.Option(help="Stop after so many epochs without a lower validation loss.")] = 10,
     mask_ratio: Annotated[float, typer.Option(help="Part of the 32-pixel units that pretraining removes.")] = 0.6,
