@@ -4,8 +4,8 @@ Why: a test score is worth nothing when the test images have siblings in the tra
 patient, a lesion), near-duplicate images are joined into one group, and a group never crosses a split.
 
 A data set is a folder with one folder of images per class, or a CSV `path,label[,group][,split]` with paths relative
-to the CSV: see `rows.py`. All DICOM files of a patient are in one group: see `patients.py`. What a
-scan finds: `python -c "from edgemed.dataset import scan; print(scan('DATA').warnings)"`.
+to the CSV: see `rows.py`. All DICOM files of a patient or a study are in one group: see `patients.py`. What
+a scan finds: `python -c "from edgemed.dataset import scan; print(scan('DATA').warnings)"`.
 """
 
 from __future__ import annotations

@@ -20,12 +20,12 @@ from edgemed.duplicates import merged_groups
 from edgemed.errors import InputError, did_you_mean, one_line
 from edgemed.files import visible
 from edgemed.images import SUFFIXES, is_image
-from edgemed.patients import patient_groups
+from edgemed.patients import STATED, pseudonyms
 
 KNOWN_SPLITS = ("train", "validation", "calibration", "test")  # calibration is for who asks for it: see calibrate.py
 PLACEHOLDER = (
-    "Where DICOM files of several patients carry one PatientID, a placeholder of who removed the names, list them in a "
-    "CSV path,label,group; where they are a few among other images, save them as PNG."
+    "Where DICOM files of several patients carry one PatientID or StudyInstanceUID, a placeholder of who removed the "
+    "names, list them in a CSV path,label,group; where they are a few among other images, save them as PNG."
 )
 _MANY_GROUPS = 10  # of one PatientID among other images: lesions of one patient are seldom so many
 
@@ -170,26 +170,32 @@ def _check_splits_keep_groups(rows: Sequence[Row], path: Path) -> None:
 
 
 def _by_patient(rows: Sequence[Row], root: Path, grouped: Collection[str] = ()) -> tuple[list[Row], list[str]]:
-    """The rows, with all images of a patient whom DICOM files name in one group, and warnings.
+    """The rows, with all images of a patient or a study that DICOM files name in one group, and warnings.
 
     grouped: the paths whose group is given; it is joined with the patient's. But an id that all DICOM files share, in
     several groups, may be a placeholder of who removed the names: where these files are all of the data, or the groups
-    are many, the groups count, and a warning says so. A few among other images are of one patient.
+    are many, the groups count, and a warning says so. A few among other images are of one patient. So with the study.
     """
     files = [frame_of(root / row.path)[0] for row in rows]
-    known = patient_groups(files)
-    of_row = {k: _LAST + known[file] for k, file in enumerate(files) if file in known}
-    given = {rows[k].group for k in of_row if rows[k].path in grouped}
-    can_be_many = len(given) > 1 and (len(of_row) == len(rows) or len(given) >= _MANY_GROUPS)
-    if can_be_many and len(set(of_row.values())) == 1:
-        return list(rows), [
-            f"all DICOM images that state a PatientID state the same ({len(of_row)} images), and are in {len(given)} "
-            "groups of the CSV: the groups count, the id is taken for a placeholder; of one patient, make them one."
-        ]
-    groups = [row.group if row.path in grouped else of_row.get(k, row.group) for k, row in enumerate(rows)]
-    places = {patient: len(rows) + place for place, patient in enumerate(dict.fromkeys(of_row.values()))}
-    joined = merged_groups([*groups, *places], [(k, places[patient]) for k, patient in of_row.items()])
-    return [replace(row, group=group.removeprefix(_LAST)) for row, group in zip(rows, joined, strict=False)], []
+    known = pseudonyms(files)
+    links, warnings = list[tuple[int, str]](), []
+    for kind, keyword in enumerate(STATED):
+        of_row = {k: _LAST + known[file][kind] for k, file in enumerate(files) if file in known and known[file][kind]}
+        given = {rows[k].group for k in of_row if rows[k].path in grouped}
+        can_be_many = len(given) > 1 and (len(of_row) == len(rows) or len(given) >= _MANY_GROUPS)
+        if can_be_many and len(set(of_row.values())) == 1:
+            warnings.append(
+                f"all DICOM images that state a {keyword} state the same ({len(of_row)} images), and are in "
+                f"{len(given)} groups of the CSV: the groups count, it is taken for a placeholder; where the images "
+                "are of one patient, give them one group."
+            )
+        else:
+            links += of_row.items()
+    own = dict(reversed(links))  # the patient's before the study's
+    groups = [row.group if row.path in grouped else own.get(k, row.group) for k, row in enumerate(rows)]
+    places = {name: len(rows) + place for place, name in enumerate(dict.fromkeys(name for _, name in links))}
+    joined = merged_groups([*groups, *places], [(k, places[name]) for k, name in links])
+    return [replace(row, group=group.removeprefix(_LAST)) for row, group in zip(rows, joined, strict=False)], warnings
 
 
 _LAST = "\U0010ffff"  # sorts a pseudonym behind every name: a group that was given keeps its own

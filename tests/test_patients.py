@@ -21,7 +21,7 @@ from PIL import Image
 from edgemed.certify import image_files
 from edgemed.dataset import scan, split_dataset
 from edgemed.errors import InputError
-from edgemed.patients import patient_groups
+from edgemed.patients import pseudonyms
 from edgemed.phantoms import phantom
 
 SECRETS = {
@@ -30,14 +30,15 @@ SECRETS = {
     "InstitutionName": "Saint Wubbels Infirmary",
     "AccessionNumber": "ACC5551212",
     "ReferringPhysicianName": "Grimshaw^Ottoline",
-    "StudyInstanceUID": "1.2.826.0.1.3680043.9.9.20260101.77",
+    "StudyInstanceUID": "1.2.826.0.1.3680043.9.9.20260101.77",  # each file's own, unless the test says otherwise
     "DeviceSerialNumber": "SN-8812-QX",
 }
 
 
-def _scan_of(patient: str, seed: int, kind: str) -> bytes:
+def _scan_of(patient: str, seed: int, kind: str, study: str | None = None) -> bytes:
     pixels = phantom(kind, seed, 60, 72)[:, :, 0].astype(np.uint16) << 4
-    return dicom(pixels, BitsStored=12, PatientID=patient, WindowCenter=2048, WindowWidth=4096, **SECRETS)
+    stated = SECRETS | {"StudyInstanceUID": f"{SECRETS['StudyInstanceUID']}.{seed}" if study is None else study}
+    return dicom(pixels, BitsStored=12, PatientID=patient, WindowCenter=2048, WindowWidth=4096, **stated)
 
 
 @pytest.fixture
@@ -54,21 +55,57 @@ def clinic(tmp_path: Path) -> Path:
 def test_pseudonyms_are_hashes_salted_with_the_images(clinic: Path) -> None:
     files = sorted(clinic.rglob("*.dcm"))
     salt = hashlib.sha256(b"".join(sorted(hashlib.sha256(file.read_bytes()).digest() for file in files))).digest()
-    groups = patient_groups([*files, clinic / "none.png"])
+    found = pseudonyms([*files, clinic / "none.png"])
     for file in files:
         patient = f"PID-{7000 + int(file.stem) // 2}".encode() + b"\\"
-        assert groups[file] == "patient-" + hmac.new(salt, patient, "sha256").hexdigest()[:16]
-    assert len(set(groups.values())) == 18
+        study = f"{SECRETS['StudyInstanceUID']}.{int(file.stem)}".encode()
+        assert found[file] == tuple(
+            kind + hmac.new(salt, secret, "sha256").hexdigest()[:16]
+            for kind, secret in (("patient-", patient), ("study-", study))
+        )
+    assert len(found) == 36 and len(set(scan(clinic).groups)) == 18
     files[0].write_bytes(_scan_of("PID-7000", 99, "none"))
-    assert not set(patient_groups(files).values()) & set(groups.values())  # other data, other pseudonyms
+    names = {name for of in found.values() for name in of}
+    assert not names & {name for of in pseudonyms(files).values() for name in of}  # other data, other pseudonyms
 
 
 def test_spaces_around_an_id_make_no_other_patient_and_alone_name_none(tmp_path: Path) -> None:
     files = [tmp_path / f"{k}.dcm" for k in range(4)]
     for k, patient in enumerate(("P1", " P1 ", "P1", "  ")):
-        files[k].write_bytes(_scan_of(patient, k, "oval"))
-    groups = patient_groups(files)
-    assert list(groups) == files[:3] and len(set(groups.values())) == 1
+        files[k].write_bytes(_scan_of(patient, k, "oval", ""))
+    found = pseudonyms(files)
+    assert list(found) == files[:3] and len(set(found.values())) == 1
+
+
+@pytest.mark.parametrize("patients", [[""] * 48, [f"anon{k}" for k in range(48)]], ids=["no id", "an id per file"])
+def test_a_study_stays_together_where_the_ids_of_the_patients_were_removed(patients: list[str], tmp_path: Path) -> None:
+    for k, patient in enumerate(patients):
+        kind = ("oval", "none")[k // 4 % 2]
+        file = tmp_path / kind / f"{k:02d}.dcm"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(_scan_of(patient, k, kind, f"1.2.826.{k // 4}"))
+    dataset = split_dataset(scan(tmp_path))
+    splits: dict[int, set[str]] = {}
+    for row in dataset.rows:
+        splits.setdefault(int(Path(row.path).stem) // 4, set()).add(row.split)
+    assert len(splits) == len(set(dataset.groups)) == 12 and all(len(of) == 1 for of in splits.values())
+    assert not any("1.2.826" in group or "anon" in group for group in dataset.groups)
+
+
+def test_a_study_joins_given_groups_unless_all_images_are_in_it(tmp_path: Path) -> None:
+    for k in range(4):
+        (tmp_path / f"{k}.dcm").write_bytes(_scan_of(f"P{k}", k, "oval", f"1.2.{k // 2}"))
+    (tmp_path / "data.csv").write_text("path,label,group\n0.dcm,x,u\n1.dcm,y,v\n2.dcm,x,\n3.dcm,y,")
+    groups = [row.group for row in scan(tmp_path / "data.csv").rows]
+    assert groups[:2] == ["u", "u"] and groups[2] == groups[3] != "u"
+    for k in range(4):
+        (tmp_path / f"{k}.dcm").write_bytes(_scan_of(f"P{k}", k, "oval", "1.2.826"))
+    (tmp_path / "data.csv").write_text("path,label,group\n0.dcm,x,u\n1.dcm,y,u\n2.dcm,x,v\n3.dcm,y,w")
+    dataset = scan(tmp_path / "data.csv")
+    assert dataset.groups == ["u", "u", "v", "w"] and "a StudyInstanceUID state the same (4" in dataset.warnings[0]
+    (tmp_path / "data.csv").write_text("path,label\n0.dcm,x\n1.dcm,y\n2.dcm,x\n3.dcm,y")
+    with pytest.raises(InputError, match="all 4 images are in one group .* or StudyInstanceUID, a placeholder"):
+        split_dataset(scan(tmp_path / "data.csv"), (0.7, 0.15, 0.15))
 
 
 def test_a_folder_of_dicom_files_needs_no_suffixes(clinic: Path) -> None:
@@ -89,8 +126,8 @@ def test_one_id_is_one_patient_unless_every_file_says_who_issued_it_and_they_dif
         for k, file in enumerate(files):
             stated = {"IssuerOfPatientID": issuers[k]} if issuers[k] else {}
             file.write_bytes(dicom(GREY + np.uint8(k), PatientID="PID-1", **stated))
-        found = patient_groups(files)
-        return [found[file] for file in files]
+        found = pseudonyms(files)
+        return [found[file][0] for file in files]
 
     assert len(set(groups("A", "B"))) == 2 and len(set(groups("A", "A"))) == 1
     assert len(set(groups("A", ""))) == 1
@@ -114,7 +151,7 @@ def test_frames_and_a_patients_files_stay_together_whatever_groups_are_given(tmp
     (tmp_path / "data.csv").write_text("path,label,group\na.dcm,x,a.dcm\nb.dcm,y,b.dcm")  # each its own
     assert [row.group for row in scan(tmp_path / "data.csv").rows] == ["a.dcm", "b.dcm"]
     (tmp_path / "data.csv").write_text("path,label\na.dcm,x\nb.dcm,y")
-    with pytest.raises(InputError, match="all 2 images are in one group .patient-.* PatientID, .* path,label,group"):
+    with pytest.raises(InputError, match="all 2 images are in one group .patient-.* PatientID or .* path,label,group"):
         split_dataset(scan(tmp_path / "data.csv"), (0.7, 0.15, 0.15))
     lines = ["path,label,split", "a.dcm,x,train", "b.dcm,y,test"]
     (tmp_path / "data.csv").write_text("\n".join(lines))
