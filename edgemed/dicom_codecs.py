@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 _PREFIX = "1.2.840.10008.1.2.4."
-_JPEG = frozenset(_PREFIX + tail for tail in ("50", "51", "57", "70"))
+_LOSSY = frozenset(_PREFIX + tail for tail in ("50", "51"))
+_JPEG = _LOSSY | frozenset(_PREFIX + tail for tail in ("57", "70"))
 _JPEG_LS = frozenset(_PREFIX + tail for tail in ("80", "81"))
 _JPEG_2000 = frozenset(_PREFIX + tail for tail in ("90", "91"))
 _HTJ2K = frozenset(_PREFIX + tail for tail in ("201", "202", "203"))
@@ -49,8 +50,9 @@ def decoder_of(uid: str) -> Any:
 def decode_frame(source: bytes, runner: Any) -> bytes:
     """The samples of one frame, colour by pixel, in the smallest type that holds the precision in its own header.
 
-    The colour space is left as it is, but for JPEG 2000, whose codestream transforms its colours itself. ValueError
-    where the frame is cut off, or has another size than the DICOM header states, before its pixels are decoded.
+    The colour space is left as it is, but for JPEG 2000, whose codestream transforms its colours itself. A lossy JPEG
+    whose own header says what its colours are is right about them, whatever the DICOM header states. ValueError where
+    the frame is cut off, or has another size than the DICOM header states, before its pixels are decoded.
     """
     import imagecodecs
 
@@ -60,7 +62,9 @@ def decode_frame(source: bytes, runner: Any) -> bytes:
     samples = int(runner.samples_per_pixel)
     signed = False
     if syntax in _JPEG:
-        precision = _jpeg_precision(source)
+        precision, coded = _jpeg_header(source)
+        if syntax in _LOSSY and samples == 3 and coded:
+            runner.set_option("photometric_interpretation", coded)
     elif syntax in _JPEG_LS:
         precision = int(runner.get_option("jls_precision", runner.bits_stored))
     else:
@@ -85,9 +89,19 @@ def decode_frame(source: bytes, runner: Any) -> bytes:
     return out.tobytes()
 
 
-def _jpeg_precision(source: bytes) -> int:
-    """Bits per sample in the frame header of a JPEG; IndexError where there is none."""
-    at = 2
-    while not 0xC0 <= source[at + 1] <= 0xCF or source[at + 1] in (0xC4, 0xC8, 0xCC):
-        at += 2 + int.from_bytes(source[at + 2 : at + 4], "big")
-    return source[at + 4]
+def _jpeg_header(source: bytes) -> tuple[int, str]:
+    """Bits per sample of a JPEG, and RGB or YBR_FULL where it says itself what a picture of three colours holds.
+
+    Adobe's marker (APP14) decides. Without one, a picture whose components differ in their sampling is YBR, since
+    nobody subsamples RGB; one that is not subsampled may be either. IndexError where the header is cut off.
+    """
+    at, precision, coded, by_sampling = 2, 0, "", ""
+    while (marker := source[at + 1]) != 0xDA:  # where the pixels begin
+        body = source[at + 4 : at + 2 + int.from_bytes(source[at + 2 : at + 4], "big")]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            precision = body[0]
+            by_sampling = "YBR_FULL" if len(set(body[7::3])) > 1 else ""
+        elif marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
+            coded = {0: "RGB", 1: "YBR_FULL"}.get(body[11], "")
+        at += 4 + len(body)
+    return precision, coded or by_sampling

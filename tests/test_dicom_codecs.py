@@ -1,0 +1,53 @@
+"""Compressed DICOM: what a codestream says of itself, against what the header around it states."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pydicom", reason="extra dicom is not installed")
+pytest.importorskip("imagecodecs", reason="extra dicom is not installed")
+
+import imagecodecs
+from dicom_cases import dicom, uid
+
+from edgemed.images import image_from_bytes
+
+pytestmark = pytest.mark.filterwarnings("ignore:::pydicom")
+LESION = np.full((16, 16, 3), (200, 40, 60), np.uint8)
+
+
+def _with_adobe(jpeg: bytes, transform: int | None) -> bytes:
+    """A JPEG without its JFIF or Adobe marker, the first of its header, and with an Adobe one of that transform."""
+    rest = jpeg[4 + int.from_bytes(jpeg[4:6], "big") :]
+    return b"\xff\xd8" + (b"" if transform is None else b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0%c" % transform) + rest
+
+
+def _numbered(jpeg: bytes) -> bytes:
+    """The JPEG with components called 1, 2, 3 in place of R, G, B, which is a word on their colours, too."""
+    data, frame, scan = bytearray(jpeg), jpeg.find(b"\xff\xc0") + 10, jpeg.find(b"\xff\xda") + 5
+    data[frame : frame + 9 : 3] = data[scan : scan + 6 : 2] = b"\1\2\3"
+    return bytes(data)
+
+
+AS_YBR = imagecodecs.jpeg8_encode(LESION, level=95, subsampling="444")
+HALVED = imagecodecs.jpeg8_encode(LESION, level=95, subsampling="422")
+AS_RGB = _numbered(imagecodecs.jpeg8_encode(LESION, level=95, colorspace="RGB", outcolorspace="RGB"))
+
+
+@pytest.mark.parametrize(
+    ("jpeg", "stated"),
+    [
+        (_with_adobe(AS_YBR, 1), "RGB"),
+        (_with_adobe(AS_YBR, 1), "YBR_FULL"),
+        (_with_adobe(HALVED, None), "RGB"),
+        (_with_adobe(HALVED, None), "YBR_FULL_422"),
+        (_with_adobe(AS_YBR, None), "YBR_FULL_422"),
+        (_with_adobe(AS_RGB, 0), "YBR_FULL_422"),
+        (_with_adobe(AS_RGB, 0), "RGB"),
+        (_with_adobe(AS_RGB, None), "RGB"),
+    ],
+)
+def test_a_jpeg_keeps_its_colours_whatever_colours_the_header_states(jpeg: bytes, stated: str) -> None:
+    data = dicom([jpeg], uid.JPEGBaseline8Bit, LESION.shape, PhotometricInterpretation=stated)
+    assert np.abs(image_from_bytes(data, stated).astype(int) - LESION).max() <= 2
