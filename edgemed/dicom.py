@@ -6,7 +6,8 @@ Why its own module: a DICOM file holds measurements, and says itself how to show
 A file with the DICOM mark (`DICM` after 128 bytes) is read, whatever its suffix. `FILE#3` is its third frame, counted
 from 1 as DICOM does; a file of several frames is refused without a number. The rules, in the order of DICOM PS3.3 C.11:
 
-1. Stored value: 1 to 16 bits, unsigned or signed; unused high bits are ignored. 32 bits and floats are refused.
+1. Stored value: 1 to 16 bits, unsigned or signed; unused high bits are ignored (PS3.5 8.1.1), but where JPEG-LS or
+   JPEG 2000 is lossy: there they are an overshoot, and the value is clipped. 32 bits and floats are refused.
 2. Modality: the frame's Modality LUT, else slope and intercept.
 3. VOI: the first VOI LUT (its 8 highest bits), else the first window (LINEAR, LINEAR_EXACT or SIGMOID) onto 0..255,
    rounded half up. Without either, the 8 highest bits of what step 2 started from, reversed by a negative slope, the
@@ -37,7 +38,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.dicom_codecs import decoder_of
+from edgemed.dicom_codecs import LOSSY_OR_NOT, decoder_of
 from edgemed.errors import one_line, refusal
 
 SUFFIXES = frozenset({".dcm", ".dicom"})
@@ -167,6 +168,9 @@ def _decoded(dataset: Any, name: str, index: int) -> tuple[NDArray[Any], str]:
     except reader_errors() as error:
         what = f"its pixels ({syntax.name}) are truncated, damaged or of an unusual kind: {one_line(error)}"
         raise refusal(name, what, "export it again, uncompressed") from error
+    if str(syntax) not in LOSSY_OR_NOT or dataset.get("LossyImageCompression") != "01":
+        unused = values.dtype.itemsize * 8 - int(dataset.BitsStored)
+        values = values << unused >> unused  # in their own type, so that a sign comes back
     return values, str(properties["photometric_interpretation"])
 
 

@@ -20,6 +20,7 @@ _JPEG = _LOSSY | frozenset(_PREFIX + tail for tail in ("57", "70"))
 _JPEG_LS = frozenset(_PREFIX + tail for tail in ("80", "81"))
 _JPEG_2000 = frozenset(_PREFIX + tail for tail in ("90", "91"))
 _HTJ2K = frozenset(_PREFIX + tail for tail in ("201", "202", "203"))
+LOSSY_OR_NOT = frozenset(_PREFIX + tail for tail in ("81", "91", "203"))  # as LossyImageCompression states
 SYNTAXES = _JPEG | _JPEG_LS | _JPEG_2000 | _HTJ2K
 
 DECODER_DEPENDENCIES = dict.fromkeys(SYNTAXES, ("imagecodecs",))  # pydicom asks a plugin for this name

@@ -9,7 +9,7 @@ pytest.importorskip("pydicom", reason="extra dicom is not installed")
 pytest.importorskip("imagecodecs", reason="extra dicom is not installed")
 
 import imagecodecs
-from dicom_cases import dicom, uid
+from dicom_cases import DEEP, HTJ2K, SIGNED, TWELVE, dicom, three, uid
 
 from edgemed.images import image_from_bytes
 
@@ -51,3 +51,34 @@ AS_RGB = _numbered(imagecodecs.jpeg8_encode(LESION, level=95, colorspace="RGB", 
 def test_a_jpeg_keeps_its_colours_whatever_colours_the_header_states(jpeg: bytes, stated: str) -> None:
     data = dicom([jpeg], uid.JPEGBaseline8Bit, LESION.shape, PhotometricInterpretation=stated)
     assert np.abs(image_from_bytes(data, stated).astype(int) - LESION).max() <= 2
+
+
+ENCODERS = {
+    uid.JPEGLSLossless: imagecodecs.jpegls_encode,
+    uid.JPEG2000Lossless: lambda values: imagecodecs.jpeg2k_encode(values, level=0, codecformat="j2k"),
+    uid.JPEG2000: lambda values: imagecodecs.jpeg2k_encode(values, level=0, codecformat="j2k"),
+    HTJ2K: imagecodecs.htj2k_encode,
+}
+SIGNED_12 = (SIGNED >> 4).view(np.uint16)
+
+
+@pytest.mark.parametrize("syntax", ENCODERS, ids=lambda syntax: syntax.name)
+@pytest.mark.parametrize(
+    ("stored", "signed"),
+    [(SIGNED_12, 1), (SIGNED_12 & 0xFFF, 1), (TWELVE | 0xA000, 0), (TWELVE, 0)],
+    ids=["signed", "signed, high bits empty", "overlay in the high bits", "unsigned"],
+)
+def test_twelve_bits_in_a_codestream_of_sixteen_come_out_as_uncompressed(
+    syntax: uid.UID, stored: np.ndarray, signed: int
+) -> None:
+    frames = [ENCODERS[syntax](stored)]
+    data = dicom(frames, syntax, DEEP.shape, BitsAllocated=16, BitsStored=12, PixelRepresentation=signed)
+    np.testing.assert_array_equal(image_from_bytes(data, "scan"), three((DEEP >> 8).astype(np.uint8)))
+
+
+def test_what_lossy_compression_overshoots_is_white_and_not_black() -> None:
+    edge = np.where(np.arange(64) < 32, 4095, 0).astype(np.uint16) * np.ones((64, 1), np.uint16)
+    frame = imagecodecs.jpeg2k_encode(edge, level=40, codecformat="j2k", reversible=False)
+    assert imagecodecs.jpeg2k_decode(frame).max() > 4095
+    data = dicom([frame], uid.JPEG2000, edge.shape, BitsAllocated=16, BitsStored=12, LossyImageCompression="01")
+    assert image_from_bytes(data, "scan")[:, :24].min() > 240
