@@ -8,14 +8,33 @@ from __future__ import annotations
 
 import struct
 import zlib
+from typing import Any
 
+import numpy as np
 from PIL import ImageFile
 
 from edgemed.errors import one_line
 
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> samples per pixel
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-_SAMPLES, _PLANAR = 277, 284  # TIFF tags: samples per pixel; 2: each in a plane of its own
+_BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _SUBSAMPLING = 258, 262, 277, 284, 530  # TIFF tags; planar 2: a plane a sample
+
+
+def misread(image: ImageFile.ImageFile) -> str | None:
+    """What an uncompressed TIFF holds that Pillow takes for something else; libtiff, for the compressed, does not.
+
+    It takes planes of 16 bits for planes of 8, and every YCbCr for one that has a colour for each pixel: without a tag
+    that says so, four share one (TIFF 6.0, section 21).
+    """
+    if image.format != "TIFF" or not image.tile or image.tile[0].codec_name == "libtiff":
+        return None
+    tags: Any = getattr(image, "tag_v2", {})
+    what = ""
+    if tags.get(_PLANAR) == 2 and tags.get(_SAMPLES, 1) > 1 and max(np.ravel(tags.get(_BITS, 1))) > 8:
+        what = "colours of more than 8 bits in planes (PlanarConfiguration 2)"
+    elif tags.get(_PHOTOMETRIC) == 6 and tuple(tags.get(_SUBSAMPLING, (2, 2))) != (1, 1):
+        what = "subsampled YCbCr colours (YCbCrSubSampling)"
+    return f"{what} are read only where they are compressed (LZW, Deflate), or from a PNG" if what else None
 
 
 def gap(image: ImageFile.ImageFile) -> str | None:

@@ -10,7 +10,8 @@ where `scan.dcm#3` is the third frame of a file. The rules for the others:
 - 16 bit (12 bit in a TIFF): the 8 highest bits (`value >> 8`, 12 bit: `>> 4`), the same for every image. Nothing is
   stretched to the values that happen to occur: a file that uses 12 of its 16 bits comes out as 16 levels of dark grey
   and wants a window chosen by its owner: `dataset.scan` says so. TIFF's "white is zero" is inverted.
-- 32-bit integers, floats, signed values, LAB: refused, since no range is defined.
+- 32-bit integers, floats, signed values, LAB: refused, since no range is defined. Refused as well, since Pillow would
+  make noise of them: uncompressed TIFF of 16 bits by plane, or of subsampled YCbCr.
 - Transparency (RGBA, LA, palette entries, PNG's transparent colour): composited over black, the background of medical
   images: `(colour * alpha + 127) // 255`. A BMP whose alpha is 0 everywhere has none: its writer left the bytes empty.
   A transparent colour of 16-bit RGB is refused, since Pillow keeps only 8 bits to tell it from its neighbours.
@@ -40,7 +41,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from edgemed import dicom
-from edgemed.damage import gap, png_damage
+from edgemed.damage import gap, misread, png_damage
 from edgemed.errors import InputError, did_you_mean, one_line, refusal
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}) | dicom.SUFFIXES
@@ -101,7 +102,7 @@ def image_from_bytes(data: bytes, name: str, frame: int | None = None) -> Rgb:
         raise refusal(name, "names a frame, but the file is not DICOM", "leave the number out")
     with _opened(data, name) as image:
         try:
-            damage = png_damage(data) if image.format == "PNG" else gap(image)
+            damage = png_damage(data) if image.format == "PNG" else misread(image) or gap(image)
             if damage is None:
                 image.load()
                 return _upright(_rgb(image), _orientation(image))

@@ -48,15 +48,18 @@ def tiff(values: np.ndarray, bits: int, photometric: int, order: str = "<") -> b
     return mark + struct.pack(f"{order}HI", 42, 8 + len(strip)) + strip + directory
 
 
-def planar_tiff(image: np.ndarray, listed: int) -> bytes:
-    """An uncompressed RGB TIFF with a strip for each colour, of which the header lists so many."""
+def planar_tiff(image: np.ndarray, listed: int = 3, deflated: bool = False) -> bytes:
+    """An RGB TIFF of 8 or 16 bits with a strip for each colour, of which the header lists so many."""
     height, width, _ = image.shape
-    strips = np.ascontiguousarray(image.transpose(2, 0, 1)).tobytes()
-    offsets = struct.pack(f"<{listed}I", *(8 + height * width * k for k in range(listed)))
-    counts = struct.pack(f"<{listed}I", *[height * width] * listed)
-    after = 8 + len(strips)
-    tags = {256: (1, width), 257: (1, height), 258: (1, 8), 259: (1, 1), 262: (1, 2), 273: (listed, after), 277: (1, 3),
-            278: (1, height), 279: (listed, after + len(offsets)), 284: (1, 2)}  # fmt: skip
+    pieces = [np.ascontiguousarray(plane).tobytes() for plane in image.transpose(2, 0, 1)]
+    pieces = [zlib.compress(piece) if deflated else piece for piece in pieces]
+    strips, sizes = b"".join(pieces), [len(piece) for piece in pieces]
+    offsets = struct.pack(f"<{listed}I", *(8 + sum(sizes[:k]) for k in range(listed)))
+    counts = struct.pack(f"<{listed}I", *sizes[:listed])
+    after, bits = 8 + len(strips), image.itemsize * 8
+    tags = {256: (1, width), 257: (1, height), 258: (1, bits), 259: (1, 8 if deflated else 1), 262: (1, 2),
+            273: (listed, after), 277: (1, 3), 278: (1, height), 279: (listed, after + len(offsets)),
+            284: (1, 2)}  # fmt: skip
     entries = b"".join(struct.pack("<HHII", tag, 4, *value) for tag, value in tags.items())
     directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
     begin = after + len(offsets) + len(counts)
@@ -100,7 +103,12 @@ LOSSLESS = {
     "rgb png": (encoded(Image.fromarray(COLOUR), "PNG"), COLOUR),
     "rgb bmp": (encoded(Image.fromarray(COLOUR), "BMP"), COLOUR),
     "rgb tiff": (encoded(Image.fromarray(COLOUR), "TIFF"), COLOUR),
-    "rgb tiff, by plane": (planar_tiff(COLOUR, 3), COLOUR),
+    "rgb tiff, by plane": (planar_tiff(COLOUR), COLOUR),
+    "16 bit rgb tiff, by plane, compressed": (planar_tiff(COLOUR.astype("<u2") << 8, deflated=True), COLOUR),
+    "ycbcr tiff": (
+        encoded(Image.fromarray(np.full((2, 2, 3), (76, 85, 255), np.uint8), "YCbCr"), "TIFF"),
+        np.full((2, 2, 3), (254, 0, 0), np.uint8),
+    ),
     "1 bit png": (encoded(Image.fromarray(GREY > 99), "PNG"), three(np.where(GREY > 99, 255, 0).astype(np.uint8))),
     "1 bit tiff": (encoded(Image.fromarray(GREY > 99), "TIFF"), three(np.where(GREY > 99, 255, 0).astype(np.uint8))),
     "4 bit png": (png(2, 1, 4, 0, b"\0\x1f"), three(np.array([[0x11, 0xFF]], np.uint8))),

@@ -154,6 +154,15 @@ REFUSED = {
         "do not cover",
     ),
     "tiff with a colour left out": (planar_tiff(COLOUR, 2), "lacks colours: 2 of 3 planes are there"),
+    "16 bit rgb tiff by plane": (planar_tiff(COLOUR.astype("<u2") << 8), "planes (PlanarConfiguration 2) are read"),
+    "subsampled ycbcr tiff": (
+        encoded(Image.fromarray(COLOUR).convert("YCbCr"), "TIFF", tiffinfo={530: (2, 2)}),
+        "subsampled YCbCr colours (YCbCrSubSampling) are read only where they are compressed",
+    ),
+    "ycbcr tiff that leaves the subsampling to the standard": (
+        encoded(Image.fromarray(COLOUR).convert("YCbCr"), "TIFF").replace(b"\x12\x02\3\0", b"\x10\x02\3\0"),
+        "subsampled YCbCr colours",
+    ),
     "signed 8 bit tiff": (encoded(Image.fromarray(GREY), "TIFF", tiffinfo={339: 2}), "signed values"),
     "signed 16 bit tiff": (encoded(Image.fromarray(DEEP), "TIFF", tiffinfo={339: 2}), "signed values"),
     "16 bit rgb png with a transparent colour": (
