@@ -185,6 +185,8 @@ def _grey(stored: NDArray[Any], dataset: Any, index: int) -> NDArray[np.uint8]:
         levels, bits = _looked_up(stored, dataset, tables[0], "LUT", signed=shift > 0)
         values: NDArray[Any] = levels
         slope, lowest = 1.0, 0.0
+    elif not (np.isfinite([slope, intercept]).all() and slope):
+        raise _UnusableError(f"a rescale slope of {slope:g} and an intercept of {intercept:g}")
     else:
         levels = stored.astype(np.int64) + shift
         values = stored * slope + intercept

@@ -163,6 +163,7 @@ def test_shipped_files_come_out_as_by_other_means(name: str) -> None:
 
 
 ROWS = b"\x28\x00\x10\x00US\2\0"
+SLOPE = dicom(RAMP, RescaleSlope="1234", RescaleIntercept="5678", WindowCenter=100, WindowWidth=200)
 REFUSED: dict[str, tuple[bytes, str]] = {
     "no pixels": ((SHIPPED / "test-SR.dcm").read_bytes(), "holds no pixels"),
     "truncated": ((SHIPPED / "MR_truncated.dcm").read_bytes(), "truncated"),
@@ -170,6 +171,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "floats": (dicom(RAMP).replace(b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x08\x00OF"), "floating-point"),
     "video": (dicom([b"\0\0\1\xb3"], uid.MPEG2MPML, (4, 4)), "MPEG2 Main Profile / Main Level, which cannot be read"),
     "high bit": (dicom(DEEP, BitsStored=12, HighBit=15), "other than the lowest bits"),
+    "slope of zero": (dicom(RAMP, RescaleSlope=0, RescaleIntercept=5), "a rescale slope of 0 and an intercept of 5"),
+    "slope that is no number": (SLOPE.replace(b"1234", b"nan "), "states a rescale slope of nan and"),
+    "slope without end": (SLOPE.replace(b"1234", b"inf "), "states a rescale slope of inf and"),
+    "intercept that is no number": (SLOPE.replace(b"5678", b"nan "), "of 1234 and an intercept of nan"),
     "window of no width": (dicom(CT, **CT_WINDOW | {"WindowWidth": 0}), "a LINEAR window of centre 40 and width 0"),
     "unknown VOI function": (dicom(CT, **CT_WINDOW, VOILUTFunction="CUBIC"), "a VOI function that is not known"),
     "a table cut short": (dicom(RAMP, VOILUTSequence=table([1, 2, 3], 0, 8, count=9)), "a look-up table of 3 entries"),
