@@ -2,14 +2,17 @@
 
 Why its own module: a column of patients that nobody reads is a leak between splits, and a warning about every column is
 one that nobody reads either. So a name is a hint and the values decide: what is the same for all images, or another for
-each, keeps nothing together and parts nothing. Used by `rows.rows_of_csv`.
+each, keeps nothing together and parts nothing. Values that only look alike part what belongs together, too. Used by
+`rows.rows_of_csv`, and by `dataset.scan` for labels.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 
 from edgemed.errors import one_line
 
@@ -37,6 +40,7 @@ _SAID = re.compile(
 """What is said of a patient or a study, and names neither: patient_age, StudyDate, lesion_type, age_group."""
 _SPLIT_VALUES = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "calibration"})
 _NO_CODE = re.compile(r"[^A-Za-z]*|[^0-9]*")  # a number, a date, a word
+_MINUS = "\u2212"  # the one dash that Unicode counts among the signs
 _FEWEST = 8  # values that tell patients from sites where the name says nothing
 
 
@@ -71,3 +75,27 @@ def _meant(name: str, values: Sequence[str]) -> str | None:
     few = 0.2 * len(values) <= len(different) <= 0.9 * len(values)  # images of each value, as of patients
     coded = len(different) >= _FEWEST and not any(_NO_CODE.fullmatch(value) for value in different)
     return "group" if few and not attribute and (coded or _OFTEN.search(words)) else None
+
+
+def written_alike(names: Iterable[str]) -> list[list[str]]:
+    """Names that differ only in case, spaces, dashes, how a number is written, or in code points that show no other."""
+    alike: dict[str | Decimal, list[str]] = {}
+    for name in names:
+        kinds = [(sign, unicodedata.category(sign)) for sign in unicodedata.normalize("NFKC", name)]
+        plain = "".join("-" if kind == "Pd" or sign == _MINUS else sign for sign, kind in kinds if kind != "Cf")
+        words = " ".join(plain.casefold().split())
+        number = re.fullmatch(r"[+-]?\d+(\.\d*)?", words)
+        alike.setdefault(Decimal(words) if number else words, []).append(name)
+    return [names for names in alike.values() if len(names) > 1]
+
+
+def groups_alike(rows: Mapping[str, int]) -> list[str]:
+    """A warning where groups look alike. rows: the first row of each; groups name patients, so the warning does not."""
+    alike = written_alike(rows)
+    if not alike:
+        return []
+    pairs = ", ".join(f"{rows[first]} and {rows[second]}" for first, second, *_ in alike[:3])
+    more = ", ..." if len(alike) > 3 else ""
+    return [f"{sum(map(len, alike))} groups of the CSV look like another and are kept apart (rows {pairs}{more}): they "
+            "differ in case, in spaces, in dashes, in code points or in how a number is written only; write them alike "
+            "if they mean the same."]  # fmt: skip

@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgemed.columns import written_alike
 from edgemed.dicom import frame_of
 from edgemed.duplicates import Thumbnail, duplicate_pairs, merged_groups, thumbnails_of_files
 from edgemed.errors import InputError, did_you_mean
@@ -252,17 +252,12 @@ def _thumbnails(dataset: Dataset, progress: Count | None) -> dict[str, Thumbnail
 
 
 def _classes_alike(classes: Sequence[str]) -> list[str]:
-    """A warning for each set of classes whose names differ in case, in spaces or in how a number is written only."""
-    alike: dict[str, list[str]] = {}
-    for name in classes:
-        words = " ".join(name.casefold().split())
-        number = re.fullmatch(r"[+-]?\d+(\.\d*)?", words)
-        alike.setdefault(str(float(words)) if number else words, []).append(name)
-    return [
-        f"the labels {', '.join(map(repr, names))} are {len(names)} classes; write them alike if they mean the same."
-        for names in alike.values()
-        if len(names) > 1
-    ]
+    """A warning for each set of classes whose names look alike, with escapes where case alone does not tell them."""
+    said = []
+    for names in written_alike(classes):
+        shown = map(repr if len({name.casefold() for name in names}) == 1 else ascii, names)
+        said.append(f"the labels {', '.join(shown)} are {len(names)} classes; write them alike if they mean the same.")
+    return said
 
 
 def _nearly_one_grey(dataset: Dataset, thumbnails: Mapping[str, Thumbnail], source: Path | None) -> list[str]:

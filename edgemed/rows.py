@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgemed.columns import COLUMNS, unused_columns
+from edgemed.columns import COLUMNS, groups_alike, unused_columns
 from edgemed.dicom import frame_of
 from edgemed.duplicates import merged_groups
 from edgemed.errors import InputError, did_you_mean, one_line
@@ -101,6 +101,7 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
     lines: dict[str, Sequence[str]] = {}  # the cells of each
     real = root.resolve()
     grouped = set[str]()  # the paths whose group the CSV names
+    first_rows = dict[str, int]()  # of each of these groups
     repeated = 0
     for number, cells in enumerate(table[1:], start=2):
         if not any(cell.strip() for cell in cells):
@@ -124,6 +125,7 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
         row = Row(name, cell["label"], cell.get("group", "") or alone, split)
         if cell.get("group"):
             grouped.add(name)
+            first_rows.setdefault(row.group, number)
         if name in rows:
             repeated += 1
             if rows[name] != row:
@@ -137,6 +139,7 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
     result, warnings = list(rows.values()), list[str]()
     if not as_written:
         result, warnings = _by_patient(result, root, grouped)
+        warnings += groups_alike(first_rows)
         warnings += unused_columns(dict(zip(header, zip(*lines.values(), strict=True), strict=True)))
     _check_splits_keep_groups(result, path)
     return result, warnings + ([f"{repeated} rows that repeat a file were ignored."] if repeated else [])

@@ -116,10 +116,30 @@ def test_labels_that_differ_in_case_or_in_the_format_of_a_number_are_told_of(fol
         (("BENIGN", "benign", "normal", "Benign"), ["the labels 'BENIGN', 'Benign', 'benign' are 3 classes; "]),
         (("1", "1.0", "0", "00"), ["the labels '0', '00' are 2 classes; ", "the labels '1', '1.0' are 2 classes; "]),
         (("no  finding", "no finding", "x", "x"), ["the labels 'no  finding', 'no finding' are 2 classes; "]),
+        (("caf\u00e9", "cafe\u0301", "x", "y"), [r"the labels 'cafe\u0301', 'caf\xe9' are 2 classes; "]),
+        (("grade-1", "grade\u20111", "x", "y"), [r"the labels 'grade-1', 'grade\u20111' are 2 classes; "]),
         (("1", "10", "a1", "a10"), []),
+        (("9007199254740992", "9007199254740993", "-1", "1"), []),
     ):
         lines = (f"benign/{k}.png,{label}" for k, label in enumerate(labels))
         assert [line.split("write")[0] for line in scan(_csv(folder, "path,label", *lines)).warnings] == said
+
+
+def test_groups_that_look_alike_are_told_of_by_their_rows_and_not_by_their_names(folder: Path) -> None:
+    def said(*groups: str) -> list[str]:
+        lines = (f"benign/{k % 4}.png,{'ab'[k % 2]},{group}" for k, group in enumerate(groups))
+        return list(scan(_csv(folder, "path,label,group", *lines)).warnings)
+
+    alike = (("Jos\u00e9", "JOSE\u0301"), ("77", "77.0"), ("77", "077"), ("p-1", "p\u20111"), ("p1", "\ufeffp1"))
+    for first, second in alike:
+        (warning,) = said("x", first, "y", second)
+        assert warning.startswith("2 groups of the CSV look like another and are kept apart (rows 3 and 5): ")
+        assert first not in warning and second not in warning
+    assert said("p1", "p10", "p-1", "1") == [] and said("p1", "p1", "p2", "p2") == []
+    pairs = [f"malignant/{k}.png,{'ab'[k % 2]},{'aA'[k % 2]}{k // 2}" for k in range(4)]
+    pairs += [f"benign/{k}.png,{'ab'[k % 2]},{'bB'[k % 2]}{k // 2}" for k in range(4)]
+    (warning,) = scan(_csv(folder, "path,label,group", *pairs)).warnings
+    assert "8 groups" in warning and "(rows 2 and 3, 4 and 5, 6 and 7, ...)" in warning
 
 
 CSV_ERRORS = {
