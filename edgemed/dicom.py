@@ -163,11 +163,15 @@ def _decoded(dataset: Any, name: str, index: int) -> tuple[NDArray[Any], str]:
     if not decoder.is_available:
         what = f"is compressed as {syntax.name}, and decoding that needs imagecodecs"
         raise refusal(name, what, _INSTALL)
-    try:
-        values, properties = decoder.as_array(dataset, index=index, decoding_plugin=_RLE.get(str(syntax), ""))
+    across = int(dataset.BitsAllocated) == 1 and index > 0 and int(dataset.Rows) * int(dataset.Columns) % 8 > 0
+    try:  # pydicom's way to one frame ends too early where frames begin inside of a byte: then by way of all of them
+        values, properties = decoder.as_array(
+            dataset, index=None if across else index, decoding_plugin=_RLE.get(str(syntax), "")
+        )
     except reader_errors() as error:
         what = f"its pixels ({syntax.name}) are truncated, damaged or of an unusual kind: {one_line(error)}"
         raise refusal(name, what, "export it again, uncompressed") from error
+    values = values[index] if across else values
     if str(syntax) not in LOSSY_OR_NOT or dataset.get("LossyImageCompression") != "01":
         unused = values.dtype.itemsize * 8 - int(dataset.BitsStored)
         values = values << unused >> unused  # in their own type, so that a sign comes back
@@ -201,9 +205,12 @@ def _grey(stored: NDArray[Any], dataset: Any, index: int) -> NDArray[np.uint8]:
 
 def _windowed(values: NDArray[Any], centre: float, width: float, function: str) -> NDArray[np.uint8]:
     """DICOM PS3.3 C.11.2.1.2 onto 0..255, rounded half up."""
-    if not (np.isfinite([centre, width]).all() and width > 0) or (function == "LINEAR" and width < 1):
-        raise _UnusableError(f"a {function} window of centre {centre:g} and width {width:g}")
-    if function == "LINEAR":
+    linear = function == "LINEAR"
+    if not (np.isfinite([centre, width]).all() and width > 0) or (linear and width < 1):
+        least = "1 or more" if linear else "above 0"
+        what = f"a {function} window of centre {centre:g} and width {width:g}"
+        raise _UnusableError(f"{what}: it takes numbers, the width {least}")
+    if linear:
         share = (values - (centre - 0.5)) / max(width - 1, 1e-9) + 0.5
     elif function == "LINEAR_EXACT":
         share = (values - centre) / width + 0.5

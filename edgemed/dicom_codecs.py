@@ -8,6 +8,7 @@ every machine. RLE is pydicom's own. `dicom._decoded` is the user; nothing is ad
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -79,7 +80,10 @@ def decode_frame(source: bytes, runner: Any) -> bytes:
         space = "RGB" if samples == 3 else None  # in and out alike: no conversion
         imagecodecs.jpeg8_decode(source, colorspace=space, outcolorspace=space, out=out)
     elif syntax in _JPEG_LS:
+        by_plane = samples == 3 and dict(_segments(source))[0xDA][0] == 1  # a scan for each colour: interleave mode 0
+        out = np.empty((3, *out.shape[:2]), dtype) if by_plane else out
         imagecodecs.jpegls_decode(source, out=out)
+        out = np.moveaxis(out, 0, 2) if by_plane else out
     else:
         decode = imagecodecs.htj2k_decode if syntax in _HTJ2K else imagecodecs.jpeg2k_decode
         decode(source, out=out)
@@ -96,13 +100,21 @@ def _jpeg_header(source: bytes) -> tuple[int, str]:
     Adobe's marker (APP14) decides. Without one, a picture whose components differ in their sampling is YBR, since
     nobody subsamples RGB; one that is not subsampled may be either. IndexError where the header is cut off.
     """
-    at, precision, coded, by_sampling = 2, 0, "", ""
-    while (marker := source[at + 1]) != 0xDA:  # where the pixels begin
-        body = source[at + 4 : at + 2 + int.from_bytes(source[at + 2 : at + 4], "big")]
+    precision, coded, by_sampling = 0, "", ""
+    for marker, body in _segments(source):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             precision = body[0]
             by_sampling = "YBR_FULL" if len(set(body[7::3])) > 1 else ""
         elif marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
             coded = {0: "RGB", 1: "YBR_FULL"}.get(body[11], "")
-        at += 4 + len(body)
     return precision, coded or by_sampling
+
+
+def _segments(source: bytes) -> Iterator[tuple[int, bytes]]:
+    """The markers of a JPEG or JPEG-LS and what they hold, up to that of the first scan."""
+    at, marker = 2, 0
+    while marker != 0xDA:
+        marker = source[at + 1]
+        body = source[at + 4 : at + 2 + int.from_bytes(source[at + 2 : at + 4], "big")]
+        yield marker, body
+        at += 4 + len(body)

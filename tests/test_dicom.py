@@ -75,6 +75,15 @@ def test_frames_are_counted_from_one_and_take_their_own_window_before_the_shared
         image_from_file(f"{tmp_path / 'grey.png'}#1")
 
 
+@pytest.mark.parametrize(("height", "width"), [(3, 5), (1, 1), (7, 11), (2, 4)])
+def test_frames_of_one_bit_may_begin_inside_of_a_byte(height: int, width: int) -> None:
+    bits = np.random.default_rng(1).integers(0, 2, (4, height, width)).astype(np.uint8)
+    packed = np.packbits(bits, bitorder="little")[None]
+    data = dicom(packed, BitsAllocated=1, BitsStored=1, Rows=height, Columns=width, NumberOfFrames=4)
+    for k in range(4):
+        np.testing.assert_array_equal(image_from_bytes(data, "scan", k + 1)[:, :, 0], 255 * bits[k])
+
+
 def test_dali_is_never_given_a_dicom_file(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(EXACT["8 bit"][0])
     assert not decodes_alike(tmp_path / "a.dcm") and not decodes_alike(f"{tmp_path / 'a.dcm'}#1")
@@ -175,6 +184,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "slope that is no number": (SLOPE.replace(b"1234", b"nan "), "states a rescale slope of nan and"),
     "slope without end": (SLOPE.replace(b"1234", b"inf "), "states a rescale slope of inf and"),
     "intercept that is no number": (SLOPE.replace(b"5678", b"nan "), "of 1234 and an intercept of nan"),
+    "window too narrow": (dicom(RAMP, WindowCenter=0.1, WindowWidth=0.2), "0.2: it takes numbers, the width 1 or more"),
     "window of no width": (dicom(CT, **CT_WINDOW | {"WindowWidth": 0}), "a LINEAR window of centre 40 and width 0"),
     "unknown VOI function": (dicom(CT, **CT_WINDOW, VOILUTFunction="CUBIC"), "a VOI function that is not known"),
     "a table cut short": (dicom(RAMP, VOILUTSequence=table([1, 2, 3], 0, 8, count=9)), "a look-up table of 3 entries"),

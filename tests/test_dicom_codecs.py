@@ -9,7 +9,7 @@ pytest.importorskip("pydicom", reason="extra dicom is not installed")
 pytest.importorskip("imagecodecs", reason="extra dicom is not installed")
 
 import imagecodecs
-from dicom_cases import DEEP, HTJ2K, SIGNED, TWELVE, dicom, three, uid
+from dicom_cases import COLOUR, DEEP, HTJ2K, SIGNED, TWELVE, dicom, three, uid
 
 from edgemed.images import image_from_bytes
 
@@ -82,3 +82,26 @@ def test_what_lossy_compression_overshoots_is_white_and_not_black() -> None:
     assert imagecodecs.jpeg2k_decode(frame).max() > 4095
     data = dicom([frame], uid.JPEG2000, edge.shape, BitsAllocated=16, BitsStored=12, LossyImageCompression="01")
     assert image_from_bytes(data, "scan")[:, :24].min() > 240
+
+
+def _segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body
+
+
+def _jpeg_ls_by_plane(image: np.ndarray) -> bytes:
+    """A JPEG-LS of three scans, one for each colour (ISO 14495-1, interleave mode 0), put together of three of one."""
+    height, width, _ = image.shape
+    precision = image.itemsize * 8
+    stated = bytes([precision]) + height.to_bytes(2, "big") + width.to_bytes(2, "big") + b"\3\1\x11\0\2\x11\0\3\x11\0"
+    data = b"\xff\xd8" + _segment(0xF7, stated)
+    for k in range(3):
+        plane = imagecodecs.jpegls_encode(np.ascontiguousarray(image[:, :, k]))
+        begin = plane.index(b"\xff\xda")
+        data += _segment(0xDA, bytes([1, k + 1, 0, 0, 0, 0])) + plane[begin + 10 : -2]
+    return data + b"\xff\xd9"
+
+
+def test_a_jpeg_ls_of_colours_in_planes_is_the_picture_itself() -> None:
+    for image, bits in ((COLOUR, 8), (COLOUR.astype(np.uint16) << 8 | 7, 16), (COLOUR[:, :3].copy(), 8)):
+        data = dicom([_jpeg_ls_by_plane(image)], uid.JPEGLSLossless, image.shape, BitsAllocated=bits, BitsStored=bits)
+        np.testing.assert_array_equal(image_from_bytes(data, "scan"), COLOUR[:, : image.shape[1]])
