@@ -236,7 +236,10 @@ def _looked_up(
     count = count or 1 << 16
     if isinstance(data, bytes):
         order = "<" if dataset.original_encoding[1] else ">"
-        data = np.frombuffer(data, np.uint8 if len(data) < 2 * count else np.dtype(f"{order}u2"))
+        narrow = len(data) < 2 * count  # two entries in a word of OW, whose bytes big-endian swaps (PS3.5 7.3)
+        in_words = order == ">" and table[f"{prefix}Data"].VR == "OW"
+        data = np.frombuffer(data, f"{order}u2" if in_words or not narrow else np.uint8)
+        data = data.byteswap().view(np.uint8) if in_words and narrow else data
     entries = np.atleast_1d(np.asarray(data, np.int64))[:count]
     if len(entries) < count or not 8 <= bits <= 16:
         raise _UnusableError(f"a look-up table of {len(entries)} entries with {bits} bits in place of {count}")

@@ -13,7 +13,22 @@ pytest.importorskip("pydicom", reason="extra dicom is not installed")
 pytest.importorskip("imagecodecs", reason="extra dicom is not installed")
 
 import pydicom
-from dicom_cases import CT, CT_WINDOW, DEEP, EXACT, FRAMES, NEAR, OF_FRAMES, RAMP, dicom, table, uid
+from dicom_cases import (
+    CT,
+    CT_WINDOW,
+    DEEP,
+    EXACT,
+    FRAMES,
+    GREY,
+    NEAR,
+    OF_FRAMES,
+    PALETTES,
+    RAMP,
+    big_endian,
+    dicom,
+    table,
+    uid,
+)
 from image_cases import LOSSLESS
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
@@ -73,6 +88,15 @@ def test_frames_are_counted_from_one_and_take_their_own_window_before_the_shared
     (tmp_path / "grey.png").write_bytes(LOSSLESS["grey png"][0])
     with pytest.raises(InputError, match="names a frame, but the file is not DICOM"):
         image_from_file(f"{tmp_path / 'grey.png'}#1")
+
+
+def test_a_big_endian_palette_of_bytes_in_words_gives_the_same_colours() -> None:
+    swapped = {
+        keyword: np.frombuffer(value, "<u2").byteswap().tobytes() if isinstance(value, bytes) else value
+        for keyword, value in PALETTES.items()
+    }
+    data = big_endian(GREY, PhotometricInterpretation="PALETTE COLOR", **swapped)
+    np.testing.assert_array_equal(image_from_bytes(data, "scan"), EXACT["palette"][1])
 
 
 @pytest.mark.parametrize(("height", "width"), [(3, 5), (1, 1), (7, 11), (2, 4)])
