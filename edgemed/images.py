@@ -21,8 +21,8 @@ where `scan.dcm#3` is the third frame of a file. The rules for the others:
 - Several pages or frames (a TIFF stack or pyramid, an animated PNG): refused, since the page that matters is not
   ours to guess. The previews that cameras append to a JPEG (MPO) are not pages: the picture itself is taken.
 - More than `MAX_PIXELS` pixels, or more than `MAX_BYTES` bytes: refused before anything is decoded.
-- Half a file is never an image: a truncated file is refused, and a PNG's checksums are verified. JPEG, BMP and TIFF
-  have none, so a flipped bit in their pixels goes unseen.
+- A truncated file is refused, and a PNG's checksums are verified. JPEG, BMP and TIFF have none, so a flipped bit in
+  their pixels goes unseen; so does what a JPEG lacks where somebody put the mark of its end behind the cut.
 
 Every refusal is an `InputError` of one line that names the file.
 """

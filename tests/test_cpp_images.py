@@ -182,7 +182,7 @@ def test_what_states_an_orientation_is_whole_or_the_image_is_refused(build: Path
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "progressive JPEG"])
-def test_half_a_file_is_never_an_image(kind: str, build: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_cut_off_is_never_an_image(kind: str, build: Path, tmp_path: Path) -> None:
     options = {"progressive": True} if kind.startswith("progressive") else {}
     whole = cases.encoded(Image.fromarray(tiny.image(1, 24, 40)), kind.split()[-1], **options)
     files = {str(length): whole[:length] for length in range(len(whole))}

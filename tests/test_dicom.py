@@ -230,7 +230,7 @@ def test_what_cannot_be_read_is_refused_in_one_line_that_names_it(kind: str, tmp
 
 
 @pytest.mark.parametrize("kind", EXACT)
-def test_half_a_file_is_never_an_image(kind: str) -> None:
+def test_a_file_that_is_cut_off_is_never_an_image(kind: str) -> None:
     data = EXACT[kind][0]
     for length in {len(data) // 3, len(data) - len(data) // 8, len(data) - 30, len(data) - 17, len(data) - 10}:
         if data.find(b"\xe0\x7f\x10\x00") + 16 < length or length < len(data) // 2:

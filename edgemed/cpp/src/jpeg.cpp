@@ -27,7 +27,7 @@ void leave(j_common_ptr info) {
 }
 
 void note(j_common_ptr info, int level) {
-    // Warnings are libjpeg's repairs. An early end is not repaired: half a file is never an image.
+    // Warnings are libjpeg's repairs. An early end is not repaired: what is cut off is no image.
     if (level == -1 && info->err->msg_code == JWRN_JPEG_EOF) leave(info);
 }
 
