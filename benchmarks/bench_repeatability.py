@@ -2,7 +2,8 @@
 
     python benchmarks/bench_repeatability.py BUNDLE [REPEATS]      # default 10; about 15 s a repeat, on an idle machine
 
-Runs the command REPEATS + 1 times and compares neighbours with `--diff`: at most one in ten may differ. Then with one
+Runs the command REPEATS + 1 times and compares each with the one before by `--diff`: at most one in ten may differ; all
+pairs are compared, too, since neighbours do not show by how much a machine drifts in minutes. Then with one
 thread fewer (on two or more cores): that must be "slower". Then beside a process that burns a core: that must be among
 the warnings. Correctness comes first inside every run: bench times nothing that answers wrong.
 """
@@ -12,6 +13,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,7 @@ def first(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def change(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    [row] = diff(old, new)["rows"]
+    [row] = [row for row in diff(old, new)["rows"] if row["figure"] == "p50"]
     return {"ratio": row["ratio"], "verdict": row["verdict"]}
 
 
@@ -61,6 +64,7 @@ def main() -> None:
             burning.kill()
             burning.wait()
     changes = [change(reports[number], reports[number + 1]) for number in range(repeats)]
+    of_pairs = Counter(change(old, new)["verdict"] for old, new in combinations(reports, 2))
     same = sum(one["verdict"] == "no significant change" for one in changes)
     slower = change(reports[-1], fewer) if fewer else None
     loads = [first(report)["conditions"]["other_processes_cpus"] for report in reports]
@@ -72,7 +76,7 @@ def main() -> None:
         "p50_ms": [first(report)["latency_ms"]["p50"]["value"] for report in reports],
         "repeats": repeats,
         "no_significant_change": same,
-        "not_settled": sum(one["verdict"] == "not settled" for one in changes),
+        "of_all_pairs": dict(of_pairs),
         "changes": changes,
         "one_thread_fewer": slower or "not measured: one core",
         "other_processes_cpus": {"alone": loads, "beside_a_burning_process": others},

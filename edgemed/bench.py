@@ -3,10 +3,11 @@
     edgemed bench BUNDLE [--mode single-stream|burst|sparse] [--batches 1,4,8] [--runtime auto|all|NAME]
                          [--json FILE] [--markdown FILE] [--plot FILE.svg] [--strict]
 
-Three modes: single-stream sends the next request after the last answer; burst keeps several in flight; sparse waits
+Modes: single-stream sends the next request after the last answer; burst keeps several in flight; sparse waits
 between requests, as a device does that wakes up for one image. Measured is what an application waits for: from uint8
-pixels in memory (from an encoded file with `--include decode`) to the probabilities. No sample is dropped. Intervals
-are 95 % block-bootstrap intervals (`timing.py`). The golden images are run first, and a bundle that answers
+pixels in memory (from a JPEG in memory with `--include decode`) to the probabilities. No sample is dropped. Intervals
+are 95 % block-bootstrap intervals (`timing.py`). The next request waits for the answer, so what a camera's images wait
+for each other behind a slow one is not in a latency. The golden images are run first, and a bundle that answers
 differently from its reference is not timed. What disturbs (start-up, stages, power) is measured in passes of its own.
 """
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgemed import __version__
+from edgemed.bench_latency import latency_figures, p99_note
 from edgemed.bench_stages import front_end_flops, front_end_share, stages
 from edgemed.bundle import Bundle, open_bundle
 from edgemed.conditions import (
@@ -46,13 +48,11 @@ from edgemed.records import least_batch, now
 from edgemed.runtimes import ORDER, PlanModule, runtime_module
 from edgemed.startup import start_up
 from edgemed.stats import Interval
-from edgemed.timing import SAMPLES_ABOVE, mean_interval, percentile_intervals, resampled_medians, stability, timed
+from edgemed.timing import mean_interval, stability, timed
 
-SCHEMA = "edgemed.bench/2"
+SCHEMA = "edgemed.bench/3"
 LOADED_WITH = ("precision", "threads", "plan", "cuda_graph")  # the settings that `infer.load` takes, but the runtime
 MODES = ("single-stream", "burst", "sparse")
-PERCENTILES = (50, 90, 95, 99)
-P99_SAMPLES = 100 * SAMPLES_ABOVE
 JPEG_QUALITY = 90
 
 
@@ -104,7 +104,7 @@ class Settings:
     @property
     def measured(self) -> str:
         """What a sample is, in words."""
-        way = "encoded file to decision" if self.include else "pixels in memory to probabilities"
+        way = "JPEG in memory to decision" if self.include else "pixels in memory to probabilities"
         if self.mode == "burst":
             return f"{way}, {self.streams} requests in flight"
         return f"{way}, one request at a time" + (f", {self.idle_ms:g} ms apart" if self.mode == "sparse" else "")
@@ -174,6 +174,7 @@ def _runtime(bundle: Bundle, name: str, settings: Settings, side: int) -> dict[s
         if not low <= min(settings.batches) <= max(settings.batches) <= high:
             asked = ",".join(map(str, settings.batches))
             raise InputError(f"--batches {asked}: plan {model.record.id} takes {low} to {high} images; see --plan")
+    plan = None if model.record is None else model.record.id  # the start-up's process takes the same one
     correctness = _correctness(model)
     on_cpu = not isinstance(runtime_module(model.runtime), PlanModule)
     entry: dict[str, Any] = {
@@ -184,9 +185,9 @@ def _runtime(bundle: Bundle, name: str, settings: Settings, side: int) -> dict[s
         "precision": settings.precision,
         "reason": model.reason,
         "state": model.state,
-        "plan": None if model.record is None else model.record.id,
+        "plan": plan,
         "correctness": correctness,
-        "start": start_up(bundle.path, runtime=model.runtime, side=side, **chosen),
+        "start": start_up(bundle.path, runtime=model.runtime, side=side, **chosen | {"plan": plan}),
         "limits": cpu_limits(model.session.threads) if on_cpu else NOT_MEASURED,
     }
     entry["results"] = [_result(model, batch, side, settings, entry["limits"]) for batch in settings.batches]
@@ -204,9 +205,7 @@ def _correctness(model: Model) -> dict[str, Any] | str:
 def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any) -> dict[str, Any]:
     """One measurement.
 
-    batch, samples; latency_ms of a request: mean, p50, p90, p95, p99 with intervals (p90 and p95 have none below 100
-    and 200 samples; p99 is None below 1,000, and p99_note says so), max, cov (standard deviation over mean),
-    p50_resampled (101 quantiles of the p50s that the bootstrap saw); throughput_images_per_s (None in sparse mode);
+    batch, samples; latency_ms of a request (`bench_latency`); p99_note; throughput_images_per_s (None in sparse mode);
     stability; stages_ms; front_end_share; limit (`limits.share_of_limit`); peak_host_bytes; conditions, warnings;
     power; times_ms: every sample.
     """
@@ -237,16 +236,17 @@ def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any
     )
     conditions = changes(before[0], snapshot())
     peak = peak_memory() if fresh else NOT_MEASURED
-    latency = _latency(found.latencies)
-    counted = batch * len(found.latencies) / found.seconds * latency["mean"]["value"]  # streams do not all end at once
-    rate = [counted / latency["mean"][key] for key in ("value", "high", "low")]
+    latency = latency_figures(found.latencies)
+    counted = batch * len(found.latencies) / found.seconds  # streams do not all end at once
+    mean = mean_interval(found.latencies)
+    rate = Interval(*(counted * mean.value / each for each in (mean.value, mean.high, mean.low)))
     manifest = model.bundle.manifest
     return {
         "batch": batch,
         "samples": len(found.latencies),
         "latency_ms": latency,
-        "p99_note": _p99_note(len(found.latencies), settings),
-        "throughput_images_per_s": None if settings.mode == "sparse" else Interval(*rate)._asdict(),
+        "p99_note": None if latency["p99"] else p99_note(len(found.latencies), settings.duration),
+        "throughput_images_per_s": None if settings.mode == "sparse" else rate.as_dict(),
         "stability": stability(found.latencies)._asdict(),
         "stages_ms": stages(model, request, part, decodes=bool(settings.include), idle=idle),
         "front_end_share": front_end_share(model, pixels, latency["p50"]["value"], part),
@@ -259,7 +259,7 @@ def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any
             weight_bytes=manifest.weight_bytes,
             pixel_bytes=image.nbytes,
             batch=batch,
-            images_per_s=1e3 * batch / latency["mean"]["value"] if settings.mode == "sparse" else rate[0],
+            images_per_s=1e3 * batch / mean.value if settings.mode == "sparse" else rate.value,
         ),
         "peak_host_bytes": peak,
         "conditions": conditions,
@@ -269,27 +269,6 @@ def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any
         ),
         "times_ms": found.latencies,
     }
-
-
-def _latency(samples: list[float]) -> dict[str, Any]:
-    figures = dict(zip(PERCENTILES, percentile_intervals(samples, PERCENTILES), strict=True))
-    enough = len(samples) >= P99_SAMPLES
-    mean = mean_interval(samples)
-    quantiles = np.quantile(resampled_medians(samples), (np.arange(101) + 0.5) / 101)
-    return {
-        "mean": mean._asdict(),
-        **{f"p{q}": figure.as_dict() if q != 99 or enough else None for q, figure in figures.items()},
-        "max": max(samples),
-        "cov": float(np.std(samples)) / mean.value,
-        "p50_resampled": quantiles.tolist(),
-    }
-
-
-def _p99_note(count: int, settings: Settings) -> str | None:
-    if count >= P99_SAMPLES:
-        return None
-    seconds = int(settings.duration * P99_SAMPLES / count * 1.1) + 1
-    return f"needs {P99_SAMPLES} samples, has {count}" + ("" if settings.iterations else f": --duration {seconds}")
 
 
 def _decoding(image: NDArray[np.uint8], batch: int) -> Callable[[Model], object]:

@@ -17,7 +17,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from edgemed.bench import PERCENTILES, results
+from edgemed.bench import results
+from edgemed.bench_latency import FIGURES, PERCENTILES
 from edgemed.conditions import NOT_MEASURED
 
 _PANEL = (720, 150)  # pixels of one measurement's panel
@@ -167,7 +168,7 @@ def _cells(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(row, text) of a measurement; an empty text where the row does not apply."""
     latency, stages, limit = result["latency_ms"], result["stages_ms"], result["limit"]
     yield "samples", str(result["samples"])
-    for name in (*(f"p{q}" for q in PERCENTILES), "mean"):
+    for name in (*FIGURES[1:], "mean"):
         yield f"{name} (ms)", _interval(latency[name]) if latency[name] else result["p99_note"]
     yield "slowest (ms)", f"{latency['max']:.2f}"
     yield "coefficient of variation", f"{latency['cov']:.1%}"
@@ -175,7 +176,8 @@ def _cells(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "throughput (images/s)", _interval(rate) if rate else ""
     yield "settled", "no" if unsettled(result) else "yes"
     for name in _STAGES:
-        yield f"  {name} (ms)", "" if stages[name] is None else f"{stages[name]:.3f}"
+        apart = ", without CUDA graph" if stages["h2d"] is not None and name in ("compute", "launch") else ""
+        yield f"  {name} (ms{apart})", "" if stages[name] is None else f"{stages[name]:.3f}"
     share = result["front_end_share"]
     shown = share if isinstance(share, str) else f"{share['value']:.0%} [{share['low']:.0%}, {share['high']:.0%}]"
     yield "resize in the graph", shown

@@ -72,7 +72,7 @@ def snapshot(root: Path = ROOT) -> Snapshot:
         "cpu_mhz": cpu_mhz(root),
         "temperatures_c": temperatures(root),
         "load_average": os.getloadavg()[0],
-        "gpu": nvml.gpu_state() or _jetson_gpu(root) or NOT_MEASURED,
+        "gpu": _gpu(root) or NOT_MEASURED,
     }
     spent = sum(one.ru_utime + one.ru_stime for one in own) + _living_descendants_seconds(root)
     return Snapshot(time.monotonic(), busy, stolen, spent, state)
@@ -130,9 +130,12 @@ def warnings(machine_: dict[str, Any], changed: dict[str, Any]) -> list[str]:
     clocks = [changed[when]["cpu_mhz"] for when in ("before", "after")]
     if NOT_MEASURED not in clocks and max(clocks[1]) < SLOWER_CLOCK * max(clocks[0]):
         found.append(f"the CPU's clock fell from {max(clocks[0]):.0f} to {max(clocks[1]):.0f} MHz")
-    for when in ("before", "after"):
-        gpu = changed[when]["gpu"]
-        if gpu != NOT_MEASURED and gpu.get("throttling"):
+    gpus = [{} if (gpu := changed[when]["gpu"]) == NOT_MEASURED else gpu for when in ("before", "after")]
+    rates = [gpu.get("sm_mhz") for gpu in gpus]
+    if all(rates) and rates[1] < SLOWER_CLOCK * rates[0]:
+        found.append(f"the GPU's clock fell from {rates[0]:.0f} to {rates[1]:.0f} MHz")
+    for when, gpu in zip(("before", "after"), gpus, strict=True):
+        if gpu.get("throttling"):
             found.append(f"the GPU was throttled {when} the measurement: {', '.join(gpu['throttling'])}")
     return found
 
@@ -199,6 +202,12 @@ def _cpu_seconds(stat: str) -> tuple[float | None, float | None]:
     ticks = [int(value) / os.sysconf("SC_CLK_TCK") for value in stat.splitlines()[0].split()[1:9]]
     user, nice, system, _, _, irq, softirq, steal = ticks  # a guest's time is part of user's
     return user + nice + system + irq + softirq, steal
+
+
+def _gpu(root: Path) -> dict[str, Any]:
+    """What NVML tells, and of a Jetson, whose NVML opens and then tells little, its files the rest."""
+    told, files = nvml.gpu_state() or {}, _jetson_gpu(root) or {}
+    return told | {name: value for name, value in files.items() if told.get(name) is None}
 
 
 def _jetson_gpu(root: Path) -> dict[str, Any] | None:

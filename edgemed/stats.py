@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import compress
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -182,7 +183,15 @@ def tail(groups: float) -> float:
     """The share of resamples beyond either bound: 0.025 of many groups, 0.009 of ten, whose resamples vary too little.
 
     Hesterberg's expanded percentile: what makes the bounds of a mean those of Student's t and the unbiased deviation.
+    Its quantile is Abramowitz and Stegun's 26.7.5, right to 3e-4 from 6 groups on, since not every device has SciPy.
     """
-    from scipy.stats import norm, t  # not on every device
-
-    return float(norm.cdf(-math.sqrt(groups / (groups - 1)) * t.ppf((1 + LEVEL) / 2, groups - 1)))
+    z, degrees = NormalDist().inv_cdf((1 + LEVEL) / 2), groups - 1
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    of_t = sum(term / degrees**power for power, term in enumerate(terms))
+    return NormalDist().cdf(-math.sqrt(groups / degrees) * of_t)

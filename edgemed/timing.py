@@ -3,13 +3,15 @@
 Why its own module: `edgemed bench` and every script in `benchmarks/` measure with the same few functions, so that their
 figures can be compared. Every sample counts: none is dropped, clipped or averaged away. Neighbours in time resemble
 each other (a neighbour process, a clock that falls), so intervals come from a bootstrap that draws whole blocks of
-neighbours; one that draws single samples would promise far too much.
+neighbours, half a second or more; one that draws single samples would promise far too much. Of a disturbance that
+lasts as long as a block or longer they hold less than they say, and of what differs from run to run, nothing.
 
     rounds = interleaved({"old": old, "new": new}, rounds=50)
     ratio_interval(rounds["new"], rounds["old"], paired=True)        # Interval(value=0.83, low=0.81, high=0.86)
 
-Source: non-overlapping block bootstrap of Carlstein, Annals of Statistics 14 (1986); windows that have to agree before
-a measurement counts as settled are Triton Model Navigator's. Tests: `python -m pytest tests/test_timing.py`.
+Sources: non-overlapping block bootstrap of Carlstein, Annals of Statistics 14 (1986), its percentiles expanded for few
+blocks (`stats.tail`); windows that have to agree before a measurement is settled are Triton Model Navigator's. Tests:
+`python -m pytest tests/test_timing.py`.
 """
 
 from __future__ import annotations
@@ -27,17 +29,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.errors import InputError
-from edgemed.stats import Interval
+from edgemed.stats import Interval, tail
 
 Call = Callable[[], object]
 
 RESAMPLES = 1000
 WINDOWS = 5
 WINDOW_SAMPLES = 3  # fewer have no median to speak of
+FEWEST_SAMPLES = 6  # for bounds; the median of five lies beyond all of them once in sixteen times
 SAMPLES_ABOVE = 10  # a percentile above the median, for a bound: the true one lies above all of too few samples
-TOLERANCE = 0.10  # by which a window's median may differ from that of all samples
-_MIN_BLOCKS = 20
-_GRID = 2000  # distinct bounds that an interval can take, at most
+SMALLEST_CHANGE = 0.05  # of a latency, to be spoken of; by which a window's median may differ from that of all samples
+BLOCK_SECONDS, BLOCKS = 0.5, (10, 100)  # of each block at least, where there is time for so many
+_GRID = 1000  # distinct bounds that an interval can take, and as many more next to each percentile
 
 
 class Timed(NamedTuple):
@@ -144,29 +147,42 @@ def percentile(samples: Sequence[float], q: float) -> float:
 
 
 def percentile_intervals(samples: Sequence[float], qs: Sequence[float]) -> list[Interval]:
-    """`percentile` at each q, with 95 % block-bootstrap intervals, of samples (N,) in the order of time.
+    """`percentile` at each q, with 95 % block-bootstrap intervals, of samples (N,) in ms in the order of time.
 
-    Above the median, the bounds are NaN with fewer than `SAMPLES_ABOVE` samples beyond the percentile.
+    The bounds are NaN with fewer than `FEWEST_SAMPLES`; above the median, with fewer than `SAMPLES_ABOVE` beyond the
+    percentile.
     """
-    values = _finite(samples)
-    drawn = _percentiles(values, qs, _draws(len(values)))
-    found = [_interval(percentile(samples, q), column) for q, column in zip(qs, drawn.T, strict=True)]
-    few = [q > 50 and len(values) * (100 - q) < 100 * SAMPLES_ABOVE for q in qs]
+    drawn, blocks = resampled_percentiles(samples, qs), block_count(samples)
+    found = [_interval(percentile(samples, q), column, blocks) for q, column in zip(qs, drawn.T, strict=True)]
+    few = [q > 50 and len(samples) * (100 - q) < 100 * SAMPLES_ABOVE for q in qs]
     return [Interval(each.value, nan, nan) if bare else each for each, bare in zip(found, few, strict=True)]
 
 
 def mean_interval(samples: Sequence[float]) -> Interval:
-    """The mean with its 95 % block-bootstrap interval, of samples (N,) in the order of time."""
-    values = _finite(samples)
-    counts, block = _draws(len(values)), _block_of(len(values))
-    sums = np.bincount(block, weights=values)
-    return _interval(float(values.mean()), (counts @ sums) / (counts @ np.bincount(block)))
+    """The mean with its 95 % block-bootstrap interval, of samples (N,) in ms in the order of time."""
+    return _interval(float(_finite(samples).mean()), resampled_means(samples), block_count(samples))
 
 
-def resampled_medians(samples: Sequence[float], *, seed: int = 0) -> NDArray[np.float64]:
-    """(RESAMPLES,) medians of block-bootstrap resamples of samples (N,) in the order of time."""
+def resampled_percentiles(samples: Sequence[float], qs: Sequence[float]) -> NDArray[np.float64]:
+    """(RESAMPLES, Q) percentiles of block-bootstrap resamples of samples (N,) in ms in the order of time."""
+    return _percentiles(_finite(samples), qs, _draws(block_count(samples)))
+
+
+def resampled_means(samples: Sequence[float]) -> NDArray[np.float64]:
+    """(RESAMPLES,) means of block-bootstrap resamples of samples (N,) in ms in the order of time."""
     values = _finite(samples)
-    return _percentiles(values, (50,), _draws(len(values), seed))[:, 0]
+    counts, block = _draws(block_count(values)), _block_of(len(values), block_count(values))
+    means: NDArray[np.float64] = (counts @ np.bincount(block, weights=values)) / (counts @ np.bincount(block))
+    return means
+
+
+def block_count(samples: Sequence[float] | NDArray[np.float64]) -> int:
+    """Into how many blocks of neighbours samples (N,) in ms are cut, as `BLOCK_SECONDS` and `BLOCKS` say; at most N.
+
+    Seconds and not numbers of samples, since what disturbs a machine lasts as long for a fast engine as for a slow one.
+    """
+    least, most = BLOCKS
+    return min(len(samples), most, max(least, int(sum(samples) / 1e3 / BLOCK_SECONDS)))
 
 
 def ratio_interval(a: Sequence[float], b: Sequence[float], *, paired: bool = False) -> Interval:
@@ -175,14 +191,19 @@ def ratio_interval(a: Sequence[float], b: Sequence[float], *, paired: bool = Fal
     paired: sample k of both was taken in the same round (`interleaved`), so the same blocks are drawn for both and
     what disturbed both cancels out. Raises InputError where paired lists differ in length.
     """
-    if paired and len(a) != len(b):
-        raise InputError(f"paired samples come in equal numbers; got {len(a)} and {len(b)}")
-    medians = resampled_medians(a), resampled_medians(b, seed=0 if paired else 1)
-    return _interval(percentile(a, 50) / percentile(b, 50), medians[0] / medians[1])
+    of_a, of_b, blocks = _medians(a, b, paired)
+    return _interval(percentile(a, 50) / percentile(b, 50), of_a / of_b, blocks)
+
+
+def difference_interval(a: Sequence[float], b: Sequence[float]) -> Interval:
+    """The median of `a` minus the median of `b` in ms, paired as in `ratio_interval`, with its 95 % interval."""
+    of_a, of_b, blocks = _medians(a, b, paired=True)
+    return _interval(percentile(a, 50) - percentile(b, 50), of_a - of_b, blocks)
 
 
 def stability(samples: Sequence[float]) -> Stability:
-    """Whether the medians of `WINDOWS` equal parts of the samples (N,) all lie within `TOLERANCE` of the whole's.
+    """Whether the medians of `WINDOWS` equal parts of the samples (N,) all lie within `SMALLEST_CHANGE` of the
+    whole's.
 
     Model Navigator lets the last windows decide; here all of them must agree, since no sample is dropped. Medians,
     because one slow request is a matter for p99 and not a measurement that did not settle.
@@ -193,27 +214,42 @@ def stability(samples: Sequence[float]) -> Stability:
     medians = [float(np.median(part)) for part in np.array_split(values, WINDOWS)]
     whole = float(np.median(values))
     spread = max(abs(median - whole) for median in medians) / whole
-    return Stability(spread <= TOLERANCE, medians, spread)
+    return Stability(spread <= SMALLEST_CHANGE, medians, spread)
 
 
-def _block_of(n: int) -> NDArray[np.int64]:
-    """(n,) the block of each sample: blocks of about sqrt(n) neighbours, but at least 20 blocks where n allows."""
-    blocks = max(int(n**0.5), min(n, _MIN_BLOCKS))
+def _medians(
+    a: Sequence[float], b: Sequence[float], paired: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """Medians of resamples of each, and the number of blocks that they are of."""
+    if not paired:
+        draws = _draws(block_count(a)), _draws(block_count(b), seed=1)
+    elif len(a) == len(b):
+        draws = (_draws(min(len(a), block_count([*a, *b]))),) * 2
+    else:
+        raise InputError(f"paired samples come in equal numbers; got {len(a)} and {len(b)}")
+    of_a, of_b = (_percentiles(_finite(each), (50,), drawn)[:, 0] for each, drawn in zip((a, b), draws, strict=True))
+    return of_a, of_b, min(drawn.shape[1] for drawn in draws)
+
+
+def _block_of(n: int, blocks: int) -> NDArray[np.int64]:
+    """(n,) the block of each sample, all of one size but for one sample."""
     return np.arange(n, dtype=np.int64) * blocks // n
 
 
-def _draws(n: int, seed: int = 0) -> NDArray[np.float64]:
+def _draws(blocks: int, seed: int = 0) -> NDArray[np.float64]:
     """(RESAMPLES, blocks): how often each resample draws each block."""
-    blocks = int(_block_of(n)[-1]) + 1
     drawn = np.random.default_rng(seed).multinomial(blocks, [1 / blocks] * blocks, RESAMPLES)
     return drawn.astype(np.float64)
 
 
 def _percentiles(values: NDArray[np.float64], qs: Sequence[float], counts: NDArray[np.float64]) -> NDArray[np.float64]:
     """(RESAMPLES, len(qs)): percentiles of every resample, read off its distribution function, without building it."""
-    ordered, block = np.sort(values), _block_of(len(values))
-    grid = ordered[np.linspace(0, len(ordered) - 1, min(len(ordered), _GRID)).round().astype(np.int64)]
-    starts = np.searchsorted(block, np.arange(block[-1] + 2))
+    n, (_, blocks) = len(values), counts.shape
+    near = [np.linspace(q / 100 - 0.01, q / 100 + 0.01, _GRID) for q in qs]  # of many samples, bounds lie close by
+    ranks = np.concatenate([np.linspace(0, 1, _GRID), *near]).clip(0, 1) * (n - 1)
+    ordered, block = np.sort(values), _block_of(n, blocks)
+    grid = ordered[np.unique(ranks.round().astype(np.int64))]
+    starts = np.searchsorted(block, np.arange(blocks + 1))
     parts = [np.sort(values[low:high]) for low, high in pairwise(starts)]
     below = np.array([np.searchsorted(part, grid, side="right") for part in parts], dtype=np.float64)  # (blocks, grid)
     share = (counts @ below) / (counts @ np.diff(starts))[:, None]  # (RESAMPLES, grid)
@@ -222,8 +258,10 @@ def _percentiles(values: NDArray[np.float64], qs: Sequence[float], counts: NDArr
     return bounds
 
 
-def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:
-    low, high = np.quantile(resampled, [0.025, 0.975])
+def _interval(value: float, resampled: NDArray[np.float64], blocks: int) -> Interval:
+    if blocks < FEWEST_SAMPLES:
+        return Interval(value, nan, nan)
+    low, high = np.quantile(resampled, [tail(blocks), 1 - tail(blocks)])
     return Interval(value, float(low), float(high))
 
 

@@ -25,7 +25,7 @@ stages train calibrate ablation ablate
 runtimes
 precision export
 gates engines infer certify plans sources card prove build nvml conditions power limits
-bench_stages startup bench bench_report bench_diff contenders judge decoders parity
+bench_latency bench_stages startup bench bench_report bench_diff contenders judge decoders parity
 display commands cli __main__
 """.split()
 
@@ -33,7 +33,7 @@ RUNTIME_SIDE = """
 errors files progress stats timing dicom_codecs dicom damage images phantoms
 manifest operating records signature evidence bundle pack preflight
 runtimes gates engines infer certify plans nvml conditions power limits
-bench_stages startup bench bench_report bench_diff contenders decoders parity display commands cli
+bench_latency bench_stages startup bench bench_report bench_diff contenders decoders parity display commands cli
 """.split()
 HEAVY = {"torch", "torchvision", "timm", "onnx", "onnxscript", "nvidia", "cv2", "sklearn", "matplotlib", "scipy"}
 

@@ -192,7 +192,7 @@ def test_decoding_is_part_of_the_request_where_it_is_included(bundle: Bundle, on
     report = bench(bundle, Settings(**QUICK, include=("decode",), image_size=480, batches=(2,)))
     [(_, result)] = results(report)
     stages = result["stages_ms"]
-    assert report["measured"].startswith("encoded file to decision")
+    assert report["measured"].startswith("JPEG in memory to decision")
     assert stages["decode"] > 0.5  # two JPEGs of 480 x 480
     assert measured(bundle, image_size=480)["stages_ms"]["decode"] is None
 

@@ -12,27 +12,30 @@ import pytest
 
 from edgemed.bench import SCHEMA
 from edgemed.bench_diff import diff, read_report, table
+from edgemed.bench_latency import latency_figures
 from edgemed.errors import InputError
-from edgemed.timing import percentile_intervals, resampled_medians
 
 
 def report(samples: np.ndarray, *, threads: int = 2, batch: int = 1, **settings: Any) -> dict[str, Any]:
     """What of a report a comparison reads."""
-    [p50] = percentile_intervals(samples, (50,))
-    quantiles = np.quantile(resampled_medians(samples), (np.arange(101) + 0.5) / 101).tolist()
+    moment = {"cpu_mhz": [3000.0, 800.0, 2900.0], "gpu": {"sm_mhz": 1500}}
     result = {
         "batch": batch,
-        "latency_ms": {"p50": p50._asdict(), "p50_resampled": quantiles},
+        "latency_ms": latency_figures(samples.tolist()),
         "stability": {"settled": True},
+        "conditions": {"before": moment},
         "warnings": [],
     }
     same = {"precision": "fp32", "mode": "single-stream", "streams": 1, "idle_ms": 0.0, "image_size": 48, "include": []}
+    same |= {"warmup": 1, "duration": 5}
     return {
         "schema": SCHEMA,
+        "edgemed": "1",
         "bundle": {"id": "0123456789abcdef"},
         "machine": {"cpu": "a CPU", "governor": "performance"},
         "settings": {**same, **settings},
-        "runtimes": [{"name": "openvino", "version": "1", "threads": threads, "results": [result]}],
+        "runtimes": [{"name": "openvino", "version": "1", "threads": threads, "limits": {"sgemm_gflops": 100.0},
+                      "results": [result]}],
     }
 
 
@@ -40,14 +43,21 @@ def latencies(seed: int, scale: float = 1.0, n: int = 200, noise: float = 0.02) 
     return 10 * scale * (1 + noise * np.random.default_rng(seed).gamma(2, size=n))
 
 
-def verdict(old: np.ndarray, new: np.ndarray) -> str:
-    [row] = diff(report(old), report(new))["rows"]
-    return str(row["verdict"])
+def row_of(old: dict[str, Any], new: dict[str, Any], figure: str = "p50") -> dict[str, Any]:
+    [row] = [row for row in diff(old, new)["rows"] if row["figure"] == figure]
+    return row
+
+
+def verdict(old: np.ndarray, new: np.ndarray, figure: str = "p50") -> str:
+    return str(row_of(report(old), report(new), figure)["verdict"])
 
 
 def test_the_same_bench_twice_shows_no_significant_change() -> None:
-    verdicts = [verdict(latencies(seed, noise=0.1), latencies(1000 + seed, noise=0.1)) for seed in range(50)]
+    verdicts = [verdict(latencies(seed, noise=0.05), latencies(1000 + seed, noise=0.05)) for seed in range(50)]
     assert verdicts.count("no significant change") >= 48
+    wide = [verdict(latencies(seed, noise=0.2), latencies(1000 + seed, noise=0.2)) for seed in range(50)]
+    assert wide.count("no significant change") + wide.count("undecided") >= 48
+    assert wide.count("undecided") > 10
 
 
 @pytest.mark.parametrize(
@@ -61,44 +71,64 @@ def test_a_change_counts_above_five_percent(scale: float, expected: str) -> None
 @pytest.mark.parametrize(("scale", "expected"), [(0.8, "faster"), (1.2, "slower")])
 def test_an_interval_that_reaches_to_one_does_not_exclude_it(scale: float, expected: str) -> None:
     old, new = report(np.full(50, 10.0)), report(np.full(50, 10.0 * scale))
-    assert diff(old, new)["rows"][0]["verdict"] == expected
-    new["runtimes"][0]["results"][0]["latency_ms"]["p50_resampled"][:5] = [10.0] * 5  # some resamples saw no change
-    [row] = diff(old, new)["rows"]
+    assert row_of(old, new)["verdict"] == expected
+    new["runtimes"][0]["results"][0]["latency_ms"]["resampled"]["p50"][:5] = [10.0] * 5  # some resamples saw no change
+    row = row_of(old, new)
     assert 1 in (row["ratio"]["low"], row["ratio"]["high"])
-    assert row["verdict"] == "no significant change"
+    assert row["verdict"] == "undecided"
 
 
-def test_a_large_change_within_the_noise_is_not_significant() -> None:
+def test_a_large_change_within_the_noise_is_undecided_and_not_called_none() -> None:
     old, new = latencies(0, n=12, noise=1.0), latencies(3, 1.15, n=12, noise=1.0)
-    [row] = diff(report(old), report(new))["rows"]
+    row = row_of(report(old), report(new))
     assert abs(row["ratio"]["value"] - 1) > 0.05
     assert row["ratio"]["low"] < 1 < row["ratio"]["high"]
-    assert row["verdict"] == "no significant change"
+    assert row["verdict"] == "undecided"
+
+
+def test_a_tail_that_grows_is_told_where_the_median_stands_still() -> None:
+    old = latencies(0, n=2000)
+    new = latencies(1, n=2000)
+    new[5::10] *= 5
+    found = [verdict(old, new, name) for name in ("p50", "mean", "p95", "p99")]
+    assert found == ["no significant change", "slower", "slower", "slower"]
+
+
+def test_a_figure_without_bounds_is_not_compared() -> None:
+    rows = diff(report(latencies(0)), report(latencies(1, n=150)))["rows"]
+    assert [row["figure"] for row in rows] == ["mean", "p50", "p90"]  # p95 takes 200 samples, p99 takes 1,000
+    assert diff(report(latencies(0)), report(latencies(1, n=5)))["rows"] == []
 
 
 def test_the_ratio_and_its_interval_are_those_of_the_samples() -> None:
     held = 0
     for seed in range(60):
-        [row] = diff(report(latencies(seed, noise=0.2)), report(latencies(100 + seed, 1.25, noise=0.2)))["rows"]
+        row = row_of(report(latencies(seed, noise=0.2)), report(latencies(100 + seed, 1.25, noise=0.2)))
         held += row["ratio"]["low"] <= 1.25 <= row["ratio"]["high"]
-        assert row["ratio"]["value"] == pytest.approx(row["new_p50_ms"] / row["old_p50_ms"])
+        assert row["ratio"]["value"] == pytest.approx(row["new_ms"] / row["old_ms"])
     assert 50 <= held <= 60
 
 
 def test_what_else_differs_stands_beside_the_ratio() -> None:
-    old, new = report(latencies(0), cuda_graph=True), report(latencies(1, 1.5), threads=1, cuda_graph=False)
+    old, new = report(latencies(0), cuda_graph=True), report(latencies(1, 1.5), threads=1, cuda_graph=False, warmup=0)
     old["runtimes"][0]["plan"], new["runtimes"][0]["plan"] = "a", "b"
-    new["machine"]["governor"] = "powersave"
-    assert diff(old, new)["rows"][0]["verdict"] == "slower"
+    new["machine"]["governor"], new["edgemed"] = "powersave", "2"
+    new["runtimes"][0]["limits"]["sgemm_gflops"] = 50.0
+    new["runtimes"][0]["results"][0]["conditions"]["before"] = {"cpu_mhz": [1500.0] * 3, "gpu": {"sm_mhz": 1480}}
+    assert row_of(old, new)["verdict"] == "slower"
     new["runtimes"][0]["results"][0]["stability"]["settled"] = False
     new["runtimes"][0]["results"][0]["warnings"] = ["the CPU was throttled"]
     found = diff(old, new)
     assert found["rows"][0]["verdict"] == "not settled"
     assert found["notes"] == [
-        "CUDA graph: True, now False",
+        "edgemed 1, now 2",
+        "cuda graph: True, now False",
+        "warmup: 1, now 0",
         "governor: performance, now powersave",
         "openvino, batch 1: threads 2, now 1",
         "openvino, batch 1: plan a, now b",
+        "openvino, batch 1: median CPU clock in MHz 2900, now 1500",
+        "openvino, batch 1: the machine's own sgemm in GFLOP/s 100, now 50",
         "openvino, batch 1: the new measurement is unstable",
         "openvino, batch 1, new: the CPU was throttled",
     ]

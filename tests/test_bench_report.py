@@ -15,6 +15,7 @@ from rich.console import Console
 
 from edgemed import bench as bench_module
 from edgemed.bench import Settings, bench, results
+from edgemed.bench_diff import DIFF_SCHEMA
 from edgemed.bench_report import doubts, markdown, svg, table
 from edgemed.bundle import Bundle
 from edgemed.errors import InputError
@@ -131,7 +132,7 @@ def test_the_command_writes_what_it_is_told_to(
     assert edgemed(*flags, "--json", "-", "--batches", "1,2") == 0
     assert len(list(results(json.loads(capsys.readouterr().out)))) == 2  # standard output is one document
     assert edgemed("bench", "--diff", files["a.json"], files["times.json"], "--json", "-") == 0
-    assert len(json.loads(capsys.readouterr().out)["rows"]) == 1
+    assert json.loads(capsys.readouterr().out)["schema"] == DIFF_SCHEMA  # and nothing else is printed
 
 
 @pytest.mark.parametrize("flag", ["--markdown", "--plot", "--json", "--compare"])

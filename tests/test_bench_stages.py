@@ -109,6 +109,23 @@ def test_the_front_ends_share_is_what_grows_with_the_image(
     assert (found["other_side"], found["rounds"]) == (other, 41)
 
 
+def test_on_a_gpu_copies_that_grow_with_the_image_are_not_the_front_ends(model: Model, clock: list[float]) -> None:
+    size = model.bundle.manifest.size
+
+    class Copying(Session):
+        """1 ms of the front end in 10 ms of execution at 256 px; beside it, 5 ms of copies that grow with it."""
+
+        def run_timed(self, images: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+            side = images.shape[1]
+            clock[0] += 5 * (side / 256) ** 2
+            compute = 9.0 + side * (side + size) / (256 * (256 + size))
+            return self.session.run(images), {"h2d": 5 * (side / 256) ** 2, "compute": compute, "d2h": 0.0}
+
+    found = front_end_share(replace(model, session=Copying(model.session, clock, 15.0)), pixels(256), 15.0, 1.0)
+    assert isinstance(found, dict)
+    assert found["value"] == pytest.approx(1 / 15)
+
+
 @pytest.mark.parametrize(
     ("sides", "side", "other"),
     [((40, 48, 512), 100, 40), ((40, 48, 512), 48, 96), ((48, 48, 80), 48, 80), ((48, 48, 60), 48, None)],

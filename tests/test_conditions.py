@@ -101,6 +101,10 @@ def test_the_load_of_others_is_the_machines_less_our_own(tmp_path: Path) -> None
         ({"other_processes_cpus": 0.9}, "other processes used 0.9 of 4 CPUs"),
         ({"stolen_cpus": 0.3}, "other guests"),
         ({"after": {**state()["after"], "cpu_mhz": [2000.0, 1800.0]}}, "clock fell from 3000 to 2000 MHz"),
+        (
+            {when: {**state()[when], "gpu": {"sm_mhz": mhz}} for when, mhz in (("before", 625), ("after", 306))},
+            "GPU's clock fell from 625 to 306 MHz",
+        ),
         ({"after": {**state()["after"], "gpu": nvml.gpu_state(trees.gpu())}}, "throttled after .*: power cap, thermal"),
     ],
 )
@@ -166,6 +170,14 @@ def test_what_a_gpu_does_not_tell_is_none_and_the_rest_stays() -> None:
     assert (found["power_w"], found["throttling"], found["sm_mhz"]) == (None, None, 1590)
     assert nvml.energy_joules(silent) is None
     assert nvml.gpu_state() is None
+
+
+def test_a_jetson_whose_nvml_opens_and_tells_nothing_still_tells_its_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvml, "gpu_state", lambda: {"name": "Orin (nvgpu)", "sm_mhz": None, "throttling": None})
+    found = snapshot(trees.write(tmp_path, trees.ORIN_NANO)).state["gpu"]
+    assert found == {"name": "Orin (nvgpu)", "sm_mhz": 306.0, "sm_mhz_max": 624.75, "throttling": None}
 
 
 def test_the_gpu_is_cudas_first_whatever_number_nvml_gives_it() -> None:

@@ -40,7 +40,7 @@ def bench(
     ] = None,
     include: Annotated[
         list[str] | None,
-        typer.Option(help="decode: from the encoded file to the decision.", show_default="pixels only"),
+        typer.Option(help="decode: from a JPEG in memory to the decision.", show_default="pixels only"),
     ] = None,
     threads: Threads = 0,
     plan: Plan = None,
