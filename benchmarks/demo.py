@@ -69,8 +69,8 @@ def main() -> None:
     files = [data / row["path"] for row in rows]
     edgemed("predict", bundle, *files[:5])
     predictions = json.loads(edgemed("predict", bundle, "--json", *files, capture=True).stdout)
-    edgemed("bench", bundle, "--duration", "3")
-    bench = json.loads(edgemed("bench", bundle, "--duration", "3", "--json", "-", capture=True).stdout)
+    edgemed("bench", bundle, "--duration", "3", "--json", root / "bench.json")
+    bench = json.loads((root / "bench.json").read_text(encoding="utf-8"))
     [runtime] = bench["runtimes"]
     [result] = runtime["results"]
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))

@@ -24,7 +24,7 @@ from edgemed.conditions import changes, machine, snapshot, warnings
 from edgemed.export import onnx_from_ensemble
 from edgemed.phantoms import phantom
 from edgemed.runtimes import usable_cores
-from edgemed.timing import interleaved, percentile, percentile_intervals, ratio_interval
+from edgemed.timing import interleaved, percentile_intervals, ratio_interval
 
 TOLERANCE = 1e-5
 PROCESSOR_ROUNDS = 10
@@ -129,7 +129,6 @@ def main() -> None:
             }
             for name, samples in times.items()
         },
-        "fastest": min(times, key=lambda name: percentile(times[name], 50)),
         "conditions": conditions,
         "warnings": warnings(machine(), conditions),
     }
