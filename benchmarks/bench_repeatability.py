@@ -45,7 +45,7 @@ def first(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def change(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    [row] = [row for row in diff(old, new)["rows"] if row["figure"] == "p50"]
+    [row] = [row for row in diff([old], [new])["rows"] if row["figure"] == "p50"]
     return {"ratio": row["ratio"], "verdict": row["verdict"]}
 
 

@@ -1,20 +1,23 @@
-"""Whether one measurement is faster than another: two reports of `edgemed bench`, compared.
+"""Whether one measurement is faster than another: reports of `edgemed bench`, compared.
 
     edgemed bench --diff old.json new.json
+    edgemed bench --diff old/ new/              # folders, each with the reports of at least three runs
 
-A change is significant where the 95 % interval of the ratio excludes 1 *and* the change is over 5 %: a bootstrap knows
-how the samples of a run scatter, not by how much a machine differs from one run to the next. Mean, median and the upper
-percentiles each have a row: a tail can double where the median stands still. Each report holds 101 quantiles of every
-figure that its block bootstrap saw; the ratios of all pairs of them give the interval, so a report without its samples
-can be compared too.
+A change is significant where the 95 % interval of the ratio excludes 1 *and* the change is over 5 %. Mean, median and
+the upper percentiles each have a row: a tail can double where the median stands still. From one report on each side the
+interval is that of their block bootstraps: each holds 101 quantiles of every figure, whose ratios of all pairs give it,
+without the samples. It knows how the samples of a run scatter, not by how much a machine differs from one run to the
+next. From several, it is Student's t on the logarithms of the runs' figures, which knows both.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
@@ -25,11 +28,15 @@ from edgemed.bench_latency import FIGURES
 from edgemed.conditions import NOT_MEASURED
 from edgemed.errors import InputError
 from edgemed.files import read_json
-from edgemed.stats import tail
+from edgemed.stats import t_quantile, tail
 from edgemed.timing import SMALLEST_CHANGE
 
 DIFF_SCHEMA = "edgemed.bench-diff/2"
-_ONE_RUN = "One run on each side: no interval holds by how much this machine differs from run to run. Repeat both."
+FEWEST_RUNS = 3  # of a side, to know how runs differ
+_ONE_RUN = (
+    "One run on each side: no interval holds by how much this machine differs from run to run. Put the reports of "
+    f"{FEWEST_RUNS} or more runs of each into a folder, and compare the folders."
+)
 _SAME = (
     "precision",
     "mode",
@@ -38,61 +45,82 @@ _SAME = (
     "image_size",
     "include",
 )  # settings without which a ratio says nothing
+Measured = tuple[dict[str, Any], dict[str, Any]]  # a runtime's entry in a report, and one of its results
 
 
-def diff(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """{"schema", "rows", "notes"}: rows for each runtime and batch size that both reports hold, notes on what differs.
+def diff(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """{"schema", "runs", "rows", "notes"}: the reports of each side; rows for what all measured; what else differs.
 
-    A row is of one figure with bounds in both: runtime, batch, figure (mean, p50, p90, p95, p99), old_ms, new_ms, ratio
-    (new over old: value, low, high), verdict: "slower", "faster"; "no significant change" where the whole interval lies
-    within 5 %; "undecided" where it does not and excludes nothing; "not settled" where a measurement is not: it could
-    say any of them. notes: settings, threads, versions, plan, machine, clocks, and what did not settle.
+    A row is of one figure with bounds in all: runtime, batch, figure (mean, p50, p90, p95, p99), old_ms, new_ms (of
+    several runs the geometric mean), ratio (new over old: value, low, high), verdict: "slower", "faster"; "no
+    significant change" where the whole interval lies within 5 %; "undecided" where it does not and excludes nothing;
+    "not settled" where one of two measurements is not: it could say any of them. notes: settings, threads, versions,
+    plan, machine, clocks, and what did not settle.
 
-    Raises InputError for reports that measured different things, or have no measurement in common.
+    Raises InputError for reports that measured different things, have no measurement in common, or are too few.
     """
+    first, last, runs, every = old[0], new[0], [len(old), len(new)], [*old, *new]
+    if runs != [1, 1] and min(runs) < FEWEST_RUNS:
+        raise InputError(
+            f"--diff takes one report on each side, or at least {FEWEST_RUNS}; got {runs[0]} and {runs[1]}"
+        )
     for name in _SAME:
-        before, after = old["settings"][name], new["settings"][name]
-        if before != after:
+        before = first["settings"][name]
+        if others := [each["settings"][name] for each in every if each["settings"][name] != before]:
             flag = f"--{name.replace('_', '-')}"
-            raise InputError(
-                f"the reports measured different things: {flag} was {before}, now {after}; repeat one of them"
-            )
-    known = {(runtime["name"], result["batch"]): (runtime, result) for runtime, result in results(old)}
-    pairs = [
-        (*known[key], runtime, result)
-        for runtime, result in results(new)
-        if (key := (runtime["name"], result["batch"])) in known
-    ]
-    if not pairs:
+            raise InputError(f"the reports measured different things: {flag} was {before}, now {others[0]}; "
+                             "repeat one of them")  # fmt: skip
+    known = [{(runtime["name"], one["batch"]): (runtime, one) for runtime, one in results(each)} for each in every]
+    common = [key for key in known[0] if all(key in each for each in known)]
+    if not common:
         raise InputError(
             "the reports have no runtime and batch size in common; measure the same --runtime and --batches"
         )
-    rows = [row for _, before, runtime, after in pairs for row in _rows(runtime, before, after)]
-    notes = [f"bundle {old['bundle']['id']}, now {new['bundle']['id']}"] if _differs(old, new, "bundle", "id") else []
-    notes += [f"edgemed {old['edgemed']}, now {new['edgemed']}"] if old["edgemed"] != new["edgemed"] else []
+    was, is_ = first["bundle"]["id"], last["bundle"]["id"]
+    notes = [f"bundle {was}, now {is_}"] if was != is_ else []
+    notes += [f"edgemed {first['edgemed']}, now {last['edgemed']}"] if first["edgemed"] != last["edgemed"] else []
     notes += [
-        f"{name.replace('_', ' ')}: {old[part][name]}, now {new[part][name]}"
-        for part, names in (("settings", ("cuda_graph", "warmup", "duration")), ("machine", old["machine"]))
+        f"{name.replace('_', ' ')}: {first[part][name]}, now {last[part][name]}"
+        for part, names in (("settings", ("cuda_graph", "warmup", "duration")), ("machine", first["machine"]))
         for name in names
-        if _differs(old, new, part, name)
+        if _differs(first, last, part, name)
     ]
-    for old_runtime, before, new_runtime, after in pairs:
-        where = f"{new_runtime['name']}, batch {after['batch']}"
-        notes += [
-            f"{where}: {name} {old_runtime.get(name)}, now {new_runtime.get(name)}"
-            for name in ("version", "threads", "plan")
-            if old_runtime.get(name) != new_runtime.get(name)
-        ]
-        rates = [(name, _rates(old_runtime, before)[name], now) for name, now in _rates(new_runtime, after).items()]
-        notes += [
-            f"{where}: {name} {was:.0f}, now {now:.0f}"
-            for name, was, now in rates
-            if was and now and abs(now / was - 1) > SMALLEST_CHANGE
-        ]
-        for when, result in (("old", before), ("new", after)):
-            notes += [] if result["stability"]["settled"] else [f"{where}: the {when} measurement is unstable"]
-            notes += [f"{where}, {when}: {line}" for line in result["warnings"]]
-    return {"schema": DIFF_SCHEMA, "rows": rows, "notes": list(dict.fromkeys(notes))}
+    rows = []
+    for key in common:
+        sides = [each[key] for each in known[: len(old)]], [each[key] for each in known[len(old) :]]
+        rows += [dict(zip(("runtime", "batch"), key, strict=True)) | row for row in _rows(*sides)]
+        notes += _notes(f"{key[0]}, batch {key[1]}", *sides)
+    return {"schema": DIFF_SCHEMA, "runs": runs, "rows": rows, "notes": list(dict.fromkeys(notes))}
+
+
+def _notes(where: str, old: Sequence[Measured], new: Sequence[Measured]) -> list[str]:
+    (runtime, before), (now, after) = old[0], new[0]
+    found = [
+        f"{where}: {name} {runtime.get(name)}, now {now.get(name)}"
+        for name in ("version", "threads", "plan")
+        if runtime.get(name) != now.get(name)
+    ]
+    rates = [(name, rate, _rates(now, after)[name]) for name, rate in _rates(runtime, before).items()]
+    found += [
+        f"{where}: {name} {was:.0f}, now {is_:.0f}"
+        for name, was, is_ in rates
+        if was and is_ and abs(is_ / was - 1) > SMALLEST_CHANGE
+    ]
+    for when, side in (("old", old), ("new", new)):
+        for _, result in side:
+            found += [] if result["stability"]["settled"] else [f"{where}: the {when} measurement is unstable"]
+            found += [f"{where}, {when}: {line}" for line in result["warnings"]]
+    return found
+
+
+def read_reports(path: Path) -> list[dict[str, Any]]:
+    """The report that `edgemed bench --json FILE` wrote, or all of a folder. InputError for another document."""
+    if not path.is_dir():
+        return [read_report(path)]
+    files = sorted(path.glob("*.json"))
+    if not files:
+        raise InputError(f"{path} holds no report; write some with `edgemed bench BUNDLE --json {path}/1.json`")
+    return [read_report(file) for file in files]
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -125,25 +153,42 @@ def table(difference: dict[str, Any]) -> Group:
             Text(row["verdict"], style=style),
         )
         above = name
-    return Group(shown, Text(_ONE_RUN), *(Text(note, style="yellow") for note in difference["notes"]))
+    runs = difference["runs"]
+    said = _ONE_RUN if runs == [1, 1] else f"{runs[0]} runs, then {runs[1]}: the intervals hold how these runs differ."
+    return Group(shown, Text(said), *(Text(note, style="yellow") for note in difference["notes"]))
 
 
-def _rows(runtime: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
-    latencies = before["latency_ms"], after["latency_ms"]
-    settled = before["stability"]["settled"] and after["stability"]["settled"]
-    beyond = tail(min(each["blocks"] for each in latencies))
+def _rows(old: Sequence[Measured], new: Sequence[Measured]) -> list[dict[str, Any]]:
+    every = [result for _, result in (*old, *new)]
+    one_run = len(every) == 2
     found = []
     for name in FIGURES:
-        if not all(name in each["resampled"] for each in latencies):
+        if not all(name in each["latency_ms"]["resampled"] for each in every):
             continue
-        old_ms, new_ms = (float(each[name]["value"]) for each in latencies)
-        drawn = [np.asarray(each["resampled"][name]) for each in latencies]
-        low, high = map(float, np.quantile(drawn[1][:, None] / drawn[0][None, :], [beyond, 1 - beyond]))
+        logs = [np.log([result["latency_ms"][name]["value"] for _, result in side]) for side in (old, new)]
+        old_ms, new_ms = (float(np.exp(each.mean())) for each in logs)
+        low, high = _resampled_ratio(name, *every) if one_run else _ratio_of_runs(*logs)
         ratio = {"value": new_ms / old_ms, "low": low, "high": high}
-        measured = {"figure": name, "old_ms": old_ms, "new_ms": new_ms, "ratio": ratio}
-        verdict = _verdict(**ratio) if settled else "not settled"
-        found.append({"runtime": runtime["name"], "batch": after["batch"], **measured, "verdict": verdict})
+        unsettled = one_run and not all(each["stability"]["settled"] for each in every)
+        verdict = "not settled" if unsettled else _verdict(**ratio)
+        found.append({"figure": name, "old_ms": old_ms, "new_ms": new_ms, "ratio": ratio, "verdict": verdict})
     return found
+
+
+def _resampled_ratio(name: str, before: dict[str, Any], after: dict[str, Any]) -> tuple[float, float]:
+    old, new = (np.asarray(each["latency_ms"]["resampled"][name]) for each in (before, after))
+    beyond = tail(min(each["latency_ms"]["blocks"] for each in (before, after)))
+    low, high = np.quantile(new[:, None] / old[None, :], [beyond, 1 - beyond])
+    return float(low), float(high)
+
+
+def _ratio_of_runs(old: NDArray[np.float64], new: NDArray[np.float64]) -> tuple[float, float]:
+    """Of the logarithms of a figure, one of each run: runs of both sides scatter alike, whatever their latency is."""
+    degrees = len(old) + len(new) - 2
+    variance = sum(float(((each - each.mean()) ** 2).sum()) for each in (old, new)) / degrees
+    reach = t_quantile(degrees) * (variance * (1 / len(old) + 1 / len(new))) ** 0.5
+    middle = new.mean() - old.mean()
+    return float(np.exp(middle - reach)), float(np.exp(middle + reach))
 
 
 def _verdict(value: float, low: float, high: float) -> str:

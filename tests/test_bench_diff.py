@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from edgemed.bench import SCHEMA
-from edgemed.bench_diff import diff, read_report, table
+from edgemed.bench_diff import diff, read_report, read_reports, table
 from edgemed.bench_latency import latency_figures
 from edgemed.errors import InputError
 
@@ -44,7 +46,7 @@ def latencies(seed: int, scale: float = 1.0, n: int = 200, noise: float = 0.02) 
 
 
 def row_of(old: dict[str, Any], new: dict[str, Any], figure: str = "p50") -> dict[str, Any]:
-    [row] = [row for row in diff(old, new)["rows"] if row["figure"] == figure]
+    [row] = [row for row in diff([old], [new])["rows"] if row["figure"] == figure]
     return row
 
 
@@ -95,9 +97,9 @@ def test_a_tail_that_grows_is_told_where_the_median_stands_still() -> None:
 
 
 def test_a_figure_without_bounds_is_not_compared() -> None:
-    rows = diff(report(latencies(0)), report(latencies(1, n=150)))["rows"]
+    rows = diff([report(latencies(0))], [report(latencies(1, n=150))])["rows"]
     assert [row["figure"] for row in rows] == ["mean", "p50", "p90"]  # p95 takes 200 samples, p99 takes 1,000
-    assert diff(report(latencies(0)), report(latencies(1, n=5)))["rows"] == []
+    assert diff([report(latencies(0))], [report(latencies(1, n=5))])["rows"] == []
 
 
 def test_the_ratio_and_its_interval_are_those_of_the_samples() -> None:
@@ -118,7 +120,7 @@ def test_what_else_differs_stands_beside_the_ratio() -> None:
     assert row_of(old, new)["verdict"] == "slower"
     new["runtimes"][0]["results"][0]["stability"]["settled"] = False
     new["runtimes"][0]["results"][0]["warnings"] = ["the CPU was throttled"]
-    found = diff(old, new)
+    found = diff([old], [new])
     assert found["rows"][0]["verdict"] == "not settled"
     assert found["notes"] == [
         "edgemed 1, now 2",
@@ -132,7 +134,7 @@ def test_what_else_differs_stands_beside_the_ratio() -> None:
         "openvino, batch 1: the new measurement is unstable",
         "openvino, batch 1, new: the CPU was throttled",
     ]
-    assert diff(old, copy.deepcopy(old))["notes"] == []
+    assert diff([old], [copy.deepcopy(old)])["notes"] == []
     table(found)
 
 
@@ -144,12 +146,50 @@ def test_what_else_differs_stands_beside_the_ratio() -> None:
 def test_different_things_are_not_compared(setting: dict[str, Any]) -> None:
     flag = "--" + next(iter(setting)).replace("_", "-")
     with pytest.raises(InputError, match=flag):
-        diff(report(latencies(0)), report(latencies(0), **setting))
+        diff([report(latencies(0))], [report(latencies(0), **setting)])
 
 
 def test_reports_without_a_common_measurement_are_not_compared() -> None:
     with pytest.raises(InputError, match="in common"):
-        diff(report(latencies(0)), report(latencies(0), batch=4))
+        diff([report(latencies(0))], [report(latencies(0), batch=4)])
+
+
+def runs_of(seed: int, scale: float = 1.0, count: int = 4, offset: float = 0.03) -> list[dict[str, Any]]:
+    """Runs of one engine on a machine that is faster or slower from run to run, by a standard deviation of `offset`."""
+    drawn = np.random.default_rng(seed).normal(size=count) * offset
+    return [report(latencies(100 * seed + k, scale * float(np.exp(by)), n=50)) for k, by in enumerate(drawn)]
+
+
+def test_several_runs_tell_a_change_from_what_differs_between_runs() -> None:
+    def verdicts(of: Callable[[int], list[dict[str, Any]]]) -> list[str]:
+        rows = [diff(of(seed), of(1000 + seed))["rows"] for seed in range(60)]
+        return [row["verdict"] for found in rows for row in found if row["figure"] == "p50"]
+
+    alone = verdicts(lambda seed: runs_of(seed, count=1))
+    assert alone.count("slower") + alone.count("faster") > 6  # of one run, a verdict that is none
+    together = verdicts(runs_of)
+    assert together.count("slower") + together.count("faster") <= 3
+    [row] = [row for row in diff(runs_of(1), runs_of(2, 1.3))["rows"] if row["figure"] == "p50"]
+    assert row["verdict"] == "slower"
+    old, new = ([one["runtimes"][0]["results"][0]["latency_ms"]["p50"]["value"] for one in side]
+                for side in (runs_of(1), runs_of(2, 1.3)))  # fmt: skip
+    told = stats.ttest_ind(np.log(new), np.log(old)).confidence_interval(0.95)
+    assert [row["ratio"]["low"], row["ratio"]["high"]] == pytest.approx(np.exp([told.low, told.high]), rel=1e-3)
+
+
+@pytest.mark.parametrize(("old", "new"), [(1, 3), (3, 1), (2, 2), (2, 4)])
+def test_too_few_runs_are_refused_and_not_averaged(old: int, new: int) -> None:
+    with pytest.raises(InputError, match=f"one report on each side, or at least 3; got {old} and {new}"):
+        diff(runs_of(0, count=old), runs_of(1, count=new))
+
+
+def test_a_folder_is_its_reports(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no report; write some with .*--json"):
+        read_reports(tmp_path)
+    for name, batch in (("2", 2), ("1", 1)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(report(latencies(0), batch=batch)))
+    assert [one["runtimes"][0]["results"][0]["batch"] for one in read_reports(tmp_path)] == [1, 2]
+    assert read_reports(tmp_path / "1.json") == [report(latencies(0))]
 
 
 @pytest.mark.parametrize("document", [{"schema": "edgemed.bench/1"}, [], {"rows": []}])

@@ -66,7 +66,9 @@ def bench(
     verify_plans: VerifyPlans = None,
     diff: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(metavar="OLD NEW", help="Compare two JSON documents.", show_default=False),
+        typer.Option(
+            metavar="OLD NEW", help="Compare two JSON documents, or two folders of 3 and more.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Measure a bundle's latency, its answers checked before."""
@@ -82,7 +84,7 @@ def bench(
         given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
         if idle := [flag(name.rstrip("_")) for name in given if name not in ("diff", "json_")]:
             raise InputError(f"--diff compares two documents and measures nothing; leave out {', '.join(sorted(idle))}")
-        difference = bench_diff.diff(*(bench_diff.read_report(path) for path in diff))
+        difference = bench_diff.diff(*map(bench_diff.read_reports, diff))
         _show(difference, bench_diff.table, json_)
         return
     assert bundle is not None
