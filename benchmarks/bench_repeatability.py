@@ -2,10 +2,11 @@
 
     python benchmarks/bench_repeatability.py BUNDLE [REPEATS]      # default 10; about 15 s a repeat, on an idle machine
 
-Runs the command REPEATS + 1 times and compares each with the one before by `--diff`: at most one in ten may differ; all
-pairs are compared, too, since neighbours do not show by how much a machine drifts in minutes. Then with one
-thread fewer (on two or more cores): that must be "slower". Then beside a process that burns a core: that must be among
-the warnings. Correctness comes first inside every run: bench times nothing that answers wrong.
+Runs the command REPEATS + 1 times and compares each with the one before by `--diff`: nine in ten have to show no
+significant change. All pairs are compared, too, since neighbours do not show by how much a machine drifts in minutes;
+and the first half of the runs with the second. Then with one thread fewer (on two or more cores): that must be
+"slower". Then beside a process that burns a core: that must be among the warnings. Correctness comes first inside every
+run: bench times nothing that answers wrong.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -44,8 +46,8 @@ def first(report: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def change(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    [row] = [row for row in diff([old], [new])["rows"] if row["figure"] == "p50"]
+def change(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    [row] = [row for row in diff(old, new)["rows"] if row["figure"] == "p50"]
     return {"ratio": row["ratio"], "verdict": row["verdict"]}
 
 
@@ -63,10 +65,10 @@ def main() -> None:
         finally:
             burning.kill()
             burning.wait()
-    changes = [change(reports[number], reports[number + 1]) for number in range(repeats)]
-    of_pairs = Counter(change(old, new)["verdict"] for old, new in combinations(reports, 2))
+    changes = [change([reports[number]], [reports[number + 1]]) for number in range(repeats)]
+    of_pairs = Counter(change([old], [new])["verdict"] for old, new in combinations(reports, 2))
     same = sum(one["verdict"] == "no significant change" for one in changes)
-    slower = change(reports[-1], fewer) if fewer else None
+    slower = change([reports[-1]], [fewer]) if fewer else None
     loads = [first(report)["conditions"]["other_processes_cpus"] for report in reports]
     others = first(beside)["conditions"]["other_processes_cpus"]
     noticed = any("other processes used" in line for line in first(beside)["warnings"]) and others > max(loads)
@@ -77,6 +79,7 @@ def main() -> None:
         "repeats": repeats,
         "no_significant_change": same,
         "of_all_pairs": dict(of_pairs),
+        "halves": change(reports[: len(reports) // 2], reports[len(reports) // 2 :]),
         "changes": changes,
         "one_thread_fewer": slower or "not measured: one core",
         "other_processes_cpus": {"alone": loads, "beside_a_burning_process": others},

@@ -123,8 +123,8 @@ def main() -> None:
         "base": BASE,
         "ways": {
             name: {
-                "p50_ms": percentile_intervals(samples, (50,))[0]._asdict(),
-                "times_base": ratio_interval(samples, times[BASE], paired=True)._asdict(),
+                "p50_ms": percentile_intervals(samples, (50,))[0].as_dict(),
+                "times_base": ratio_interval(samples, times[BASE], paired=True).as_dict(),
                 "processor_ms_on_one_thread": processor[name],
             }
             for name, samples in times.items()

@@ -24,7 +24,6 @@ from torchvision.transforms import v2
 from edgemed.conditions import changes, machine, snapshot, warnings
 from edgemed.dataset import scan
 from edgemed.loader import Augment, open_loader
-from edgemed.stats import Interval
 from edgemed.timing import interleaved, percentile, ratio_interval
 
 BAR, SIZE, BATCH, WORKERS, FILES = 1.1, 224, 32, 2, 1024
@@ -108,7 +107,7 @@ def main() -> None:
         "mean_difference_levels": error,
         "images_per_s": {name: images / percentile(samples, 50) * 1e3 for name, samples in times.items()},
         "epoch_ms": times,
-        "dali_times_torch": {**Interval(*ratio)._asdict(), "bar": BAR},
+        "dali_times_torch": {**ratio.as_dict(), "bar": BAR},
         "conditions": conditions,
         "warnings": warnings(machine(), conditions),
     }

@@ -67,9 +67,9 @@ def main() -> None:
         "points": {
             name: {
                 "request": list(pixels.shape),
-                "p50_ms": percentile_intervals(times[name], (50,))[0]._asdict(),
+                "p50_ms": percentile_intervals(times[name], (50,))[0].as_dict(),
                 "ms_per_image": percentile_intervals(times[name], (50,))[0].value / len(pixels),
-                "times_base": ratio_interval(times[name], times[base], paired=True)._asdict(),
+                "times_base": ratio_interval(times[name], times[base], paired=True).as_dict(),
             }
             for name, (_, pixels) in points.items()
         },

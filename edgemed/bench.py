@@ -47,8 +47,7 @@ from edgemed.power import power_of
 from edgemed.records import least_batch, now
 from edgemed.runtimes import ORDER, PlanModule, runtime_module
 from edgemed.startup import start_up
-from edgemed.stats import Interval
-from edgemed.timing import mean_interval, stability, timed
+from edgemed.timing import stability, timed
 
 SCHEMA = "edgemed.bench/3"
 LOADED_WITH = ("precision", "threads", "plan", "cuda_graph")  # the settings that `infer.load` takes, but the runtime
@@ -63,8 +62,8 @@ class Settings:
     runtime: "auto", "all", or a name of `runtimes.ORDER`. streams: requests in flight (burst); idle_ms: milliseconds
     between requests (sparse). batches: images per request. image_size: side of the square images in pixels; None = the
     size that the bundle was built for. threads: CPU threads of a request; None = all cores. warmup, duration: seconds.
-    iterations: so many requests of each stream in place of a duration. include: "decode" begins at the encoded file (a
-    JPEG of a phantom), and ends at the decision. plan: one of the bundle's, by its id; None = the best.
+    iterations: so many requests of each stream in place of a duration. include: "decode" begins at a JPEG of a
+    phantom in memory, and ends at the decision. plan: one of the bundle's, by its id; None = the best.
     cuda_graph: whether a plan of one shape is captured into a CUDA graph.
     """
 
@@ -236,17 +235,18 @@ def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any
     )
     conditions = changes(before[0], snapshot())
     peak = peak_memory() if fresh else NOT_MEASURED
-    latency = latency_figures(found.latencies)
+    latency = latency_figures(found.latencies, found.seconds)
     counted = batch * len(found.latencies) / found.seconds  # streams do not all end at once
-    mean = mean_interval(found.latencies)
-    rate = Interval(*(counted * mean.value / each for each in (mean.value, mean.high, mean.low)))
+    mean = latency["mean"]
+    bounds = [each and counted * mean["value"] / each for each in (mean["high"], mean["low"])]
+    rate = dict(zip(("value", "low", "high"), (counted, *bounds), strict=True))
     manifest = model.bundle.manifest
     return {
         "batch": batch,
         "samples": len(found.latencies),
         "latency_ms": latency,
-        "p99_note": None if latency["p99"] else p99_note(len(found.latencies), settings.duration),
-        "throughput_images_per_s": None if settings.mode == "sparse" else rate.as_dict(),
+        "p99_note": None if latency["p99"] else p99_note(len(found.latencies), found.seconds),
+        "throughput_images_per_s": None if settings.mode == "sparse" else rate,
         "stability": stability(found.latencies)._asdict(),
         "stages_ms": stages(model, request, part, decodes=bool(settings.include), idle=idle),
         "front_end_share": front_end_share(model, pixels, latency["p50"]["value"], part),
@@ -259,7 +259,7 @@ def _result(model: Model, batch: int, side: int, settings: Settings, limits: Any
             weight_bytes=manifest.weight_bytes,
             pixel_bytes=image.nbytes,
             batch=batch,
-            images_per_s=1e3 * batch / mean.value if settings.mode == "sparse" else rate.value,
+            images_per_s=1e3 * batch / mean["value"] if settings.mode == "sparse" else counted,
         ),
         "peak_host_bytes": peak,
         "conditions": conditions,

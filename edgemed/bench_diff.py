@@ -53,9 +53,9 @@ def diff(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> dict[s
 
     A row is of one figure with bounds in all: runtime, batch, figure (mean, p50, p90, p95, p99), old_ms, new_ms (of
     several runs the geometric mean), ratio (new over old: value, low, high), verdict: "slower", "faster"; "no
-    significant change" where the whole interval lies within 5 %; "undecided" where it does not and excludes nothing;
-    "not settled" where one of two measurements is not: it could say any of them. notes: settings, threads, versions,
-    plan, machine, clocks, and what did not settle.
+    significant change" where the whole interval lies within 5 %; else "undecided"; "not settled" where one of two
+    measurements is not: it could say any of them. notes: settings, threads, versions, plan, machine, clocks, and what
+    did not settle.
 
     Raises InputError for reports that measured different things, have no measurement in common, or are too few.
     """
@@ -109,6 +109,8 @@ def _notes(where: str, old: Sequence[Measured], new: Sequence[Measured]) -> list
     for when, side in (("old", old), ("new", new)):
         for _, result in side:
             found += [] if result["stability"]["settled"] else [f"{where}: the {when} measurement is unstable"]
+            few = "p50" not in result["latency_ms"]["resampled"]
+            found += [f"{where}, {when}: too few samples to compare; measure longer (--duration)"] if few else []
             found += [f"{where}, {when}: {line}" for line in result["warnings"]]
     return found
 
@@ -202,7 +204,7 @@ def _rates(runtime: dict[str, Any], result: dict[str, Any]) -> dict[str, float |
     state, limits = result["conditions"]["before"], runtime["limits"]
     clocks, gpu = state["cpu_mhz"], state["gpu"]
     return {
-        "median CPU clock in MHz": None if clocks == NOT_MEASURED else float(np.median(clocks)),
+        "highest CPU clock in MHz": None if clocks == NOT_MEASURED else max(clocks),
         "GPU clock in MHz": None if gpu == NOT_MEASURED else gpu.get("sm_mhz"),
         "the machine's own sgemm in GFLOP/s": None if limits == NOT_MEASURED else limits["sgemm_gflops"],
     }

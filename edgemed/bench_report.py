@@ -176,8 +176,8 @@ def _cells(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "throughput (images/s)", _interval(rate) if rate else ""
     yield "settled", "no" if unsettled(result) else "yes"
     for name in _STAGES:
-        apart = ", without CUDA graph" if stages["h2d"] is not None and name in ("compute", "launch") else ""
-        yield f"  {name} (ms{apart})", "" if stages[name] is None else f"{stages[name]:.3f}"
+        apart = " without CUDA graph" if stages["h2d"] is not None and name in ("compute", "launch") else ""
+        yield f"  {name} (ms)", "" if stages[name] is None else f"{stages[name]:.3f}{apart}"
     share = result["front_end_share"]
     shown = share if isinstance(share, str) else f"{share['value']:.0%} [{share['low']:.0%}, {share['high']:.0%}]"
     yield "resize in the graph", shown

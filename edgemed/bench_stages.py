@@ -110,9 +110,9 @@ def front_end_share(model: Model, pixels: NDArray[np.uint8], p50: float, seconds
         def compute(name: str) -> None:
             every[name].append(run_timed(requests[name])[1]["compute"])
 
-        interleaved({name: partial(compute, name) for name in requests}, rounds)
+        walls = interleaved({name: partial(compute, name) for name in requests}, rounds)
         found = {name: spans[-rounds:] for name, spans in every.items()}  # without the rounds of warm-up
-        reach = percentile(found["this"], 50) / p50
+        reach = percentile(found["this"], 50) / percentile(walls["this"], 50)
     else:
         found = interleaved({name: partial(model.predict_pixels, of) for name, of in requests.items()}, rounds)
     ratio = ratio_interval(found["other"], found["this"], paired=True)

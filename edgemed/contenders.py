@@ -150,7 +150,7 @@ def compared(
                 "what": what[name],
                 "max_prob_error": errors[name],
                 "p50_ms": _p50(times[name]),
-                "times_bundle": ratio_interval(times[name], times[BUNDLE], paired=True)._asdict(),
+                "times_bundle": ratio_interval(times[name], times[BUNDLE], paired=True).as_dict(),
             }
             for name in errors
         },
@@ -180,8 +180,8 @@ def lines_of(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _p50(samples: list[float]) -> dict[str, float]:
-    return percentile_intervals(samples, (50,))[0]._asdict()
+def _p50(samples: list[float]) -> dict[str, float | None]:
+    return percentile_intervals(samples, (50,))[0].as_dict()
 
 
 def _on(predict: Predict, request: NDArray[np.uint8]) -> Callable[[], object]:

@@ -18,21 +18,24 @@ from edgemed.errors import one_line
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> samples per pixel
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _SUBSAMPLING = 258, 262, 277, 284, 530  # TIFF tags; planar 2: a plane a sample
+_STRIP_BYTES, _TILE_BYTES = 279, 325
 
 
 def misread(image: ImageFile.ImageFile) -> str | None:
     """What an uncompressed TIFF holds that Pillow takes for something else; libtiff, for the compressed, does not.
 
     It takes planes of 16 bits for planes of 8, and every YCbCr for one that has a colour for each pixel: without a tag
-    that says so, four share one (TIFF 6.0, section 21).
+    that says so, four share one (TIFF 6.0, section 21), unless there are bytes for all.
     """
     if image.format != "TIFF" or not image.tile or image.tile[0].codec_name == "libtiff":
         return None
     tags: Any = getattr(image, "tag_v2", {})
+    pixels = image.width * image.height
+    whole = (1, 1) if int(np.sum(tags.get(_STRIP_BYTES, tags.get(_TILE_BYTES, 0)))) >= 3 * pixels else (2, 2)
     what = ""
     if tags.get(_PLANAR) == 2 and tags.get(_SAMPLES, 1) > 1 and max(np.ravel(tags.get(_BITS, 1))) > 8:
         what = "colours of more than 8 bits in planes (PlanarConfiguration 2)"
-    elif tags.get(_PHOTOMETRIC) == 6 and tuple(tags.get(_SUBSAMPLING, (2, 2))) != (1, 1):
+    elif tags.get(_PHOTOMETRIC) == 6 and tags.get(_SUBSAMPLING, whole) != (1, 1):
         what = "subsampled YCbCr colours (YCbCrSubSampling)"
     return f"{what} are read only where they are compressed (LZW, Deflate), or from a PNG" if what else None
 

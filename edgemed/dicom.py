@@ -6,8 +6,8 @@ Why its own module: a DICOM file holds measurements, and says itself how to show
 A file with the DICOM mark (`DICM` after 128 bytes) is read, whatever its suffix. `FILE#3` is its third frame, counted
 from 1 as DICOM does; a file of several frames is refused without a number. The rules, in the order of DICOM PS3.3 C.11:
 
-1. Stored value: 1 to 16 bits, unsigned or signed; unused high bits are ignored (PS3.5 8.1.1), but where JPEG-LS or
-   JPEG 2000 is lossy: there they are an overshoot, and the value is clipped. 32 bits and floats are refused.
+1. Stored value: 1 to 16 bits, unsigned or signed; unused high bits are ignored (PS3.5 8.1.1). Where lossy compression
+   overshoots into them, the value is clipped. 32 bits and floats are refused.
 2. Modality: the frame's Modality LUT, else slope and intercept.
 3. VOI: the first VOI LUT (its 8 highest bits), else the first window (LINEAR, LINEAR_EXACT or SIGMOID) onto 0..255,
    rounded half up. Without either, the 8 highest bits of what step 2 started from, reversed by a negative slope, the
@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.dicom_codecs import LOSSY_OR_NOT, decoder_of
+from edgemed.dicom_codecs import decoder_of
 from edgemed.errors import one_line, refusal
 
 SUFFIXES = frozenset({".dcm", ".dicom"})
@@ -163,19 +163,28 @@ def _decoded(dataset: Any, name: str, index: int) -> tuple[NDArray[Any], str]:
     if not decoder.is_available:
         what = f"is compressed as {syntax.name}, and decoding that needs imagecodecs"
         raise refusal(name, what, _INSTALL)
-    across = int(dataset.BitsAllocated) == 1 and index > 0 and int(dataset.Rows) * int(dataset.Columns) % 8 > 0
-    try:  # pydicom's way to one frame ends too early where frames begin inside of a byte: then by way of all of them
-        values, properties = decoder.as_array(
-            dataset, index=None if across else index, decoding_plugin=_RLE.get(str(syntax), "")
-        )
+    try:
+        if int(dataset.BitsAllocated) == 1 and not syntax.is_compressed:
+            return _bits(dataset, index), str(dataset.PhotometricInterpretation)
+        values, properties = decoder.as_array(dataset, index=index, decoding_plugin=_RLE.get(str(syntax), ""))
     except reader_errors() as error:
         what = f"its pixels ({syntax.name}) are truncated, damaged or of an unusual kind: {one_line(error)}"
         raise refusal(name, what, "export it again, uncompressed") from error
-    values = values[index] if across else values
-    if str(syntax) not in LOSSY_OR_NOT or dataset.get("LossyImageCompression") != "01":
-        unused = values.dtype.itemsize * 8 - int(dataset.BitsStored)
-        values = values << unused >> unused  # in their own type, so that a sign comes back
+    unused = values.dtype.itemsize * 8 - int(dataset.BitsStored)
+    values = values << unused >> unused  # in their own type, so that a sign comes back
     return values, str(properties["photometric_interpretation"])
+
+
+def _bits(dataset: Any, index: int) -> NDArray[np.uint8]:
+    """(H, W) of a frame of one bit a pixel, which may begin inside of a byte: pydicom's way to one ends too early."""
+    shape = int(dataset.Rows), int(dataset.Columns)
+    begin = index * shape[0] * shape[1]
+    end = begin + shape[0] * shape[1]
+    packed = np.frombuffer(dataset.PixelData[begin // 8 : -(-end // 8)], np.uint8)
+    found = np.unpackbits(packed, bitorder="little")[begin % 8 :][: end - begin]
+    if len(found) < end - begin:
+        raise ValueError(f"frame {index + 1} ends after {len(found)} of {end - begin} pixels")
+    return found.reshape(shape)
 
 
 def _grey(stored: NDArray[Any], dataset: Any, index: int) -> NDArray[np.uint8]:
@@ -185,19 +194,21 @@ def _grey(stored: NDArray[Any], dataset: Any, index: int) -> NDArray[np.uint8]:
     slope, intercept = float(_first(modality, "RescaleSlope", 1)), float(_first(modality, "RescaleIntercept", 0))
     bits = int(dataset.BitsStored)
     shift = 1 << bits - 1 if dataset.PixelRepresentation else 0
+    shown = voi.get("VOILUTSequence")
+    windowed = voi.get("WindowCenter") is not None and voi.get("WindowWidth") is not None
     if tables := dataset.get("ModalityLUTSequence"):
         levels, bits = _looked_up(stored, dataset, tables[0], "LUT", signed=shift > 0)
         values: NDArray[Any] = levels
         slope, lowest = 1.0, 0.0
-    elif not (np.isfinite([slope, intercept]).all() and slope):
+    elif not np.isfinite([slope, intercept]).all() or (not slope and (shown or windowed)):
         raise _UnusableError(f"a rescale slope of {slope:g} and an intercept of {intercept:g}")
     else:
         levels = stored.astype(np.int64) + shift
         values = stored * slope + intercept
         lowest = min(slope * -shift, slope * ((1 << bits) - 1 - shift)) + intercept  # that the file could hold
-    if tables := voi.get("VOILUTSequence"):
-        return _high_bits(*_looked_up(values, dataset, tables[0], "LUT", signed=lowest < 0))
-    if voi.get("WindowCenter") is not None and voi.get("WindowWidth") is not None:
+    if shown:
+        return _high_bits(*_looked_up(values, dataset, shown[0], "LUT", signed=lowest < 0))
+    if windowed:
         centre, width = float(_first(voi, "WindowCenter", 0)), float(_first(voi, "WindowWidth", 1))
         return _windowed(values, centre, width, str(voi.get("VOILUTFunction") or "LINEAR"))
     return 255 - _high_bits(levels, bits) if slope < 0 else _high_bits(levels, bits)

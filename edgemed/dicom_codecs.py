@@ -21,7 +21,6 @@ _JPEG = _LOSSY | frozenset(_PREFIX + tail for tail in ("57", "70"))
 _JPEG_LS = frozenset(_PREFIX + tail for tail in ("80", "81"))
 _JPEG_2000 = frozenset(_PREFIX + tail for tail in ("90", "91"))
 _HTJ2K = frozenset(_PREFIX + tail for tail in ("201", "202", "203"))
-LOSSY_OR_NOT = frozenset(_PREFIX + tail for tail in ("81", "91", "203"))  # as LossyImageCompression states
 SYNTAXES = _JPEG | _JPEG_LS | _JPEG_2000 | _HTJ2K
 
 DECODER_DEPENDENCIES = dict.fromkeys(SYNTAXES, ("imagecodecs",))  # pydicom asks a plugin for this name
@@ -53,8 +52,9 @@ def decode_frame(source: bytes, runner: Any) -> bytes:
     """The samples of one frame, colour by pixel, in the smallest type that holds the precision in its own header.
 
     The colour space is left as it is, but for JPEG 2000, whose codestream transforms its colours itself. A lossy JPEG
-    whose own header says what its colours are is right about them, whatever the DICOM header states. ValueError where
-    the frame is cut off, or has another size than the DICOM header states, before its pixels are decoded.
+    whose own header says what its colours are is right about them, whatever the DICOM header states. What a lossy one
+    overshoots is clipped to the bits stored: taken for their lowest bits, white would be black. ValueError where the
+    frame is cut off, or has another size than the DICOM header states, before its pixels are decoded.
     """
     import imagecodecs
 
@@ -89,6 +89,10 @@ def decode_frame(source: bytes, runner: Any) -> bytes:
         decode(source, out=out)
         if runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):
             runner.set_option("photometric_interpretation", "RGB")
+    # JPEG 2000's COD segment says in its tenth byte whether the transform loses: 0 is the 9-7 of floats.
+    if syntax in _LOSSY or (syntax in _JPEG_2000 | _HTJ2K and source[source.index(b"\xff\x52") + 13] == 0):
+        highest = (1 << int(runner.bits_stored) - signed) - 1
+        out = out.clip(-highest - 1 if signed else 0, highest)
     runner.set_option("bits_allocated", dtype.itemsize * 8)
     runner.set_option("planar_configuration", 0)
     return out.tobytes()
@@ -114,6 +118,8 @@ def _segments(source: bytes) -> Iterator[tuple[int, bytes]]:
     """The markers of a JPEG or JPEG-LS and what they hold, up to that of the first scan."""
     at, marker = 2, 0
     while marker != 0xDA:
+        while source[at + 1] == 0xFF:  # a fill byte
+            at += 1
         marker = source[at + 1]
         body = source[at + 4 : at + 2 + int.from_bytes(source[at + 2 : at + 4], "big")]
         yield marker, body

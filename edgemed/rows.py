@@ -22,7 +22,7 @@ from edgemed.files import visible
 from edgemed.images import SUFFIXES, is_image
 from edgemed.patients import STATED, pseudonyms
 
-KNOWN_SPLITS = ("train", "validation", "calibration", "test")  # calibration is for who asks for it: see calibrate.py
+KNOWN_SPLITS = ("train", "validation", "calibration", "test")  # calibration is for who asks for it: see calibration.py
 PLACEHOLDER = (
     "Where DICOM files of several patients carry one PatientID or StudyInstanceUID, a placeholder of who removed the "
     "names, list them in a CSV path,label,group; where they are a few among other images, save them as PNG."

@@ -146,43 +146,49 @@ def percentile(samples: Sequence[float], q: float) -> float:
     return float(np.percentile(_finite(samples), q, method="inverted_cdf"))
 
 
-def percentile_intervals(samples: Sequence[float], qs: Sequence[float]) -> list[Interval]:
+def percentile_intervals(samples: Sequence[float], qs: Sequence[float], blocks: int | None = None) -> list[Interval]:
     """`percentile` at each q, with 95 % block-bootstrap intervals, of samples (N,) in ms in the order of time.
 
-    The bounds are NaN with fewer than `FEWEST_SAMPLES`; above the median, with fewer than `SAMPLES_ABOVE` beyond the
-    percentile.
+    blocks: how many; None = `block_count` of samples that were taken one after the other. The bounds are NaN with fewer
+    than `FEWEST_SAMPLES`; above the median, with fewer than `SAMPLES_ABOVE` beyond the percentile.
     """
-    drawn, blocks = resampled_percentiles(samples, qs), block_count(samples)
-    found = [_interval(percentile(samples, q), column, blocks) for q, column in zip(qs, drawn.T, strict=True)]
+    drawn, count = resampled_percentiles(samples, qs, blocks), blocks or block_count(samples)
+    found = [_interval(percentile(samples, q), column, count) for q, column in zip(qs, drawn.T, strict=True)]
     few = [q > 50 and len(samples) * (100 - q) < 100 * SAMPLES_ABOVE for q in qs]
     return [Interval(each.value, nan, nan) if bare else each for each, bare in zip(found, few, strict=True)]
 
 
-def mean_interval(samples: Sequence[float]) -> Interval:
-    """The mean with its 95 % block-bootstrap interval, of samples (N,) in ms in the order of time."""
-    return _interval(float(_finite(samples).mean()), resampled_means(samples), block_count(samples))
-
-
-def resampled_percentiles(samples: Sequence[float], qs: Sequence[float]) -> NDArray[np.float64]:
-    """(RESAMPLES, Q) percentiles of block-bootstrap resamples of samples (N,) in ms in the order of time."""
-    return _percentiles(_finite(samples), qs, _draws(block_count(samples)))
-
-
-def resampled_means(samples: Sequence[float]) -> NDArray[np.float64]:
-    """(RESAMPLES,) means of block-bootstrap resamples of samples (N,) in ms in the order of time."""
+def mean_interval(samples: Sequence[float], blocks: int | None = None) -> Interval:
+    """The mean with its 95 % block-bootstrap interval, of samples and blocks as in `percentile_intervals`."""
     values = _finite(samples)
-    counts, block = _draws(block_count(values)), _block_of(len(values), block_count(values))
+    count = blocks or block_count(values)
+    return _interval(float(values.mean()), resampled_means(samples, count), count)
+
+
+def resampled_percentiles(
+    samples: Sequence[float], qs: Sequence[float], blocks: int | None = None
+) -> NDArray[np.float64]:
+    """(RESAMPLES, Q) percentiles of block-bootstrap resamples of samples and blocks as in `percentile_intervals`."""
+    return _percentiles(_finite(samples), qs, _draws(blocks or block_count(samples)))
+
+
+def resampled_means(samples: Sequence[float], blocks: int | None = None) -> NDArray[np.float64]:
+    """(RESAMPLES,) means of block-bootstrap resamples of samples and blocks as in `percentile_intervals`."""
+    values, count = _finite(samples), blocks or block_count(samples)
+    counts, block = _draws(count), _block_of(len(values), count)
     means: NDArray[np.float64] = (counts @ np.bincount(block, weights=values)) / (counts @ np.bincount(block))
     return means
 
 
-def block_count(samples: Sequence[float] | NDArray[np.float64]) -> int:
+def block_count(samples: Sequence[float] | NDArray[np.float64], seconds: float | None = None) -> int:
     """Into how many blocks of neighbours samples (N,) in ms are cut, as `BLOCK_SECONDS` and `BLOCKS` say; at most N.
 
-    Seconds and not numbers of samples, since what disturbs a machine lasts as long for a fast engine as for a slow one.
+    seconds: how long they took, None = their sum, as of samples that were taken one after the other. Seconds and not
+    numbers of samples, since what disturbs a machine lasts as long for a fast engine as for a slow one.
     """
     least, most = BLOCKS
-    return min(len(samples), most, max(least, int(sum(samples) / 1e3 / BLOCK_SECONDS)))
+    whole = float(sum(samples)) / 1e3 if seconds is None else seconds
+    return min(len(samples), most, max(least, int(whole / BLOCK_SECONDS)))
 
 
 def ratio_interval(a: Sequence[float], b: Sequence[float], *, paired: bool = False) -> Interval:

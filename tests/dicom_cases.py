@@ -145,6 +145,7 @@ EXACT: dict[str, tuple[bytes, np.ndarray]] = {
         dicom(np.packbits([1, 0, 1, 1], bitorder="little")[None], BitsAllocated=1, BitsStored=1, Columns=4),
         row(255, 0, 255, 255),
     ),
+    "slope of zero that nothing uses": (dicom(GREY, RescaleSlope=0), three(GREY)),
     "deflated": (dicom(GREY, uid.DeflatedExplicitVRLittleEndian), three(GREY)),
     # PS3.3 C.11.2.1.2 by hand: 40 HU is ((40 - 39.5) / 399 + 0.5) * 255 = 127.8
     "slope, intercept, window": (dicom(CT, **CT_WINDOW), row(0, 1, 128, 255)),

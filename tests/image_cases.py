@@ -109,6 +109,12 @@ LOSSLESS = {
         encoded(Image.fromarray(np.full((2, 2, 3), (76, 85, 255), np.uint8), "YCbCr"), "TIFF"),
         np.full((2, 2, 3), (254, 0, 0), np.uint8),
     ),
+    "ycbcr tiff with a colour for each pixel, which no tag says": (
+        encoded(Image.fromarray(np.full((2, 2, 3), (76, 85, 255), np.uint8), "YCbCr"), "TIFF").replace(
+            b"\x12\x02\3\0", b"\x10\x02\3\0"
+        ),
+        np.full((2, 2, 3), (254, 0, 0), np.uint8),
+    ),
     "1 bit png": (encoded(Image.fromarray(GREY > 99), "PNG"), three(np.where(GREY > 99, 255, 0).astype(np.uint8))),
     "1 bit tiff": (encoded(Image.fromarray(GREY > 99), "TIFF"), three(np.where(GREY > 99, 255, 0).astype(np.uint8))),
     "4 bit png": (png(2, 1, 4, 0, b"\0\x1f"), three(np.array([[0x11, 0xFF]], np.uint8))),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from edgemed.bench import SCHEMA, Settings, bench, results
 from edgemed.bundle import Bundle
 from edgemed.errors import GateError, InputError
 from edgemed.infer import Model
+from edgemed.timing import Timed
 
 QUICK = {"iterations": 20, "warmup": 0.0, "duration": 0.05}
 
@@ -158,6 +160,17 @@ def test_the_share_of_the_limit_is_that_of_requests_and_not_of_the_pauses_betwee
     monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + round(seconds * 1e9)))
     sparse = measured(bundle, iterations=100, mode="sparse", idle_ms=50.0)
     assert sparse["limit"]["share"] == pytest.approx(whole)
+
+
+def test_the_blocks_of_a_burst_are_of_its_time_and_not_of_all_its_latencies(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def four_at_a_time(*_: Any, begin: Callable[[], object], **__: Any) -> Timed:
+        begin()
+        return Timed([10.0] * 4000, 10.0)
+
+    monkeypatch.setattr(bench_module, "timed", four_at_a_time)
+    assert measured(bundle, mode="burst", streams=4)["latency_ms"]["blocks"] == 20  # of half a second
 
 
 def test_burst_counts_the_images_of_all_streams(

@@ -23,7 +23,7 @@ def report(samples: np.ndarray, *, threads: int = 2, batch: int = 1, **settings:
     moment = {"cpu_mhz": [3000.0, 800.0, 2900.0], "gpu": {"sm_mhz": 1500}}
     result = {
         "batch": batch,
-        "latency_ms": latency_figures(samples.tolist()),
+        "latency_ms": latency_figures(samples.tolist(), samples.sum() / 1e3),
         "stability": {"settled": True},
         "conditions": {"before": moment},
         "warnings": [],
@@ -99,7 +99,12 @@ def test_a_tail_that_grows_is_told_where_the_median_stands_still() -> None:
 def test_a_figure_without_bounds_is_not_compared() -> None:
     rows = diff([report(latencies(0))], [report(latencies(1, n=150))])["rows"]
     assert [row["figure"] for row in rows] == ["mean", "p50", "p90"]  # p95 takes 200 samples, p99 takes 1,000
-    assert diff([report(latencies(0))], [report(latencies(1, n=5))])["rows"] == []
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_a_handful_of_samples_is_not_compared_and_said_to_be_too_few(n: int) -> None:
+    found = diff([report(latencies(0))], [report(latencies(1, n=n))])
+    assert found["rows"] == []
+    assert found["notes"] == ["openvino, batch 1, new: too few samples to compare; measure longer (--duration)"]
 
 
 def test_the_ratio_and_its_interval_are_those_of_the_samples() -> None:
@@ -129,7 +134,7 @@ def test_what_else_differs_stands_beside_the_ratio() -> None:
         "governor: performance, now powersave",
         "openvino, batch 1: threads 2, now 1",
         "openvino, batch 1: plan a, now b",
-        "openvino, batch 1: median CPU clock in MHz 2900, now 1500",
+        "openvino, batch 1: highest CPU clock in MHz 3000, now 1500",
         "openvino, batch 1: the machine's own sgemm in GFLOP/s 100, now 50",
         "openvino, batch 1: the new measurement is unstable",
         "openvino, batch 1, new: the CPU was throttled",

@@ -70,6 +70,25 @@ def test_the_table_states_unit_samples_place_and_interval(report: dict[str, Any]
     assert "h2d" not in text  # a CPU has no upload
 
 
+def test_a_gpu_and_a_cpu_stand_side_by_side(report: dict[str, Any]) -> None:
+    for number in (0, 1):  # whichever comes first
+        both = copy.deepcopy(report)
+        [_, result] = list(results(both))[number]
+        result["stages_ms"] |= {"h2d": 0.125, "compute": 0.5, "launch": 0.25, "d2h": 0.0625}
+        text = shown(table(both))
+        assert "0.500 without CUDA graph" in text and "0.250 without CUDA graph" in text
+        assert text.count("CUDA graph") == 2
+        assert "0.500 without CUDA graph" in markdown(both)
+
+
+def test_few_samples_have_no_bounds_and_the_report_still_stands(bundle: Bundle) -> None:
+    found = bench(bundle, Settings(iterations=1, warmup=0, duration=0.1))
+    [(_, result)] = results(json.loads(json.dumps(found, allow_nan=False)))
+    assert result["latency_ms"]["p50"]["low"] is None and result["throughput_images_per_s"]["low"] is None
+    assert f"{result['latency_ms']['p50']['value']:.2f} no interval" in shown(table(found))
+    assert svg(found).count("<rect") >= 2
+
+
 def test_what_was_not_measured_says_so(report: dict[str, Any]) -> None:
     for _, result in results(report):
         result |= {"limit": "not measured", "power": "not measured", "peak_host_bytes": "not measured"}

@@ -204,7 +204,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "floats": (dicom(RAMP).replace(b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x08\x00OF"), "floating-point"),
     "video": (dicom([b"\0\0\1\xb3"], uid.MPEG2MPML, (4, 4)), "MPEG2 Main Profile / Main Level, which cannot be read"),
     "high bit": (dicom(DEEP, BitsStored=12, HighBit=15), "other than the lowest bits"),
-    "slope of zero": (dicom(RAMP, RescaleSlope=0, RescaleIntercept=5), "a rescale slope of 0 and an intercept of 5"),
+    "slope of zero": (dicom(CT, **CT_WINDOW | {"RescaleSlope": 0}), "a rescale slope of 0 and an intercept of -1024"),
     "slope that is no number": (SLOPE.replace(b"1234", b"nan "), "states a rescale slope of nan and"),
     "slope without end": (SLOPE.replace(b"1234", b"inf "), "states a rescale slope of inf and"),
     "intercept that is no number": (SLOPE.replace(b"5678", b"nan "), "of 1234 and an intercept of nan"),

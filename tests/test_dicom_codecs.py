@@ -76,12 +76,34 @@ def test_twelve_bits_in_a_codestream_of_sixteen_come_out_as_uncompressed(
     np.testing.assert_array_equal(image_from_bytes(data, "scan"), three((DEEP >> 8).astype(np.uint8)))
 
 
-def test_what_lossy_compression_overshoots_is_white_and_not_black() -> None:
-    edge = np.where(np.arange(64) < 32, 4095, 0).astype(np.uint16) * np.ones((64, 1), np.uint16)
-    frame = imagecodecs.jpeg2k_encode(edge, level=40, codecformat="j2k", reversible=False)
+def _edge(bits: int) -> np.ndarray:
+    return np.where(np.arange(64) < 32, (1 << bits) - 1, 0).astype(np.uint16) * np.ones((64, 1), np.uint16)
+
+
+@pytest.mark.parametrize("stated", [{}, {"LossyImageCompression": "00"}, {"LossyImageCompression": "01"}])
+def test_what_lossy_compression_overshoots_is_white_and_not_black(stated: dict[str, str]) -> None:
+    frame = imagecodecs.jpeg2k_encode(_edge(12), level=40, codecformat="j2k", reversible=False)
     assert imagecodecs.jpeg2k_decode(frame).max() > 4095
-    data = dicom([frame], uid.JPEG2000, edge.shape, BitsAllocated=16, BitsStored=12, LossyImageCompression="01")
-    assert image_from_bytes(data, "scan")[:, :24].min() > 240
+    data = dicom([frame], uid.JPEG2000, (64, 64), BitsAllocated=16, BitsStored=12, **stated)
+    shown = image_from_bytes(data, "scan")
+    assert shown[:, :24].min() > 240 and shown[:, 40:].max() < 64
+
+
+def test_ten_bits_in_a_lossy_jpeg_of_twelve_overshoot_to_white() -> None:
+    stripes = np.where(np.arange(64) % 5 < 2, 1023, 0).astype(np.uint16) * np.ones((64, 1), np.uint16)
+    frame = imagecodecs.jpeg8_encode(stripes, level=60, bitspersample=12)
+    assert imagecodecs.jpeg8_decode(frame).max() > 1023
+    data = dicom([frame], uid.JPEGExtended12Bit, (64, 64), BitsAllocated=16, BitsStored=10)
+    shown = image_from_bytes(data, "scan")[..., 0]
+    assert shown[stripes > 0].min() > 200 and shown[stripes == 0].max() < 55
+
+
+def test_fill_bytes_before_a_marker_are_no_damage() -> None:
+    begin = AS_YBR.index(b"\xff\xda")
+    filled = AS_YBR[:begin] + b"\xff\xff" + AS_YBR[begin:]
+    plain, other = (dicom([jpeg], uid.JPEGBaseline8Bit, LESION.shape, PhotometricInterpretation="YBR_FULL")
+                    for jpeg in (AS_YBR, filled))  # fmt: skip
+    np.testing.assert_array_equal(image_from_bytes(other, "scan"), image_from_bytes(plain, "scan"))
 
 
 def _segment(marker: int, body: bytes) -> bytes:

@@ -137,6 +137,8 @@ HUGE = png(60_000, 60_000, 8, 2, b"\0" * 1000)
 FLIPPED = bytearray(WHOLE)
 FLIPPED[len(WHOLE) // 2] ^= 1
 
+# Without the tag of its subsampling, which then is the standard's: four pixels share a colour.
+YCBCR = encoded(Image.fromarray(COLOUR).convert("YCbCr"), "TIFF").replace(b"\x12\x02\3\0", b"\x10\x02\3\0")
 REFUSED = {
     "empty": (b"", "empty"),
     "text": (b"path,label\na.png,b\n", "is not a PNG, JPEG, BMP, TIFF or DICOM"),
@@ -160,7 +162,7 @@ REFUSED = {
         "subsampled YCbCr colours (YCbCrSubSampling) are read only where they are compressed",
     ),
     "ycbcr tiff that leaves the subsampling to the standard": (
-        encoded(Image.fromarray(COLOUR).convert("YCbCr"), "TIFF").replace(b"\x12\x02\3\0", b"\x10\x02\3\0"),
+        YCBCR.replace(struct.pack("<HHII", 279, 4, 1, COLOUR.size), struct.pack("<HHII", 279, 4, 1, COLOUR.size // 2)),
         "subsampled YCbCr colours",
     ),
     "signed 8 bit tiff": (encoded(Image.fromarray(GREY), "TIFF", tiffinfo={339: 2}), "signed values"),

@@ -13,6 +13,7 @@ import pytest
 from edgemed import timing
 from edgemed.errors import InputError
 from edgemed.timing import (
+    block_count,
     difference_interval,
     interleaved,
     mean_interval,
@@ -180,6 +181,12 @@ def test_intervals_hold_as_much_of_a_fast_engine_as_of_a_slow_one(ms: float) -> 
         [p50] = percentile_intervals(ms * np.exp(0.02 * (rng.normal(size=n) + slow)), (50,))
         held += p50.low <= ms <= p50.high
     assert held >= 84  # 95 would be ideal
+
+
+def test_blocks_are_of_half_a_second_however_many_requests_are_in_flight() -> None:
+    assert block_count([10.0] * 2000) == 40  # 20 s, one after the other
+    assert block_count([10.0] * 2000, seconds=10.0) == 20  # two at a time
+    assert [block_count([10.0] * n) for n in (1, 9, 100, 10**5)] == [1, 9, 10, 100]
 
 
 def test_the_interval_of_p99_holds_of_very_many_samples() -> None:
