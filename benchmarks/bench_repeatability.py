@@ -79,7 +79,7 @@ def main() -> None:
         "repeats": repeats,
         "no_significant_change": same,
         "of_all_pairs": dict(of_pairs),
-        "halves": change(reports[: len(reports) // 2], reports[len(reports) // 2 :]),
+        "halves": change(reports[: repeats // 2], reports[repeats // 2 :]) if repeats >= 6 else "not measured",
         "changes": changes,
         "one_thread_fewer": slower or "not measured: one core",
         "other_processes_cpus": {"alone": loads, "beside_a_burning_process": others},
