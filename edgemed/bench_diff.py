@@ -29,9 +29,9 @@ from edgemed.conditions import NOT_MEASURED
 from edgemed.errors import InputError
 from edgemed.files import read_json
 from edgemed.stats import t_quantile, tail
-from edgemed.timing import SMALLEST_CHANGE
 
 DIFF_SCHEMA = "edgemed.bench-diff/2"
+SMALLEST_CHANGE = 0.05
 FEWEST_RUNS = 3  # of a side, to know how runs differ
 _ONE_RUN = (
     "One run on each side: no interval holds by how much this machine differs from run to run. Put the reports of "

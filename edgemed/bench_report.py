@@ -55,6 +55,11 @@ def doubts(report: dict[str, Any]) -> list[str]:
         name = f"{runtime['name']}, batch {result['batch']}"
         if (reason := unsettled(result)) is not None:
             found.append(f"unstable: {name}: {reason}")
+        if (limit := result["limit"]) != NOT_MEASURED and limit["share"] > 1:
+            found.append(
+                f"{name}: faster than this machine's limit, which is too low then: NumPy's BLAS may compute for an "
+                f"older processor ({runtime['limits']['blas']})"
+            )
         found += [f"{name}: {line}" for line in result["warnings"]]
     return found
 
@@ -136,7 +141,7 @@ def _facts(report: dict[str, Any]) -> Iterator[str]:
             limits = runtime["limits"]
             yield (
                 f"  this machine: sgemm {limits['sgemm_gflops']:.0f} GFLOP/s, copy {limits['copy_gb_per_s']:.1f} GB/s "
-                f"({limits['threads']} threads)"
+                f"({limits['threads']} threads; {limits['blas']})"
             )
 
 

@@ -26,8 +26,9 @@ REPEATS = 7
 
 
 def cpu_limits(threads: int) -> dict[str, Any]:
-    """{"sgemm_gflops", "copy_gb_per_s", "threads", "sgemm_threads"} of NumPy's matrix product and copy on the CPU.
+    """{"sgemm_gflops", "copy_gb_per_s", "threads", "sgemm_threads", "blas"} of NumPy's matrix product and copy.
 
+    blas: the library and the processor that it computes for, which may be an older one than this (OPENBLAS_CORETYPE).
     sgemm_threads: as `threads`, or None where NumPy's BLAS does not let itself be told, and takes its own number.
     """
     rng = np.random.default_rng(0)
@@ -45,6 +46,7 @@ def cpu_limits(threads: int) -> dict[str, Any]:
         "copy_gb_per_s": 2 * COPY_BYTES / copy / 1e9,
         "threads": threads,
         "sgemm_threads": threads if told else None,
+        "blas": ", ".join(f"{one['internal_api']} {one.get('architecture', '')}".strip() for one in _blas()),
     }
 
 
@@ -71,8 +73,11 @@ def share_of_limit(
 def blas_threads(threads: int) -> Iterator[bool]:
     """Let NumPy's BLAS use so many threads for a while; yields False where it is one that cannot be told."""
     with threadpool_limits(threads, user_api="blas"):
-        told = [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
-        yield bool(told) and set(told) == {threads}
+        yield {library["num_threads"] for library in _blas()} == {threads}
+
+
+def _blas() -> list[dict[str, Any]]:
+    return [library for library in threadpool_info() if library["user_api"] == "blas"]
 
 
 def _best_seconds(call: Callable[[], object]) -> float:

@@ -38,7 +38,7 @@ WINDOWS = 5
 WINDOW_SAMPLES = 3  # fewer have no median to speak of
 FEWEST_SAMPLES = 6  # for bounds; the median of five lies beyond all of them once in sixteen times
 SAMPLES_ABOVE = 10  # a percentile above the median, for a bound: the true one lies above all of too few samples
-SMALLEST_CHANGE = 0.05  # of a latency, to be spoken of; by which a window's median may differ from that of all samples
+TOLERANCE = 0.10  # by which a window's median may differ from that of all samples; less of a drift widens intervals
 BLOCK_SECONDS, BLOCKS = 0.5, (10, 100)  # of each block at least, where there is time for so many
 _GRID = 1000  # distinct bounds that an interval can take, and as many more next to each percentile
 
@@ -208,8 +208,7 @@ def difference_interval(a: Sequence[float], b: Sequence[float]) -> Interval:
 
 
 def stability(samples: Sequence[float]) -> Stability:
-    """Whether the medians of `WINDOWS` equal parts of the samples (N,) all lie within `SMALLEST_CHANGE` of the
-    whole's.
+    """Whether the medians of `WINDOWS` equal parts of the samples (N,) all lie within `TOLERANCE` of the whole's.
 
     Model Navigator lets the last windows decide; here all of them must agree, since no sample is dropped. Medians,
     because one slow request is a matter for p99 and not a measurement that did not settle.
@@ -220,7 +219,7 @@ def stability(samples: Sequence[float]) -> Stability:
     medians = [float(np.median(part)) for part in np.array_split(values, WINDOWS)]
     whole = float(np.median(values))
     spread = max(abs(median - whole) for median in medians) / whole
-    return Stability(spread <= SMALLEST_CHANGE, medians, spread)
+    return Stability(spread <= TOLERANCE, medians, spread)
 
 
 def _medians(

@@ -40,7 +40,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def only_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     """No start of processes, no measuring of the machine: those have tests of their own."""
-    limits = {"sgemm_gflops": 1e-3, "copy_gb_per_s": 1.0, "threads": 1, "sgemm_threads": 1}
+    limits = {"sgemm_gflops": 1e-3, "copy_gb_per_s": 1.0, "threads": 1, "sgemm_threads": 1, "blas": "openblas Zen"}
     monkeypatch.setattr(bench_module, "start_up", lambda *_, **__: {})
     monkeypatch.setattr(bench_module, "cpu_limits", lambda threads: limits)
 

@@ -37,7 +37,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache folder that is not the user's, and no start of processes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(bench_module, "start_up", lambda *_, **__: {"cold": START, "warm": "not measured: it failed"})
-    limits = {"sgemm_gflops": 100.0, "copy_gb_per_s": 10.0, "threads": 1, "sgemm_threads": 1}
+    limits = {"sgemm_gflops": 100.0, "copy_gb_per_s": 10.0, "threads": 1, "sgemm_threads": 1, "blas": "openblas Zen"}
     monkeypatch.setattr(bench_module, "cpu_limits", lambda threads: limits)
 
 
@@ -106,6 +106,15 @@ def test_doubts_are_said_aloud(report: dict[str, Any]) -> None:
     assert found[0].startswith("unstable: openvino, batch 3: the medians of its windows differ by up to 100%")
     assert "3000 to 1000 MHz" in found[1]
     assert all(line in shown(table(report)) and line in markdown(report) for line in found)
+
+
+def test_a_limit_that_the_engine_is_faster_than_is_doubted(report: dict[str, Any]) -> None:
+    [(_, result), *_] = results(report)
+    result["limit"]["share"] = 1.0
+    assert not [line for line in doubts(report) if "limit" in line]
+    result["limit"]["share"] = 1.2
+    [line] = [line for line in doubts(report) if "limit" in line]
+    assert "openvino, batch 1: faster than this machine's limit" in line and "(openblas Zen)" in line
 
 
 def test_markdown_is_a_table_with_a_column_per_measurement(report: dict[str, Any]) -> None:

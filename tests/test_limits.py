@@ -50,7 +50,11 @@ def test_the_product_uses_the_threads_of_the_request_and_gives_them_back() -> No
         with blas_threads(1) as told:
             assert told and _blas() == {1}
         assert _blas() == {2}
-    assert cpu_limits(1)["sgemm_threads"] == 1
+    found = cpu_limits(1)
+    assert found["sgemm_threads"] == 1
+    assert found["blas"] == ", ".join(
+        f"{one['internal_api']} {one['architecture']}" for one in threadpool_info() if one["user_api"] == "blas"
+    )
 
 
 def test_a_blas_that_cannot_be_told_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
