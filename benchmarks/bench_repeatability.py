@@ -2,8 +2,8 @@
 
     python benchmarks/bench_repeatability.py BUNDLE [REPEATS]      # default 10; about 15 s a repeat, on an idle machine
 
-Runs the command REPEATS + 1 times and compares each with the one before by `--diff`: at most one in ten may be
-slower or faster. All pairs are compared, too, since neighbours do not show by how much a machine drifts in minutes;
+Runs the command REPEATS + 1 times and compares each with the one before by `--diff`: nine in ten have to show no
+significant change. All pairs are compared, too, since neighbours do not show by how much a machine drifts in minutes;
 and the first half of the runs with the second. Then with one thread fewer (on two or more cores): that must be
 "slower". Then beside a process that burns a core: that must be among the warnings. Correctness comes first inside every
 run: bench times nothing that answers wrong.
@@ -68,7 +68,7 @@ def main() -> None:
     changes = [change([reports[number]], [reports[number + 1]]) for number in range(repeats)]
     of_pairs = Counter(change([old], [new])["verdict"] for old, new in combinations(reports, 2))
     verdicts = Counter(one["verdict"] for one in changes)
-    same = repeats - verdicts["slower"] - verdicts["faster"]
+    same = verdicts["no significant change"]
     slower = change([reports[-1]], [fewer]) if fewer else None
     loads = [first(report)["conditions"]["other_processes_cpus"] for report in reports]
     others = first(beside)["conditions"]["other_processes_cpus"]
@@ -78,7 +78,7 @@ def main() -> None:
         "bundle": reports[0]["bundle"]["id"],
         "p50_ms": [first(report)["latency_ms"]["p50"]["value"] for report in reports],
         "repeats": repeats,
-        "neither_slower_nor_faster": same,
+        "no_significant_change": same,
         "of_neighbours": dict(verdicts),
         "of_all_pairs": dict(of_pairs),
         "halves": change(reports[: repeats // 2], reports[repeats // 2 :]) if repeats >= 6 else "not measured",

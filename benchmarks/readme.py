@@ -160,9 +160,10 @@ def _warm_start(found: Document) -> str:
 
 def _repeatability(found: Document) -> str:
     noticed = "noticed" if found["burning_process_noticed"] else "not noticed"
+    of_neighbours = ", ".join(f"{name} {count}" for name, count in found["of_neighbours"].items())
     return (
-        f"{found['neither_slower_nor_faster']} of {found['repeats']} repeats neither slower nor faster than the one "
-        f"before; a thread fewer: {found['one_thread_fewer']['verdict']}; a busy neighbour {noticed}"
+        f"{found['no_significant_change']} of {found['repeats']} repeats without a change ({of_neighbours}); a thread "
+        f"fewer: {found['one_thread_fewer']['verdict']}; a busy neighbour {noticed}"
     )
 
 

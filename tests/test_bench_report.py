@@ -160,7 +160,9 @@ def test_the_command_writes_what_it_is_told_to(
     assert edgemed(*flags, "--json", "-", "--batches", "1,2") == 0
     assert len(list(results(json.loads(capsys.readouterr().out)))) == 2  # standard output is one document
     assert edgemed("bench", "--diff", files["a.json"], files["times.json"], "--json", "-") == 0
-    assert json.loads(capsys.readouterr().out)["schema"] == DIFF_SCHEMA  # and nothing else is printed
+    found = json.loads(capsys.readouterr().out)  # and nothing else is printed
+    assert found["schema"] == DIFF_SCHEMA
+    assert found["rows"] or any("too few samples" in line for line in found["notes"])  # of 0.2 s on a busy machine
 
 
 @pytest.mark.parametrize("flag", ["--markdown", "--plot", "--json", "--compare"])
