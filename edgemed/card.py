@@ -14,6 +14,7 @@ from edgemed.dataset import SPLITS
 from edgemed.gates import Comparison
 from edgemed.manifest import OperatingPoint
 from edgemed.metrics import INTERVAL_METRICS
+from edgemed.point_quality import attained
 from edgemed.sources import Source
 
 Sides = tuple[int, int, int]  # min, opt, max, in pixels
@@ -148,21 +149,8 @@ def _attained(found: Mapping[str, Any] | None) -> str:
     """A table of what the decisions by the operating point are worth; nothing without one."""
     if not found:
         return ""
-    rows: list[tuple[str, Mapping[str, float | None]]] = []
-    if threshold := found.get("threshold"):
-        name = threshold["positive"]
-        rows += [(f"{key} for {name}", threshold[key]) for key in ("sensitivity", "specificity")]
-        rows += [(f"{key} for {name}, among the answered", of) for key, of in threshold.get("of_answers", {}).items()]
-    if referral := found.get("referral"):
-        rows += [
-            ("images that are answered", referral["answered"]),
-            ("right among the answered", referral["accuracy_of_answers"]),
-            ("wrong answers among all images", referral["wrong_answers"]),
-        ]
-    if sets := found.get("sets"):
-        rows.append((f"prediction sets that hold the true label (stated: {sets['stated']:g})", sets["coverage"]))
-    return "\n| by the operating point | on these images |\n|---|---|\n" + _table(
-        (name, _interval(values)) for name, values in rows
+    return "\n| by the operating point | asked | on these images |\n|---|---|---|\n" + _table(
+        (line.name, line.asked, _interval(line.found)) for line in attained(found)
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +153,7 @@ def ablation(found: dict[str, Any], as_json: bool, title: str) -> None:
     say(found["sentence"])
 
 
-def _interval(value: dict[str, float | None], sign: str = "") -> str:
+def _interval(value: Mapping[str, float | None], sign: str = "") -> str:
     if value["value"] is None:
         return "undefined"
     if value["low"] is None:
@@ -269,31 +269,18 @@ def _state(plan: dict[str, Any]) -> str:
 
 
 def operating_point(metrics: dict[str, Any]) -> None:
-    """What the operating point of a run attains on its test images, a line for each of its parts."""
+    """What was asked of the operating point of a run, and what it attains on its test images."""
+    from edgemed.point_quality import attained  # here, since it costs the help a tenth of a second
+
     found = metrics["operating"]
-
-    def share(interval: dict[str, float | None]) -> str:
-        return _interval(interval).replace("\n", " (") + (")" if interval["value"] is not None else "")
-
     of_split = f" (split: {metrics['split']})" if "split" in metrics else ""
     say(f"operating point, judged on {metrics['n']} images{of_split}; 95 % intervals:")
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("")
+    table.add_column("asked", justify="right")
+    table.add_column("attained", justify="right", no_wrap=True)
+    for line in attained(found):
+        table.add_row(escape(line.name), line.asked, _interval(line.found))
+    _out.print(table)
     if sets := found.get("sets"):
-        say(
-            f"  prediction sets: {share(sets['coverage'])} hold the true label, stated {sets['stated']:g}; "
-            f"{sets['mean_size']:.2f} labels in a set"
-        )
-    if threshold := found.get("threshold"):
-        say(
-            f"  {threshold['positive']}, chosen for {threshold['target']} {threshold['target_value']:g}: "
-            f"sensitivity {share(threshold['sensitivity'])}, specificity {share(threshold['specificity'])}"
-        )
-        if answers := threshold.get("of_answers"):
-            say(
-                f"    among the answered: sensitivity {share(answers['sensitivity'])}, "
-                f"specificity {share(answers['specificity'])}"
-            )
-    if referral := found.get("referral"):
-        say(
-            f"  answered: {share(referral['answered'])}, of these right {share(referral['accuracy_of_answers'])}; "
-            f"wrong answers among all images {share(referral['wrong_answers'])}"
-        )
+        say(f"{sets['mean_size']:.2f} labels in a prediction set")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,6 +116,38 @@ def judged(parts: Sequence[Part], classes: Sequence[str]) -> dict[str, Any]:
             "wrong_answers": share(~every.right & ~every.referred, everyone),
         }
     return result
+
+
+class Attained(NamedTuple):
+    """A line of what an operating point is worth, for people to read."""
+
+    name: str
+    asked: str  # empty where nothing was
+    found: Mapping[str, float | None]  # value, low, high
+
+
+def attained(operating: Mapping[str, Any]) -> list[Attained]:
+    """What `judged` found and `calibrate` was asked for, line by line, in the order in which it is told."""
+    lines = []
+    if sets := operating.get("sets"):
+        lines.append(Attained("prediction sets that hold the true label", f"{sets['stated']:g}", sets["coverage"]))
+    if threshold := operating.get("threshold"):
+        for key in ("sensitivity", "specificity"):
+            asked = f"at least {threshold['target_value']:g}" if threshold["target"] == key else ""
+            lines.append(Attained(f"{key} for {threshold['positive']}", asked, threshold[key]))
+        for key, found in threshold.get("of_answers", {}).items():
+            lines.append(Attained(f"{key} for {threshold['positive']}, among the answered", "", found))
+    if referral := operating.get("referral"):
+        wanted = operating.get("wanted", {})
+        at_least, at_most = (wanted.get(key) for key in ("answer", "max_error"))
+        lines += [
+            Attained("images that are answered", f"at least {at_least:g}" if at_least else "", referral["answered"]),
+            Attained("right among the answered", "", referral["accuracy_of_answers"]),
+            Attained(
+                "wrong answers among all images", f"at most {at_most:g}" if at_most else "", referral["wrong_answers"]
+            ),
+        ]
+    return lines
 
 
 def _coverage_bounds(parts: Sequence[Part]) -> dict[str, float | None]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgemed.by_class import BY_CLASS, figure_of_class
 from edgemed.curves import reliability, roc
 from edgemed.evaluate import Table
+from edgemed.point_quality import attained
 from edgemed.report_page import Cell, bounds, charts, figure, grid, number, section, table
 from edgemed.report_plots import photo_jpeg, reliability_svg, risk_svg, roc_svg
 from edgemed.stats import FEWEST_GROUPS
@@ -112,25 +113,12 @@ def operating_section(metrics: Mapping[str, Any]) -> str:
             "promised about it; temperatures were fitted on validation. Train with --calibration 0.15 for one.</p>",
         )
     points = found["points"]
-    rows: list[list[Cell]] = []
-
-    def add(name: str, asked: str, attained: Mapping[str, float | None]) -> None:
-        rows.append([name, asked, (number(attained["value"]), bounds(attained))])
-
+    rows: list[list[Cell]] = [
+        [line.name[0].upper() + line.name[1:], line.asked or "-", (number(line.found["value"]), bounds(line.found))]
+        for line in attained(found)
+    ]
     if sets := found.get("sets"):
-        add("Prediction sets that hold the true label", f"{sets['stated']:g}", sets["coverage"])
         rows.append(["Labels in a set, on average", "-", number(sets["mean_size"])])
-    if threshold := found.get("threshold"):
-        for target in ("sensitivity", "specificity"):
-            asked = f"at least {threshold['target_value']:g}" if threshold["target"] == target else "-"
-            add(f"{target.capitalize()} for {threshold['positive']}", asked, threshold[target])
-        for target, attained in threshold.get("of_answers", {}).items():
-            add(f"{target.capitalize()} among the answered", "-", attained)
-    if referral := found.get("referral"):
-        wanted = found.get("wanted", {})
-        add("Images that are answered", _at("at least", wanted.get("answer")), referral["answered"])
-        add("Right among the answered", "-", referral["accuracy_of_answers"])
-        add("Wrong answers among all images", _at("at most", wanted.get("max_error")), referral["wrong_answers"])
     limits = {
         "threshold": "probability that decides for the class",
         "max_disagreement": "disagreement above which an image is referred",
@@ -150,10 +138,6 @@ def operating_section(metrics: Mapping[str, Any]) -> str:
         "each decision before any referral, but where they say otherwise.</p>"
     )
     return section(title, f'{table(["", "asked", "on test images"], rows)}<ul class="limits">{listed}</ul>{note}')
-
-
-def _at(word: str, share: float | None) -> str:
-    return "-" if share is None else f"{word} {share:g}"
 
 
 def roc_section(test: Table, classes: Sequence[str]) -> str:
@@ -200,8 +184,8 @@ def duplicates_section(pairs: Sequence[Duplicate]) -> str:
     conflicting = [pair for pair in ordered if pair.conflicting]
     agreeing = [pair for pair in ordered if not pair.conflicting][:PAIRS_SHOWN]
     body = (
-        f"<p>{len(pairs):,} pairs found, {len(conflicting):,} of them with conflicting labels. Each pair was kept on "
-        "one side of every split.</p>"
+        f"<p>{len(pairs):,} pairs found, {len(conflicting):,} of them with conflicting labels. No split is "
+        "between the two of a pair.</p>"
     )
     if conflicting:
         body += '<h3 class="conflict">Conflicting labels: look at these first</h3>'
