@@ -12,7 +12,6 @@ these images err by half of the first bar at most. Exits with 1 where a bar is m
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +33,10 @@ def rounding(path: Path) -> dict[str, Any]:
     run = load_run(path)
     parts = [run.dataset.subset(split) for split in ("test", "validation")]
     files = [part.file(row) for part in parts for row in part.rows][:IMAGES]
-    truth, of_members = predict_files(predict_callable(run.ensemble), files)
+    truth, of_members, _ = predict_files(predict_callable(run.ensemble), files)
     bar = default_gates("fp16").max_prob_error
 
-    def has_room(rounded: Rounded, _: Sequence[str]) -> bool:
+    def has_room(rounded: Rounded, _: Rounded) -> bool:
         return bool(np.abs(rounded.probabilities - truth).max() <= bar / 2)
 
     found = safe_half(run.ensemble, lambda: (image_from_file(file) for file in files), has_room)

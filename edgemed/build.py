@@ -62,10 +62,10 @@ def build_bundle(
 
     image_size: the range of H and W, see `export.onnx_from_ensemble`. precisions: of the graphs and plans, "fp32" among
     them. plans: None for none. gates: by precision; None = the defaults. rounded_images: so many of the images that
-    decide whether the graphs are right, and the golden ones, also run with every fp16 operator rounded, which decides
-    what else stays float32. golden: a folder of images for the self-test, which travel in the bundle; None = phantoms.
-    entropy: the graphs also give the entropy of each 32-pixel patch. signing_key: Ed25519 (PEM), for the manifest and
-    the plans.
+    decide whether the graphs are right, and the golden ones, also run with every fp16 operator rounded, and all of them
+    with rounded weights, which decides what else stays float32. golden: a folder of images for the self-test, which
+    travel in the bundle; None = phantoms. entropy: the graphs also give the entropy of each 32-pixel patch.
+    signing_key: Ed25519 (PEM), for the manifest and the plans.
 
     Raises:
         GateError: a graph or its results are not right; nothing is written.
@@ -94,7 +94,12 @@ def build_bundle(
     judge = Judge(source, CHECK_IMAGES, image_size, bounds, golden_images, progress)
     kept: tuple[str, ...] = ()
     if "fp16" in precisions:
-        found = safe_half(source.ensemble, lambda: chain(judge.images(rounded_images), images), judge.has_room)
+        found = safe_half(
+            source.ensemble,
+            lambda: chain(judge.images(rounded_images), images),
+            judge.has_room,
+            every=judge.each_image,
+        )
         kept = found.kept
         if kept:
             _log.warning("these layers are too large or too imprecise in fp16, and stay fp32: %s", ", ".join(kept))
@@ -181,14 +186,20 @@ def _images_of(folder: Path, image_size: Sides) -> list[NDArray[np.uint8]]:
 
 
 def _reference(source: Source, progress: Progress) -> bytes:
-    """PyTorch's probabilities of the source's images, as the evaluation wrote them down."""
+    """PyTorch's probabilities of the source's images, as the evaluation wrote them down: of these very pixels.
+
+    InputError names an image that was changed since.
+    """
     proofs = source.proofs
-    hashes = []
-    for image in decoded([proof.file for proof in proofs]):
-        hashes.append(pixels_sha256(image))
-        progress("reference", len(hashes), len(proofs), "")
+    for done, (proof, image) in enumerate(zip(proofs, decoded([proof.file for proof in proofs]), strict=True), 1):
+        if pixels_sha256(image) != proof.pixels:
+            raise InputError(
+                f"{proof.file} is not the image that {source.name} was evaluated on: it was changed since; restore it, "
+                "or train anew"
+            )
+        progress("reference", done, len(proofs), "")
     return reference_file(
-        hashes,
+        [proof.pixels for proof in proofs],
         [proof.label for proof in proofs],
         [proof.group for proof in proofs],
         [proof.split for proof in proofs],

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.ahead import ahead
-from edgemed.images import image_from_file
+from edgemed.images import image_from_file, pixels_sha256
 from edgemed.metrics import auroc_change, mcnemar, metrics_with_intervals, paired_difference
 from edgemed.progress import Count
 
@@ -46,18 +46,27 @@ def decoded(files: Sequence[Path]) -> Iterator[NDArray[np.uint8]]:
     return ahead(image_from_file, files, threads=2, depth=16)
 
 
-def predict_files(predict: Predict, files: Sequence[Path], progress: Count | None = None) -> tuple[Array, Array]:
-    """Probabilities (N, K) and member probabilities (N, M, K), float32, of every file at its own size.
+class Predicted(NamedTuple):
+    """What a predictor said of N files."""
+
+    probabilities: Array  # (N, K)
+    members: Array  # (N, M, K)
+    pixels: list[str]  # `images.pixels_sha256` of each
+
+
+def predict_files(predict: Predict, files: Sequence[Path], progress: Count | None = None) -> Predicted:
+    """Every file at its own size.
 
     Raises:
         InputError: a file cannot be decoded.
     """
-    rows = []
+    rows, pixels = [], []
     for done, image in enumerate(decoded(files), 1):
         rows.append(predict(image))
+        pixels.append(pixels_sha256(image))
         if progress:
             progress(done, len(files))
-    return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
+    return Predicted(np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows]), pixels)
 
 
 def evaluation(

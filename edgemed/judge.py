@@ -9,7 +9,7 @@ import functools
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from edgemed.dicom import frame_of
 from edgemed.errors import InputError, did_you_mean
 from edgemed.evaluate import Predict, Table, evaluation, predict_files
 from edgemed.evidence import REFERENCE_NAME
-from edgemed.images import pixels_sha256
 from edgemed.infer import load
 from edgemed.manifest import MANIFEST_NAME, OperatingPoint
 from edgemed.operating import read_operating_point
@@ -52,8 +51,9 @@ def judge(
     Raises:
         InputError: `model` is neither a run nor a bundle, or the data have a class that it does not know.
     """
-    met: Counter[str] = Counter()
-    predict, classes, member_names, learnt, point = _predictor(model, runtime, precision, (public_key, plan_key), met)
+    predict, classes, member_names, learnt, known, point = _predictor(
+        model, runtime, precision, (public_key, plan_key)
+    )
     dataset = scan(data, min_classes=1, progress=counted(progress, "scan images"))
     dataset = _test_rows(dataset)
     for row in dataset.rows:
@@ -66,10 +66,10 @@ def judge(
             f"and looks better than it is; {model / 'metrics.json'} has its figures on images that it has not seen"
         )
     groups = _groups(dataset, counted(progress, "compare images"))
-    probabilities, members = predict_files(predict, dataset.files, counted(progress, "evaluate"))
-    if met["validation"]:
+    probabilities, members, pixels = predict_files(predict, dataset.files, counted(progress, "evaluate"))
+    if met := sum(known.get(sha256) == "validation" for sha256 in pixels):
         log.warning(
-            f"{met['validation']} of the {len(dataset.rows)} images chose or checked {model} when it was made; others "
+            f"{met} of the {len(dataset.rows)} images chose or checked {model} when it was made; others "
             "may be among those that it was trained on, which a bundle does not know: with images of its training it "
             "looks better than it is"
         )
@@ -109,11 +109,11 @@ def _seen(files: Sequence[Path], learnt: Sequence[Path]) -> int:
 
 
 def _predictor(
-    model: Path, runtime: str, precision: str, keys: tuple[Path | None, Path | None], met: Counter[str]
-) -> tuple[Predict, Sequence[str], Sequence[str], Sequence[Path], OperatingPoint | None]:
-    """A predict callable, classes, the members' names, the files that it is known to have learnt from, its point.
+    model: Path, runtime: str, precision: str, keys: tuple[Path | None, Path | None]
+) -> tuple[Predict, Sequence[str], Sequence[str], Sequence[Path], Mapping[str, str], OperatingPoint | None]:
+    """A predict callable, classes, the members' names, what it is known to have seen, its point.
 
-    Of a run (PyTorch) or a bundle (a runtime). The latter counts in `met` the images that it knows, by split.
+    Of a run (PyTorch), the files that it learnt from; of a bundle (a runtime), the splits of images by their pixels.
     """
     if (model / "run.json").exists():
         if (runtime, precision, *keys) != ("auto", "fp32", None, None):
@@ -130,7 +130,7 @@ def _predictor(
                 f"{missing} of the images that {model} has learnt from are no longer below {run.dataset.root}: whether "
                 "they are among these cannot be told"
             )
-        return predict_callable(run.ensemble), run.classes, run.member_names, learnt, read_operating_point(model)
+        return predict_callable(run.ensemble), run.classes, run.member_names, learnt, {}, read_operating_point(model)
     if not (model / MANIFEST_NAME).exists():
         raise InputError(
             f"{model} is neither a run (`edgemed train DATA --out RUN`) nor a bundle (`edgemed build-engine RUN`)"
@@ -141,8 +141,7 @@ def _predictor(
     split_of = dict(zip(known.sha256.tolist(), known.split.tolist(), strict=True)) if known else {}
 
     def predict(image: Any) -> Any:
-        met[split_of.get(pixels_sha256(image), "")] += 1
         probabilities, members = loaded.predict_pixels(image[None])
         return probabilities[0], members[0]
 
-    return predict, manifest.labels, manifest.member_names, [], manifest.operating_point
+    return predict, manifest.labels, manifest.member_names, [], split_of, manifest.operating_point

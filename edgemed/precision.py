@@ -1,8 +1,8 @@
 """Half precision that can be trusted: which parts stay float32, and a run on the CPU that shows what rounding does.
 
 CPU runtimes execute an fp16 graph in float32, so a graph that overflows on a GPU comes out finite there. What shows it
-is an executor that rounds after every operator: `rounded_outputs` below, which `edgemed build-engine` runs on
-validation and golden images before it writes anything:
+is an executor that rounds after every operator: `rounded_outputs` below, which `edgemed build-engine` runs on a few
+validation images and the golden ones before it writes anything; on more of them it watches the sizes alone:
 
     edgemed build-engine RUN --out BUNDLE
 """
@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, pairwise
 from typing import Any
 
@@ -39,17 +40,19 @@ STAGES = re.compile(r"stem|conv_stem|conv1|(blocks|stages)\.\d+|layer\d+")  # th
 class Float32(nn.Module):
     """A layer that computes in float32 inside a float16 network: takes either type, gives float16.
 
-    narrow: False to give float32, where the next layer computes in float32, too.
+    narrow: False where the next layer computes in float32, too: it gives float32. wide: it does so in any case, in a
+    network that only has its weights rounded.
     """
 
-    def __init__(self, layer: nn.Module, narrow: bool) -> None:
+    def __init__(self, layer: nn.Module, narrow: bool, wide: bool) -> None:
         super().__init__()
         self.layer = layer
         self.narrow = narrow
+        self.wide = wide
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.layer(x.float())
-        return result.half() if self.narrow else result
+        return result.half() if self.narrow and not self.wide else result
 
 
 def half_ensemble(ensemble: Ensemble, keep: Sequence[str] = (), wide: bool = False) -> Ensemble:
@@ -85,8 +88,7 @@ def _half(network: nn.Module, keep: Sequence[str], wide: bool) -> nn.Module:
             continue  # inside of a layer that stays float32 as a whole
         if isinstance(layer, FLOAT32_LAYERS) or name in float32:
             kept |= {id(value) for value in chain(layer.parameters(), layer.buffers())}
-            if not wide:
-                network.set_submodule(name, Float32(layer, narrow=name not in before_float32))
+            network.set_submodule(name, Float32(layer, name not in before_float32, wide))
     for name, value in chain(network.named_parameters(), network.named_buffers()):
         if value.is_floating_point() and id(value) not in kept:
             value.data = value.data.half()
@@ -165,20 +167,19 @@ def rounded_outputs(half: Ensemble, images: Iterable[NDArray[np.uint8]]) -> Roun
     """Run `half` (from `half_ensemble`) image by image, rounding after every operator, and watch the sizes.
 
     images: uint8 (H, W, 3) RGB each, at least one. Products accumulate in float32 and round once, as tensor cores do.
-    Operators are named by their layer, like "members.0.stages.3.blocks.1: aten.add.Tensor".
+    Where `half` is wide, only its weights are rounded, which is fast; the sizes are those that float16 would have to
+    hold. Operators are named by their layer, like "members.0.stages.3.blocks.1: aten.add.Tensor".
     """
-    largest: dict[str, float] = {}
-    inside: list[str] = []
     outputs = []
     with ExitStack() as hooks, torch.no_grad():
+        watch = hooks.enter_context(_Watch())
         for name, layer in half.named_modules():
-            hooks.callback(layer.register_forward_pre_hook(lambda _m, _i, name=name: inside.append(name)).remove)
-            hooks.callback(layer.register_forward_hook(lambda _m, _i, _o: _leave(inside)).remove)
-        hooks.enter_context(_Rounding(largest, inside))
+            hooks.callback(layer.register_forward_pre_hook(partial(watch.enter, name)).remove)
+            hooks.callback(layer.register_forward_hook(partial(watch.leave, name)).remove)
         for image in images:
             outputs.append(half(torch.from_numpy(image)[None]))
     probabilities, members = (torch.cat(part).numpy() for part in zip(*outputs, strict=True))
-    return Rounded(probabilities, members, largest)
+    return Rounded(probabilities, members, watch.largest)
 
 
 @dataclass(frozen=True)
@@ -192,16 +193,17 @@ class SafeHalf:
 def safe_half(
     ensemble: Ensemble,
     images: Callable[[], Iterable[NDArray[np.uint8]]],
-    close: Callable[[Rounded, Sequence[str]], bool] = lambda rounded, kept: True,
+    close: Callable[[Rounded, Rounded], bool] = lambda rounded, weights: True,
+    every: Callable[[], Iterable[NDArray[np.uint8]]] | None = None,
 ) -> SafeHalf:
     """Find the layers that must stay float32 so that no float16 value is above `LARGEST_SAFE`, on these images.
 
-    images: called for each try, gives uint8 (H, W, 3) RGB. A layer with a value that is too large stays float32; where
-    its output still is (it leaves the layer as float16), the layer around it does.
+    images: called for each try, gives uint8 (H, W, 3) RGB, on which every operator is rounded. every: likewise, those
+    on which the weights alone are, many more; None = `images`. A layer with a value that is too large on one of either
+    stays float32; where its output still is (it leaves the layer as float16), the layer around it does.
 
-    close: whether the outputs, with these layers kept, are as near to float32's as they have to be. While they are not,
-    one stage more from the network's start stays float32, since the later ones multiply its error; all but the last
-    one at most.
+    close: whether the outputs of both are as near to float32's as they have to be. While they are not, one stage more
+    from the network's start stays float32, since the later ones multiply its error; all but the last one at most.
 
     Raises:
         GateError: a whole network would have to stay float32, or a weight does not fit into float16.
@@ -209,15 +211,19 @@ def safe_half(
     kept: set[str] = set()
     while True:
         rounded = rounded_outputs(half_ensemble(ensemble, sorted(kept)), images())
-        if not rounded.unsafe:
+        unsafe = rounded.unsafe
+        if not unsafe:
+            weights = rounded_outputs(half_ensemble(ensemble, sorted(kept), wide=True), (every or images)())
+            unsafe = weights.unsafe
+        if not unsafe:
             left = [name for name in stages_of(ensemble.members[0])[:-1] if not _is_in(name, {*FLOAT32_NAMES, *kept})]
-            if close(rounded, sorted(kept)) or not left:
+            if close(rounded, weights) or not left:
                 return SafeHalf(rounded, tuple(sorted(kept)))
             kept = {left[0], *(name for name in kept if not _is_in(name, {left[0]}))}
             continue
         before = frozenset(kept)
-        beyond = [operator for operator, size in rounded.unsafe.items() if not np.isfinite(size)]
-        for operator, size in rounded.unsafe.items():
+        beyond = [operator for operator, size in unsafe.items() if not np.isfinite(size)]
+        for operator, size in unsafe.items():
             if operator in beyond[1:]:
                 continue  # in the order of execution, the others may only have inherited the first one's infinity
             layer = ".".join(operator.partition(": ")[0].split(".")[2:])  # without "members.0"
@@ -233,17 +239,32 @@ def safe_half(
         kept = {one for one in kept if not any(one.startswith(f"{outer}.") for outer in kept)}
 
 
-def _leave(inside: list[str]) -> None:
-    inside.pop()
-
-
-class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operator. Torch's float16 operators round; its products are slow: float32 ones stand in."""
 
-    def __init__(self, largest: dict[str, float], inside: Sequence[str]) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.largest = largest
-        self.inside = inside
+        self.largest: dict[str, float] = {}
+        self._inside: list[tuple[str, bool]] = []  # the layers under way, and whether float16 would hold their values
+
+    def enter(self, name: str, layer: nn.Module, _: Any) -> None:
+        """Before a layer of the ensemble, by its name."""
+        in_member = name.count(".") == 1 and name.startswith("members.")
+        outer = bool(self._inside) and self._inside[-1][1]
+        self._inside.append((name, (outer or in_member) and not isinstance(layer, Float32)))
+
+    def leave(self, name: str, layer: nn.Module, _: Any, output: Tensor) -> None:
+        """After it."""
+        self._inside.pop()
+        if isinstance(layer, Float32) and layer.narrow:
+            self._note(f"{name}: output", output)
+
+    def _note(self, name: str, value: Tensor) -> None:
+        size, known = float(value.abs().amax()), self.largest.get(name, 0.0)  # NaN stays NaN
+        if not np.isfinite(size) and np.isfinite(known):
+            self.largest.pop(name, None)  # to the end: the order of overflows tells which was the first
+        if not size <= known:
+            self.largest[name] = size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _PRODUCTS and args[0].dtype == torch.float16:
@@ -251,15 +272,12 @@ class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = func(*wide, **(kwargs or {})).half()
         else:
             result = func(*args, **(kwargs or {}))
+        layer, held = self._inside[-1] if self._inside else ("", False)
         for value in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(value, Tensor) and value.dtype == torch.float16 and value.numel():
-                name = f"{self.inside[-1] if self.inside else ''}: {func}"
-                size = float(value.abs().amax())  # NaN stays NaN
-                known = self.largest.get(name, 0.0)
-                if not np.isfinite(size) and np.isfinite(known):
-                    self.largest.pop(name, None)  # to the end: the order of overflows tells which was the first
-                if not size <= known:
-                    self.largest[name] = size
+            if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
+                continue
+            if held or value.dtype == torch.float16:
+                self._note(f"{layer}: {func}", value)
         return result
 
 

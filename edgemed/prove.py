@@ -35,7 +35,7 @@ from edgemed.gates import (
 )
 from edgemed.manifest import sha256_of
 from edgemed.operating import changed_decisions
-from edgemed.precision import Rounded, half_ensemble
+from edgemed.precision import Rounded
 from edgemed.progress import Progress, counted
 from edgemed.runtimes import ENTROPY, OUTPUTS, PlanModule, Session, runtime_module
 from edgemed.sources import Source
@@ -75,7 +75,7 @@ class Judge:
             if not (sides[0] <= min(image.shape[:2]) and max(image.shape[:2]) <= sides[2]):
                 height, width, _ = image.shape
                 raise InputError(f"{proof.file} has {width} x {height} pixels, outside of --image-size; widen it")
-        self._truth, self._members = predict_files(
+        self._truth, self._members, _ = predict_files(
             predict_callable(source.ensemble), self.files, counted(progress, "PyTorch")
         )
         if not np.abs(self._members - source.noted[chosen]).max() <= default_gates("fp32").max_prob_error:
@@ -95,6 +95,12 @@ class Judge:
     def images(self, count: int | None = None) -> Iterator[NDArray[np.uint8]]:
         """The first `count` chosen images (all: None), uint8 (H, W, 3) RGB, decoded one after the other."""
         return decoded(self.files[:count])
+
+    def each_image(self) -> Iterator[NDArray[np.uint8]]:
+        """All of them, with progress."""
+        for done, image in enumerate(self.images(), 1):
+            yield image
+            self._progress("fp16 weights", done, len(self.proofs), "")
 
     def graph(self, graph: bytes, precision: str) -> None:
         """Run an ONNX file in every CPU runtime. GateError names the runtime, the figures and the files that flip.
@@ -147,12 +153,12 @@ class Judge:
         golden = [item._replace(entropy=None) for item in self._golden]  # it is the front end's, and that stays fp32
         self._judge_golden(golden, outputs, "fp16", f"{what} on the golden images")
 
-    def has_room(self, rounded: Rounded, kept: Sequence[str]) -> bool:
+    def has_room(self, rounded: Rounded, weights: Rounded) -> bool:
         """Whether each probability that `rounded` judges errs by half of what is allowed at most.
 
-        So do all chosen images with the weights alone rounded, but for the layers `kept`: that is fast, and finds those
-        that err most. Images that are not here may err more still, and a device's certificate asks them. No error that
-        has room changes a label that counts.
+        So do those of all chosen images with the `weights` alone rounded: that is fast, and finds those that err most.
+        Images that are not here may err more still, and a device's certificate asks them. No error that has room
+        changes a label that counts.
         """
         count = len(rounded.probabilities) - len(self._golden)
         of_golden = np.stack([item.probabilities for item in self._golden])
@@ -160,21 +166,15 @@ class Judge:
         on_golden = default_gates("fp16").max_prob_error  # with more, a label that counts could change
         on_images = min(self._gates["fp16"].max_prob_error, on_golden)
         number = rounded.members.shape[1]
-
-        def within(*compared: tuple[NDArray[np.float32], NDArray[np.float32], float]) -> bool:
-            # False where one is not a number
-            return all(np.abs(found - truth).max() <= bound / 2 for found, truth, bound in compared)
-
-        if not within(
+        compared = (
             (rounded.probabilities[:count], self._truth[:count], on_images),
             (rounded.members[:count], self._members[:count], on_images * number),
             (rounded.probabilities[count:], of_golden, on_golden),
             (rounded.members[count:], members, on_golden),
-        ):
-            return False
-        predict = predict_callable(half_ensemble(self._ensemble, kept, wide=True))
-        found, of_each = predict_files(predict, self.files, counted(self._progress, "fp16 weights"))
-        return within((found, self._truth, on_images), (of_each, self._members, on_images * number))
+            (weights.probabilities, self._truth, on_images),
+            (weights.members, self._members, on_images * number),
+        )
+        return all(np.abs(found - truth).max() <= bound / 2 for found, truth, bound in compared)  # not of a NaN
 
     def _judge(
         self, what: str, precision: str, probabilities: NDArray[np.float32], members: NDArray[np.float32]

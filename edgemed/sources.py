@@ -26,7 +26,7 @@ from edgemed.evaluate import evaluation, predict_files
 from edgemed.manifest import OperatingPoint, sha256_of
 from edgemed.models import check_backbone, normalisation
 from edgemed.operating import POINT_NAME, read_operating_point
-from edgemed.predictions import read_table
+from edgemed.predictions import read_pixels, read_table
 from edgemed.preprocess import FrontEnd
 from edgemed.progress import Progress, counted, unseen
 from edgemed.run import load_run, network_from_file
@@ -34,12 +34,16 @@ from edgemed.run import load_run, network_from_file
 
 @dataclass(frozen=True)
 class Proof:
-    """An image that the engine is compared on. `group` is a number: names of patients do not travel."""
+    """An image that the engine is compared on. `group` is a number: names of patients do not travel.
+
+    pixels: the `images.pixels_sha256` of what the evaluation saw.
+    """
 
     file: Path
     label: int
     group: int
     split: str
+    pixels: str
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,10 @@ def source_from_run(path: Path) -> Source:
     for split in ("validation", "test"):
         table = read_table(path, run.classes, split)
         proofs += [
-            Proof(run.dataset.root / name, label, groups[group], split)
-            for name, label, group in zip(table.paths, table.labels.tolist(), table.groups, strict=True)
+            Proof(run.dataset.root / name, label, groups[group], split, pixels)
+            for name, label, group, pixels in zip(
+                table.paths, table.labels.tolist(), table.groups, read_pixels(path, split), strict=True
+            )
         ]
         noted.append(table.members)
     known = run.info["dataset"]
@@ -134,14 +140,14 @@ def source_from_members(
     if unknown := sorted(set(given.classes) - set(labels)):
         raise InputError(f"--check {check} has the label '{unknown[0]}', not among --labels {','.join(labels)}")
     dataset, _ = join_near_duplicates(given.unsplit())  # all of them are checked, whichever splits the data name
-    _, noted = predict_files(predict_callable(ensemble), dataset.files, counted(progress, "PyTorch"))
+    found = predict_files(predict_callable(ensemble), dataset.files, counted(progress, "PyTorch"))
     groups = {name: number for number, name in enumerate(sorted(set(dataset.groups)))}
     proofs = tuple(
-        Proof(file, labels.index(row.label), groups[row.group], "validation")
-        for file, row in zip(dataset.files, dataset.rows, strict=True)
+        Proof(file, labels.index(row.label), groups[row.group], "validation", sha256)
+        for file, row, sha256 in zip(dataset.files, dataset.rows, found.pixels, strict=True)
     )
     truth = [proof.label for proof in proofs]
-    metrics = evaluation(truth, noted.mean(axis=1), noted, names, [proof.group for proof in proofs], labels)
+    metrics = evaluation(truth, found.probabilities, found.members, names, [proof.group for proof in proofs], labels)
     digests = ", ".join(f"{path.name} (sha256 {sha256_of(path.read_bytes())[:16]})" for path in members)
     return Source(
         name=", ".join(map(str, members)),
@@ -153,7 +159,7 @@ def source_from_members(
         temperatures=(1.0,) * len(networks),
         operating_point=None,
         proofs=proofs,
-        noted=noted,
+        noted=found.members,
         metrics=metrics,
         quality_of="the images given to --check; whether training saw them is not known here",
         made_from=f"Made from the checkpoints {digests}, whose training edgemed has not seen",

@@ -120,11 +120,11 @@ def _evaluate(config: TrainConfig, dataset: Dataset, out: Path, progress: Progre
     results, predictions = {}, []
     for split in ("validation", *(["calibration"] if calibrated else []), "test"):
         part = dataset.subset(split)
-        probabilities, of_members = predict_files(
-            predict_callable(ensemble), part.files, counted(progress, f"evaluate {split}")
+        found = predict_files(predict_callable(ensemble), part.files, counted(progress, f"evaluate {split}"))
+        results[split] = evaluation(
+            part.labels, found.probabilities, found.members, MEMBERS, part.groups, part.classes
         )
-        results[split] = evaluation(part.labels, probabilities, of_members, MEMBERS, part.groups, part.classes)
-        predictions.append((part, of_members))
+        predictions.append((part, found.members, found.pixels))
     write_atomic(out / "predictions.csv", predictions_csv(predictions))
     if calibrated:
         write_operating_point(

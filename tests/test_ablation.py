@@ -83,7 +83,8 @@ def _cell(folder: Path, of_members: Sequence[np.ndarray], folds: int = 2) -> lis
         chosen = np.flatnonzero(np.arange(len(members)) // 2 % folds == k)
         rows = tuple(Row(f"{n}.png", CLASSES[n % 3], f"g{n // 2}", "test") for n in chosen)
         run = folder / str(k)
-        write_atomic(run / "predictions.csv", predictions_csv([(Dataset(folder, rows, CLASSES), members[chosen])]))
+        part = (Dataset(folder, rows, CLASSES), members[chosen], ["ab" * 32] * len(rows))
+        write_atomic(run / "predictions.csv", predictions_csv([part]))
         runs.append(run)
     return runs
 

@@ -63,9 +63,9 @@ def _run(folder: Path) -> Run:
     parts, results = [], {}
     for split in ("validation", "test"):
         part = dataset.subset(split)
-        probabilities, members = predict_files(predict_callable(ensemble), part.files)
-        parts.append((part, members))
-        results[split] = evaluation(part.labels, probabilities, members, MEMBERS, part.groups, CLASSES)
+        found = predict_files(predict_callable(ensemble), part.files)
+        parts.append((part, found.members, found.pixels))
+        results[split] = evaluation(part.labels, found.probabilities, found.members, MEMBERS, part.groups, CLASSES)
     path = folder / "run"
     path.mkdir()
     (path / "predictions.csv").write_text(predictions_csv(parts))
@@ -99,7 +99,7 @@ def quick(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_bundle_predicts_what_pytorch_does(made: Made) -> None:
     files = made.run.dataset.subset("test").files
-    want, of_members = predict_files(predict_callable(made.run.ensemble), files)
+    want, of_members, _ = predict_files(predict_callable(made.run.ensemble), files)
     for precision, tolerance in (("fp32", 1e-4), ("fp16", 5e-3)):
         found = edgemed.load(made.bundle.path, runtime="openvino", precision=precision)(files)
         for k, prediction in enumerate(found):
@@ -270,7 +270,7 @@ def test_predictions_that_no_longer_hold_are_refused(made: Made, quick: None, tm
     before = file.read_text()
     lines = before.splitlines()
     head, row = lines[0], lines[1].split(",")
-    row[4:7] = row[6], row[4], row[5]
+    row[5:8] = row[7], row[5], row[6]
     try:
         file.write_text("\n".join([head, ",".join(row), *lines[2:]]) + "\n")
         with pytest.raises(InputError, match="images or weights were changed"):

@@ -39,7 +39,7 @@ def test_every_file_is_predicted_in_its_order(count: int, monkeypatch: pytest.Mo
         return image[0, 0].astype(np.float32), np.stack([image[0, 0], image[0, 0] + 1]).astype(np.float32)
 
     files = [Path(str(k)) for k in range(count)]
-    mean, members = evaluate.predict_files(predict, files, lambda *at: done.append(at))
+    mean, members, _ = evaluate.predict_files(predict, files, lambda *at: done.append(at))
     assert mean[:, 0].tolist() == list(range(count))
     assert members[:, 1, 0].tolist() == list(range(1, count + 1))
     assert done == [(k + 1, count) for k in range(count)]

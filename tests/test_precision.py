@@ -13,6 +13,7 @@ from onnx import TensorProto
 from test_export import _images, ensemble_of
 from torch import Tensor, nn
 
+from edgemed import precision
 from edgemed.errors import GateError, InputError
 from edgemed.export import float32_layers, onnx_from_ensemble
 from edgemed.precision import FLOAT32_NAMES, Rounded, half_ensemble, rounded_outputs, safe_half, stages_of
@@ -86,6 +87,22 @@ def test_layers_that_would_overflow_stay_float32_and_the_graph_is_then_right() -
     assert set(float32_layers(graph)) - norms == {"stem", *found.kept}
 
 
+@pytest.mark.parametrize("name", ["convnext", "resnet", "lite"])
+def test_a_layer_that_overflows_on_one_of_the_many_images_stays_float32_too(name: str) -> None:
+    """Rounding every operator is slow and sees a few images; the sizes of all values are watched on many more."""
+    ensemble = ensemble_of(name, 1)
+    many = _images(8, 64, 64) // np.arange(1, 9, dtype=np.uint8)[:, None, None, None]
+    wide = half_ensemble(ensemble, wide=True)
+    largest = [max(rounded_outputs(wide, image[None]).largest.values()) for image in many]
+    few = many[[int(np.argmin(largest))]]
+    safe = (min(largest) + max(largest)) / 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "LARGEST_SAFE", safe)
+        assert not safe_half(ensemble, lambda: few).kept
+        kept = safe_half(ensemble, lambda: few, every=lambda: many).kept
+        assert kept and not rounded_outputs(half_ensemble(ensemble, kept), many).unsafe
+
+
 def test_a_layer_to_keep_that_the_network_has_not_is_refused() -> None:
     ensemble = ensemble_of("convnext_linear", 1)
     with pytest.raises(InputError, match="no layer of the network is named network.stages.0"):
@@ -156,7 +173,7 @@ def test_stages_stay_float32_from_the_start_until_the_outputs_are_close_enough()
     for enough in range(1, 6):
         seen: list[Rounded] = []
 
-        def close(rounded: Rounded, _: Any, seen: list[Rounded] = seen, enough: int = enough) -> bool:
+        def close(rounded: Rounded, _: Rounded, seen: list[Rounded] = seen, enough: int = enough) -> bool:
             seen.append(rounded)
             return len(seen) == enough
 

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("cv2", reason="extra train is not installed")
 
 from edgemed.dataset import Dataset, Row
-from edgemed.predictions import predictions_csv, read_table
+from edgemed.predictions import predictions_csv, read_pixels, read_table
 
 CLASSES = ("benign", "malignant", "normal")
 
@@ -22,10 +22,11 @@ def test_each_value_stands_under_its_member_and_class_and_reads_back_exactly(tmp
     parts = []
     for split in ("validation", "test"):
         rows = tuple(Row(f"{split}{k}.png", CLASSES[k % 3], f"g{k // 2}", split) for k in range(5))
-        parts.append((Dataset(Path(), rows, CLASSES), rng.dirichlet([1, 1, 1], (5, 2)).astype(np.float32)))
+        members = rng.dirichlet([1, 1, 1], (5, 2)).astype(np.float32)
+        parts.append((Dataset(Path(), rows, CLASSES), members, [f"{split}{k}" for k in range(5)]))
     text = predictions_csv(parts)
     lines = list(csv.DictReader(io.StringIO(text)))
-    every = np.concatenate([members for _, members in parts])
+    every = np.concatenate([members for _, members, _ in parts])
     for m, member in enumerate(("imagenet", "mae")):
         for k, name in enumerate(CLASSES):
             assert [np.float32(line[f"{member}:{name}"]) for line in lines] == every[:, m, k].tolist()
@@ -33,6 +34,7 @@ def test_each_value_stands_under_its_member_and_class_and_reads_back_exactly(tmp
     found = read_table(tmp_path, CLASSES, "test")
     assert np.array_equal(found.members, parts[1][1])
     assert np.allclose(found.probabilities, parts[1][1].mean(axis=1))
+    assert read_pixels(tmp_path, "test") == [f"test{k}" for k in range(5)]
     assert found.paths == tuple(f"test{k}.png" for k in range(5))
     assert found.labels.tolist() == [0, 1, 2, 0, 1]
     assert found.groups == ("g0", "g0", "g1", "g1", "g2")

@@ -11,12 +11,13 @@ import numpy as np
 import onnx
 import pytest
 import test_build
+from PIL import Image
 from test_build import SIDES, Made
 
 import edgemed
 from edgemed import build, precision, prove
 from edgemed.ensemble import Ensemble, predict_callable
-from edgemed.errors import GateError
+from edgemed.errors import GateError, InputError
 from edgemed.evaluate import predict_files
 from edgemed.gates import Gates, default_gates
 from edgemed.images import image_from_file, pixels_sha256
@@ -65,7 +66,7 @@ def test_the_images_that_half_precision_is_tried_on_are_the_least_certain_of_all
 ) -> None:
     tried: list[np.ndarray] = []
 
-    def noted(ensemble: Ensemble, images: Any, close: Any) -> precision.SafeHalf:
+    def noted(ensemble: Ensemble, images: Any, close: Any, every: Any) -> precision.SafeHalf:
         tried.extend(images())
         return precision.safe_half(ensemble, images)
 
@@ -81,6 +82,20 @@ def test_the_images_that_half_precision_is_tried_on_are_the_least_certain_of_all
         kind = (proof.label, "validation")
         others = [k for k, other in enumerate(source.proofs) if (other.label, other.split) == kind]
         assert certain[source.proofs.index(proof)] == min(certain[others])
+
+
+def test_a_test_image_that_was_changed_since_the_evaluation_is_named(made: Made, quick: None, tmp_path: Path) -> None:
+    """The bundle's reference would pair its pixels with what was said of others."""
+    source = source_from_run(made.run.path)
+    file = next(proof.file for proof in source.proofs if proof.split == "test")
+    before = file.read_bytes()
+    try:
+        Image.fromarray(255 - image_from_file(file)).save(file)
+        with pytest.raises(InputError, match=rf"{file.name} is not the image that .* was evaluated on"):
+            build.build_bundle(source, tmp_path / "b", image_size=SIDES, precisions=("fp32",))
+    finally:
+        file.write_bytes(before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_auroc_is_judged_on_images_that_lack_a_class_as_certify_does(made: Made) -> None:
@@ -118,7 +133,7 @@ def test_in_half_precision_a_decision_that_the_reference_was_near_to_is_no_flip(
 def test_golden_images_that_lose_too_much_in_half_precision_are_not_shipped(
     made: Made, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden_image: int
 ) -> None:
-    def lossy(ensemble: Ensemble, images: Any, close: Any) -> precision.SafeHalf:
+    def lossy(ensemble: Ensemble, images: Any, close: Any, every: Any) -> precision.SafeHalf:
         found = precision.safe_half(ensemble, images)
         found.rounded.members[-6 + golden_image, 0, :2] += np.float32([6e-3, -6e-3])  # the gate is 5e-3
         return found
@@ -147,20 +162,21 @@ def test_a_stage_more_stays_float32_where_half_precision_leaves_no_room_below_th
     half_ensemble = precision.half_ensemble
     answers = predict_callable(made.run.ensemble)
 
-    def noted(ensemble: Ensemble, keep: Any = ()) -> Ensemble:
+    def noted(ensemble: Ensemble, keep: Any = (), wide: bool = False) -> Ensemble:
+        if wide:
+            return ensemble  # loses nothing by its weights
         tried.append(keep)
         return half_ensemble(ensemble, keep)
 
     def lossy(half: Ensemble, images: Any) -> precision.Rounded:
         outputs = [np.stack(part) for part in zip(*map(answers, images), strict=True)]
         twice = 2 if image == 0 and of else 1  # a member counts half in the mean of a validation image
-        if len(tried) == 1:
+        if len(tried) == 1 and half is not made.run.ensemble:
             outputs[of][image].reshape(-1)[:2] += np.float32([lost, -lost]) * twice
         return precision.Rounded(*outputs, {})
 
     monkeypatch.setattr(precision, "rounded_outputs", lossy)
     monkeypatch.setattr(precision, "half_ensemble", noted)
-    monkeypatch.setattr(prove, "half_ensemble", lambda ensemble, kept, wide: ensemble)  # loses nothing by its weights
     gates = {precision: default_gates(precision, max_prob_error=bound) for precision in ("fp32", "fp16")}
     bundle = build.build_bundle(source_from_run(made.run.path), tmp_path / "b", image_size=SIDES, gates=gates)
     assert tried == ([[], ["layer1"]] if kept else [[]])
@@ -173,28 +189,22 @@ def test_a_stage_more_stays_float32_where_the_weights_alone_leave_no_room_on_an_
     made: Made, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: float, more: list[str]
 ) -> None:
     tried: list[list[str]] = []
-    predict_files, of_run = prove.predict_files, made.run.ensemble
+    answers, half_ensemble = predict_callable(made.run.ensemble), precision.half_ensemble
 
-    def of_weights(ensemble: Ensemble, kept: list[str], wide: bool) -> Any:
-        assert ensemble is of_run and wide
-        tried.append(list(kept))
-        return kept  # stands for the network
+    def noted(ensemble: Ensemble, keep: Any = (), wide: bool = False) -> Ensemble:
+        if not wide:
+            return half_ensemble(ensemble, keep)
+        tried.append(keep)
+        return ensemble  # stands for the one with rounded weights
 
-    def answers(predict: Any, files: Any, progress: Any) -> Any:
-        if not isinstance(predict, list):
-            return predict_files(predict, files, progress)
-        mean, members = predict_files(predict_callable(of_run), files)
-        mean[-1, :2] += np.float32([lost, -lost]) * (predict == [])
-        return mean, members
+    def outputs(half: Ensemble, images: Any) -> precision.Rounded:
+        mean, members = (np.stack(part) for part in zip(*map(answers, images), strict=True))
+        if half is made.run.ensemble and len(tried) == 1:
+            mean[-1, :2] += np.float32([lost, -lost])
+        return precision.Rounded(mean, members, {})
 
-    def exact(half: Ensemble, images: Any) -> precision.Rounded:
-        return precision.Rounded(*map(np.stack, zip(*map(predict_callable(of_run), images), strict=True)), {})
-
-    monkeypatch.setattr(precision, "rounded_outputs", exact)
-    monkeypatch.setattr(prove, "half_ensemble", of_weights)
-    monkeypatch.setattr(prove, "predict_files", answers)
-    monkeypatch.setattr(prove, "predict_callable", lambda ensemble: ensemble if isinstance(ensemble, list) else
-                        predict_callable(ensemble))  # fmt: skip
+    monkeypatch.setattr(precision, "rounded_outputs", outputs)
+    monkeypatch.setattr(precision, "half_ensemble", noted)
     source = source_from_run(made.run.path)
     build.build_bundle(source, tmp_path / "b", image_size=SIDES, rounded_images=1)
     assert tried == [[], *([more] if more else [])]
