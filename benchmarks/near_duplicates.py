@@ -53,6 +53,12 @@ def cropped(image: Image.Image, rng: np.random.Generator) -> Image.Image:
                        round((1 - right) * image.width), round((1 - bottom) * image.height)))  # fmt: skip
 
 
+def framed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """5 % are lost at each of the four sides: the most that README promises to find."""
+    across, down = round(0.05 * image.width), round(0.05 * image.height)
+    return image.crop((across, down, image.width - across, image.height - down))
+
+
 def marked(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Two calipers, the line between them, and a caption."""
     image = image.convert("RGB")
@@ -82,12 +88,13 @@ ALTERATIONS: dict[str, Alteration] = {
     "rescaled by 0.5 to 2": rescaled,
     "re-encoded, JPEG quality 30 to 95": encoded,
     "cropped by up to 5 %": cropped,
+    "cropped by 5 % on every side": framed,
     "calipers and text": marked,
     "cropped, rescaled, marked, re-encoded": altogether,
     "brighter by 10 to 30 %": brightened,
     "darker by 10 to 30 %": darkened,
 }
-OF_THE_BAR = list(ALTERATIONS)[:5]
+OF_THE_BAR = list(ALTERATIONS)[:6]
 
 
 def measured(

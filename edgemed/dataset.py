@@ -23,7 +23,7 @@ import numpy as np
 
 from edgemed.columns import written_alike
 from edgemed.dicom import frame_of
-from edgemed.duplicates import Thumbnail, duplicate_pairs, merged_groups, thumbnails_of_files
+from edgemed.duplicates import SMALLEST, Thumbnail, duplicate_pairs, merged_groups, thumbnails_of_files
 from edgemed.errors import InputError, did_you_mean
 from edgemed.files import is_text, write_atomic
 from edgemed.progress import Count
@@ -40,12 +40,18 @@ ONE_GREY = 6  # likewise: 10 bits leave 4, and 11 of 120 copies of ultrasound im
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two images that show the same picture. `conflicting`: they carry different labels, so one of them is wrong."""
+    """Two images that show the same picture."""
 
     a: str
     b: str
+    label_a: str
+    label_b: str
     correlation: float  # of the aligned details, -1..1
-    conflicting: bool
+
+    @property
+    def conflicting(self) -> bool:
+        """At least one of the labels is wrong."""
+        return self.label_a != self.label_b
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ def join_near_duplicates(dataset: Dataset, *, progress: Count | None = None) -> 
     rows = dataset.rows
     known = _thumbnails(dataset, None)
     found = duplicate_pairs([known[row.path] for row in rows], progress=progress)
-    pairs = [DuplicatePair(rows[i].path, rows[j].path, score, rows[i].label != rows[j].label) for i, j, score in found]
+    pairs = [DuplicatePair(rows[i].path, rows[j].path, rows[i].label, rows[j].label, score) for i, j, score in found]
     groups = merged_groups(dataset.groups, [(i, j) for i, j, _ in found])
     joined = tuple(replace(row, group=group) for row, group in zip(rows, groups, strict=True))
     merged = {group for row, group in zip(rows, groups, strict=True) if row.group != group}
@@ -154,7 +160,10 @@ def join_near_duplicates(dataset: Dataset, *, progress: Count | None = None) -> 
     kept = tuple(row for row in joined if row.split == last[row.group])
     paths = {row.path for row in kept}
     warnings = list(dataset.warnings)
-    if conflicts := [pair for pair in pairs if pair.conflicting and {pair.a, pair.b} <= paths]:
+    if small := sum(min(known[row.path].shape) < SMALLEST for row in rows):
+        warnings.append(f"{small} images have a side below {SMALLEST} pixels: of these only equal ones are found as "
+                        "near-duplicates.")  # fmt: skip
+    if conflicts := [pair for pair in pairs if pair.conflicting and {pair.a, pair.b} & paths]:
         warnings.append(f"{len(conflicts)} near-duplicate pairs carry different labels; look at them (duplicates.json, "
                         "report.html): one label of each is wrong.")  # fmt: skip
     per_class = Counter(row.label for row in kept)

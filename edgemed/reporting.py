@@ -97,15 +97,15 @@ def _hardest(test: Table, dataset: Dataset) -> list[Hard]:
 
 
 def _duplicates(pairs: Sequence[DuplicatePair], dataset: Dataset) -> list[Duplicate]:
-    label = {row.path: row.label for row in dataset.rows}
-    pairs = [pair for pair in pairs if {pair.a, pair.b} <= label.keys()]  # else one was left out for the other's split
+    paths = {row.path for row in dataset.rows}
+    pairs = [pair for pair in pairs if {pair.a, pair.b} & paths]  # one may be left out for the other's split
     shown = sorted((pair for pair in pairs if pair.conflicting), key=lambda pair: -pair.correlation)[:CONFLICTS]
     return [
         Duplicate(
             pair.a,
             pair.b,
-            label[pair.a],
-            label[pair.b],
+            pair.label_a,
+            pair.label_b,
             pair.correlation,
             (image_from_file(dataset.root / pair.a), image_from_file(dataset.root / pair.b)) if pair in shown else None,
         )

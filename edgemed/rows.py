@@ -141,6 +141,7 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
         result, warnings = _by_patient(result, root, grouped)
         warnings += groups_alike(first_rows)
         warnings += unused_columns(dict(zip(header, zip(*lines.values(), strict=True), strict=True)))
+        warnings += _masks({row.path for row in result})
     _check_splits_keep_groups(result, path)
     return result, warnings + ([f"{repeated} rows that repeat a file were ignored."] if repeated else [])
 

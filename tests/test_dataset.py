@@ -87,6 +87,10 @@ def test_masks_beside_their_images_are_warned_of(folder: Path) -> None:
         _save(folder / "benign" / name, 60 + k)
     [warning] = scan(folder).warnings
     assert warning.startswith("2 files are named like masks of others (benign/0_mask.png)")
+    paths = sorted(file.relative_to(folder) for file in folder.glob("*/*.png"))
+    table = folder / "data.csv"
+    table.write_text("\n".join(["path,label", *(f"{path},{path.parent}" for path in paths)]))
+    assert warning in scan(table).warnings
 
 
 def test_a_folder_per_class_gives_one_row_per_image_and_says_what_it_ignored(folder: Path) -> None:

@@ -111,7 +111,8 @@ def test_copies_of_the_owners_test_images_are_left_out_of_the_other_splits(tmp_p
     assert "3 images are left out (3 of train)" in warning
 
 
-def test_a_wrong_label_that_nothing_learns_from_is_not_warned_of_and_the_scans_warnings_stay(tmp_path: Path) -> None:
+def test_a_test_image_whose_copy_was_left_out_with_another_label_is_warned_of(tmp_path: Path) -> None:
+    """The label that judges may be the wrong one of the two."""
     lines = ["path,label,split"]
     for k in range(5):  # 4 is a copy of 2, which tests, with the other label
         _save(tmp_path / f"{k}.png", k % 4 if k < 4 else 2)
@@ -120,7 +121,35 @@ def test_a_wrong_label_that_nothing_learns_from_is_not_warned_of_and_the_scans_w
     joined, pairs = join_near_duplicates(dataset)
     assert [(pair.a, pair.b, pair.conflicting) for pair in pairs] == [("2.png", "4.png", True)]
     assert joined.warnings[0] == "of the scan"
-    assert ["left out" in warning for warning in joined.warnings[1:]] == [True]
+    assert "1 near-duplicate pairs carry different labels" in joined.warnings[1]
+    assert "1 images are left out" in joined.warnings[2]
+
+
+def _clouds(seed: int) -> np.ndarray:
+    """(160, 200, 3) of smooth noise on three scales: its hash changes more with a crop than a phantom's does."""
+    rng = np.random.default_rng(seed)
+    layers = [cv2.GaussianBlur(rng.normal(size=(160, 200)), (0, 0), sigma) for sigma in (2, 5, 12)]
+    grey = np.clip(128 + 30 * sum(layer / layer.std() for layer in layers), 0, 255).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def test_crops_by_a_twentieth_of_every_side_are_joined() -> None:
+    """Their hash is that of their original's middle; that of the whole is too far away for some."""
+    images = [_clouds(k) for k in range(40)]
+    crops = [image[8:-8, 10:-10] for image in images]
+    found = duplicate_pairs([thumbnail(image) for image in (*images, *crops)])
+    assert [(i, j) for i, j, _ in found] == [(k, k + 40) for k in range(40)]
+
+
+def test_of_images_that_are_too_small_to_tell_only_equal_ones_are_joined(tmp_path: Path) -> None:
+    for k in range(4):
+        picture = Image.fromarray(phantom("oval", 0, 160, 160)).resize((28 + k, 28))
+        (tmp_path / "ab"[k % 2]).mkdir(exist_ok=True)
+        picture.save(tmp_path / "ab"[k % 2] / f"{k}.png")
+    (tmp_path / "a" / "copy.png").write_bytes((tmp_path / "a" / "0.png").read_bytes())
+    joined, pairs = join_near_duplicates(scan(tmp_path))
+    assert [(pair.a, pair.b) for pair in pairs] == [("a/0.png", "a/copy.png")]
+    assert [warning for warning in joined.warnings if "5 images have a side below 48 pixels" in warning]
 
 
 def test_a_search_in_blocks_finds_what_one_block_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_the_hardest_images_are_those_whose_label_got_the_least(dataset: Dataset
 
 def test_pictures_are_of_the_conflicting_pairs_that_are_most_alike(dataset: Dataset) -> None:
     rows = dataset.rows
-    pairs = [DuplicatePair(a.path, b.path, k / 50, a.label != b.label) for k, (a, b) in enumerate(pairwise(rows))]
+    pairs = [DuplicatePair(a.path, b.path, a.label, b.label, k / 50) for k, (a, b) in enumerate(pairwise(rows))]
     found = _duplicates(pairs, dataset)
     shown = [each.correlation for each in found if each.pictures]
     conflicting = [pair.correlation for pair in pairs if pair.conflicting]
@@ -57,9 +58,14 @@ def test_pictures_are_of_the_conflicting_pairs_that_are_most_alike(dataset: Data
             assert [picture.max() for picture in each.pictures] == [int(each.a[1:]), int(each.b[1:])]
 
 
-def test_a_pair_of_which_one_image_was_left_out_is_not_shown(dataset: Dataset) -> None:
-    pairs = [DuplicatePair(dataset.rows[0].path, name, 0.9, True) for name in ("left out", dataset.rows[1].path)]
-    assert [each.b for each in _duplicates(pairs, dataset)] == [dataset.rows[1].path]
+def test_a_pair_of_which_one_image_was_left_out_is_shown_with_both_labels(dataset: Dataset) -> None:
+    """But no pair that is left out as a whole."""
+    kept, left_out = dataset.rows[0], dataset.rows[1]
+    rest = replace(dataset, rows=tuple(row for row in dataset.rows if row != left_out))
+    pairs = [DuplicatePair(a, left_out.path, "normal", "benign", 0.9) for a in (kept.path, "also left out")]
+    assert [(each.a, each.label_a, each.label_b) for each in _duplicates(pairs, rest)] == [
+        (kept.path, "normal", "benign")
+    ]
 
 
 def test_the_table_of_splits_counts_every_image_in_its_order(dataset: Dataset) -> None:
