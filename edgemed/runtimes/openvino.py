@@ -113,6 +113,7 @@ class _Session:
             "INFERENCE_PRECISION_HINT": "f32",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": self.threads,
+            "CPU_RUNTIME_CACHE_CAPACITY": 0,  # else memory grows by a MiB with each new size of an image, for ever
         }
         compiled, from_cache = None, False
         try:

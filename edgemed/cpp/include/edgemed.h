@@ -19,8 +19,10 @@
  * on all cores, which is the shortest latency.
  * Memory: the caller owns every buffer that it passes; none is kept after a call returns, but `warn` and `user` have to
  * live until the last handle and clone are closed: later calls warn too, from any thread that makes them. After the
- * first call of a shape, predicting allocates nothing in this library (OpenVINO and the decoders of PNG and JPEG take
- * some for themselves, and give it back). Strings that it gives belong to the handle and live as long.
+ * first call of a shape, predicting allocates nothing in this library. OpenVINO and the decoders of PNG and JPEG take
+ * some for themselves and give it back, but for the last 1,024 kernels that OpenVINO made: images of ever new sizes
+ * make new ones (ONEDNN_PRIMITIVE_CACHE_CAPACITY=64 in the environment keeps fewer). Strings that it gives belong to
+ * the handle and live as long.
  * Errors: a function that can fail returns a status; the text is in `edgemed_last_error`, one line that says what
  * failed and what to do. No exception leaves the library, it never exits, prints or starts threads of its own (the
  * runtime starts `threads` of them).

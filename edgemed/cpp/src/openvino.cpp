@@ -129,8 +129,9 @@ public:
 
 private:
     Compiled compile(int64_t batch) {
-        const ov::AnyMap settings{ov::hint::inference_precision(ov::element::f32), ov::num_streams(1),
-                                  ov::inference_num_threads(threads_)};
+        const ov::AnyMap settings{
+            ov::hint::inference_precision(ov::element::f32), ov::num_streams(1), ov::inference_num_threads(threads_),
+            {"CPU_RUNTIME_CACHE_CAPACITY", 0}};  // else memory grows by a MiB with each new size of an image, for ever
         Compiled result;
         try {
             const std::string device = core_.get_property("CPU", ov::device::full_name);
