@@ -186,7 +186,12 @@ def opened_by_keys(
     public_key: str | os.PathLike[str] | None,
     plan_key: str | os.PathLike[str] | None,
 ) -> Bundle:
-    """`open_bundle` with the keys that lie in these files."""
+    """`open_bundle` with the keys that lie in these files. InputError for a key of plans alone."""
+    if plan_key is not None and public_key is None:
+        raise InputError(
+            f"{plan_key} is the key of plans alone, and the bundle itself would be believed unsigned; give the "
+            "manifest's key too (--verify)"
+        )
     keys = [None if file is None else signature.read_key(Path(file)) for file in (public_key, plan_key)]
     return open_bundle(path, public_key=keys[0], plan_key=keys[1])
 
@@ -202,7 +207,10 @@ def _files_below(folder: Path) -> dict[str, int]:
     """Length in bytes of every file below `folder`, by its POSIX name; a link or a special file is an error."""
     found: dict[str, int] = {}
     for path in sorted(folder.rglob("*")):
-        status = path.lstat()
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            continue  # a temporary file of a plan that is being added meanwhile
         if stat.S_ISLNK(status.st_mode):
             raise InputError(f"{path} is a symbolic link; a bundle holds plain files: copy it with `cp -rL`")
         if stat.S_ISREG(status.st_mode):

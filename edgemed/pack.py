@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from edgemed import __version__, signature
@@ -28,6 +29,8 @@ from edgemed.manifest import (
     sha256_of,
 )
 from edgemed.records import PlanRecord, now
+
+COPY = "a copy of the bundle in another folder"
 
 
 def write_bundle(
@@ -124,15 +127,16 @@ def add_plan(bundle: Bundle, record: PlanRecord, plan: bytes | None, signing_key
     """Put a plan and its record into `plans/`, replacing one of the same id; give the record's path.
 
     Each file appears whole, the record last: a plan is believed only through its record. `plan` is None for the
-    certificate of an ONNX file. Raises InputError as `put_record` does.
+    certificate of an ONNX file. One process at a time adds to a bundle. Raises InputError as `put_record` does.
     """
     described = (None, None) if plan is None else (sha256_of(plan), len(plan))
     if (record.sha256, record.bytes) != described:
         raise InputError(f"plan {record.id}: its record states another sha256 or length than the plan has")
     bundle.check_source(record)
-    if plan is not None:
-        write_atomic(bundle.path / PLANS_FOLDER / f"{record.id}.plan", plan)
-    return put_record(bundle, record, signing_key)
+    with _adding_to(bundle):
+        if plan is not None:
+            write_atomic(bundle.path / PLANS_FOLDER / f"{record.id}.plan", plan)
+        return _put(bundle, record, signing_key)
 
 
 def put_record(bundle: Bundle, record: PlanRecord, signing_key: bytes | None = None) -> Path:
@@ -141,6 +145,38 @@ def put_record(bundle: Bundle, record: PlanRecord, signing_key: bytes | None = N
     signing_key: signs the record (Ed25519, PEM); without one an old signature is removed, since it would not fit.
     Raises InputError where the record is about another graph than the bundle's, or the disk refuses.
     """
+    with _adding_to(bundle):
+        return _put(bundle, record, signing_key)
+
+
+def check_writable(bundle: Bundle) -> None:
+    """Raise InputError where nothing can be added to the bundle: to be asked before the work, not after it."""
+    with _adding_to(bundle):
+        pass
+
+
+@contextlib.contextmanager
+def _adding_to(bundle: Bundle) -> Iterator[None]:
+    """Others that add to the bundle wait meanwhile, where its file system has locks."""
+    import fcntl  # Unix has it; plans and certificates are for Linux
+
+    folder = bundle.path / PLANS_FOLDER
+    try:
+        folder.mkdir(exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise cannot_write(folder, error, COPY) from error
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if not os.access(folder, os.W_OK):
+            raise InputError(f"cannot write into {folder}; choose {COPY} that you may write to")
+        yield
+    finally:
+        os.close(handle)
+
+
+def _put(bundle: Bundle, record: PlanRecord, signing_key: bytes | None) -> Path:
     bundle.check_source(record)
     path = bundle.path / PLANS_FOLDER / f"{record.id}.json"
     data = document_bytes(record)

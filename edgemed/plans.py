@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from edgemed.bundle import Bundle
 from edgemed.errors import InputError, did_you_mean
 from edgemed.infer import Model
-from edgemed.pack import add_plan
+from edgemed.pack import add_plan, check_writable
 from edgemed.progress import Progress, unseen
 from edgemed.records import PlanRecord
 from edgemed.runtimes.tensorrt import FLAVOURS
@@ -83,6 +83,7 @@ def add_plans(
             f"--image-size {','.join(map(str, sides))} is outside of the bundle's own range, {whole[0]} to {whole[2]}: "
             "build the bundle again with a wider one"
         )
+    check_writable(bundle)
     graphs = {precision: bundle.read_model(precision) for precision in precisions}  # all are there, before any build
     built = []
     for precision, graph in graphs.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,25 @@ def test_a_bundle_is_replaced_only_when_asked_and_only_if_nothing_of_the_users_i
 
 def open_bundle_backbone(path: Path) -> str:
     return str(json.loads(path.read_bytes())["backbone"])
+
+
+def test_of_two_that_add_the_same_plan_at_once_one_is_left_whole(tmp_path: Path) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle")
+    plans = [bytes([k]) * 5_000_000 for k in range(6)]
+    with ThreadPoolExecutor(len(plans)) as pool:
+        list(pool.map(lambda plan: pack.add_plan(bundle, record(plan), plan), plans))
+    bundle.verify()
+    assert bundle.read_plan(bundle.plans()[0]) in plans
+
+
+def test_a_file_that_vanishes_while_a_bundle_is_opened_is_no_fault_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the temporary file of a plan does that another process adds meanwhile."""
+    path, listed = tiny.bundle(tmp_path / "bundle").path, Path.rglob
+    gone = path / "plans" / ".made-by-hand.json.tmp"
+    monkeypatch.setattr(Path, "rglob", lambda folder, pattern: [*listed(folder, pattern), gone])
+    open_bundle(path).verify()
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:

@@ -35,15 +35,21 @@ Bytes verified_content(const std::string& path, const FileEntry& entry) {
 std::map<std::string, size_t> files_below(const fs::path& folder) {
     std::map<std::string, size_t> found;
     std::vector<fs::path> paths;
-    for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder)) paths.push_back(entry.path());
+    std::error_code gone;
+    for (fs::recursive_directory_iterator entry(folder), end; entry != end; entry.increment(gone))
+        paths.push_back(entry->path());
+    if (gone && gone != std::errc::no_such_file_or_directory) throw fs::filesystem_error("", gone);
     std::sort(paths.begin(), paths.end());
     for (const fs::path& path : paths) {
-        const fs::file_status status = fs::symlink_status(path);
+        const fs::file_status status = fs::symlink_status(path, gone);
+        if (status.type() == fs::file_type::not_found) continue;  // a temporary file of a plan that is being added
         if (fs::is_symlink(status))
             throw bundle_error(path.string() +
                                " is a symbolic link; a bundle holds plain files: copy it with `cp -rL`");
-        if (fs::is_regular_file(status)) found[path.lexically_relative(folder).generic_string()] = fs::file_size(path);
-        else if (!fs::is_directory(status))
+        if (fs::is_regular_file(status)) {
+            const auto size = fs::file_size(path, gone);
+            if (!gone) found[path.lexically_relative(folder).generic_string()] = size;
+        } else if (!fs::is_directory(status))
             throw bundle_error(path.string() + " is not a plain file; remove it from the bundle");
     }
     return found;
@@ -56,6 +62,9 @@ std::string joined(const std::string& folder, const std::string& name) { return 
 Bundle::Bundle(std::string folder, Bytes public_key, Bytes plan_key)
     : path(std::move(folder)), plan_key_(plan_key.empty() ? public_key : std::move(plan_key)) {
     std::error_code ignored;
+    if (public_key.empty() && !plan_key_.empty())
+        throw Error(EDGEMED_ERROR_INPUT, "plan_key is the key of plans alone, and the bundle itself would be believed "
+                                         "unsigned; give public_key too");
     if (!fs::exists(path, ignored))
         throw bundle_error(path + " does not exist; build a bundle with `edgemed build-engine RUN --out " + path + "`");
     if (!fs::is_directory(path, ignored))
