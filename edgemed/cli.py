@@ -5,6 +5,7 @@ edgemed --help
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import sys
@@ -75,6 +76,9 @@ def main() -> None:
         display.error(InputError(f"this command needs {error.name}: pip install 'edgemed[{extra}]'"))
         sys.exit(InputError.exit_code)
     except OSError as error:  # a folder that may not be entered, a name that is too long: nothing is wrong in here
+        if error.filename is None and error.errno == errno.ENOSPC:
+            display.error(InputError(f"the output cannot be written: {error.strerror}"))
+            sys.exit(EdgemedError.exit_code)
         if error.filename is None:
             raise
         display.error(InputError(f"{error.filename}: {error.strerror}; check the path and its permissions"))

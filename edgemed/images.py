@@ -29,8 +29,10 @@ Every refusal is an `InputError` of one line that names the file.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -245,11 +247,12 @@ def _over_black(rgba: NDArray[np.uint8]) -> Rgb:
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
-    """EXIF orientation 1..8 of a loaded image. Pillow has already turned a TIFF, and says 1."""
-    try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except _DECODER_ERRORS:  # a damaged block: viewers show the pixels as they lie, and so did whoever labelled them
-        return 1
+    """Orientation 1..8 of a loaded image by EXIF, else by XMP. Pillow has already turned a TIFF, and says 1."""
+    with contextlib.suppress(*_DECODER_ERRORS):  # a damaged block counts as none, as in viewers
+        if (stated := image.getexif().get(ORIENTATION)) is not None:
+            return int(stated)
+    found = re.search(rb'tiff:Orientation(="|>)([0-9])', image.info.get("xmp", b""))  # Pillow leaves it out then
+    return int(found[2]) if found else 1
 
 
 def _upright(image: Rgb, orientation: int) -> Rgb:

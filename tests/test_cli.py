@@ -33,6 +33,14 @@ def _edgemed(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "edgemed", *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a system without /dev/full")
+def test_a_full_disk_at_the_other_end_of_the_output_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "edgemed", "--version"], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr.decode() == "error: the output cannot be written: No space left on device\n"
+
+
 def test_help_lists_every_command() -> None:
     done = _edgemed("--help")
     assert done.returncode == 0

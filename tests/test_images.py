@@ -25,6 +25,7 @@ from image_cases import (
     tiff,
 )
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from edgemed.errors import InputError
 from edgemed.images import (
@@ -95,6 +96,22 @@ def test_a_damaged_exif_block_counts_as_no_orientation() -> None:
     body = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"
     data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + plain[2:]
     np.testing.assert_array_equal(image_from_bytes(data, "x"), image_from_bytes(plain, "x"))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_an_orientation_in_xmp_counts_beside_an_exif_block_that_was_wiped(format: str) -> None:
+    """As in C: an anonymiser's zeros state nothing, and must not turn the picture for one of the two."""
+    packet = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+    png = PngInfo()
+    png.add_itxt("XML:com.adobe.xmp", packet.decode())
+    stated = {"xmp": packet} if format == "JPEG" else {"pnginfo": png}
+    plain, turned, wiped = (
+        image_from_bytes(encoded(Image.fromarray(GREY), format, **more), "x")
+        for more in ({}, stated, stated | {"exif": b"Exif\0\0" + bytes(64)})
+    )
+    assert turned.shape != plain.shape
+    np.testing.assert_array_equal(wiped, turned)
 
 
 def test_pixels_from_memory_are_reordered_by_their_named_format() -> None:

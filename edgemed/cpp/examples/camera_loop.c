@@ -62,5 +62,9 @@ int main(int count, char** arguments) {
     }
     if (frames > 0 && code == 0) printf("%.2f ms per frame over %d frames\n", busy / frames, frames);
     edgemed_close(model);
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        fprintf(stderr, "edgemed: error: the answers cannot be written; is the disk full?\n");
+        return 1;
+    }
     return code;
 }

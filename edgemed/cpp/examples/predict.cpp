@@ -38,5 +38,9 @@ int main(int count, char** arguments) {
         std::fprintf(stderr, "edgemed: error: %s\n", error.what());
         return error.status <= EDGEMED_ERROR_GATE ? error.status : 2;
     }
+    if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
+        std::fprintf(stderr, "edgemed: error: the answers cannot be written; is the disk full?\n");
+        return 1;
+    }
     return code;
 }
