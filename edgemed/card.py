@@ -11,7 +11,7 @@ from typing import Any
 from edgemed import __version__
 from edgemed.by_class import BY_CLASS, figure_of_class
 from edgemed.dataset import SPLITS
-from edgemed.gates import Comparison
+from edgemed.gates import Comparison, changes
 from edgemed.manifest import OperatingPoint
 from edgemed.metrics import INTERVAL_METRICS
 from edgemed.point_quality import attained
@@ -22,18 +22,19 @@ Sides = tuple[int, int, int]  # min, opt, max, in pixels
 
 def model_card(
     source: Source,
-    checks: Sequence[tuple[str, Comparison]],
+    checks: Sequence[tuple[str, str, Comparison]],
     kept: Sequence[str],
     image_size: Sides,
     flops: int,
     weight_bytes: int,
     entropy_error: float | None = None,
 ) -> str:
-    """checks: engines that were compared with PyTorch, and how it went; kept: layers of the fp16 graph left at fp32.
+    """checks: engines that were compared with PyTorch, their precision, and how it went; kept: layers of the fp16 graph
+    left at fp32.
 
     entropy_error: the largest of the output `entropy`, in bits; None without that output.
     """
-    rounded = any("rounded" in what for what, _ in checks)
+    rounded = any("rounded" in what for what, _, _ in checks)
     metrics, ensemble = source.metrics, source.metrics["ensemble"]
     low, typical, high = image_size
     splits = [*(split for split in SPLITS if split in source.counts), *(source.counts.keys() - set(SPLITS))]
@@ -59,7 +60,10 @@ def model_card(
         ),
         operating=_attained(metrics.get("operating")),
         rounding=" A CPU executes the fp16 graph in fp32; the last row rounds every operator." if rounded else "",
-        checks=_table((what, found.n, f"{found.max_prob_error:.1e}", len(found.flips)) for what, found in checks),
+        checks=_table(
+            (what, each.n, f"{each.max_prob_error:.1e}", changes(str(len(each.flips)), len(each.unclear), precision))
+            for what, precision, each in checks
+        ),
         entropy=""
         if entropy_error is None
         else "\nThe output `entropy`, bits per 32-pixel patch of the resized image, lies within "

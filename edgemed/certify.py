@@ -37,7 +37,7 @@ from edgemed.images import image_from_file, is_image, pixels_sha256
 from edgemed.infer import Model
 from edgemed.manifest import MODEL_FILES, sha256_of
 from edgemed.operating import changed_decisions
-from edgemed.pack import put_record
+from edgemed.pack import check_writable, put_record
 from edgemed.progress import Progress, unseen
 from edgemed.records import Bounds, Certificate, Change, PlanRecord, least_batch, now
 
@@ -81,6 +81,7 @@ def certify(
     """
     from edgemed.metrics import auroc_change  # scikit-learn, not on every device: said before the images are run
 
+    check_writable(model.bundle)
     table = model.bundle.reference()
     rows = {digest: row for row, digest in enumerate(table.sha256.tolist())}
     files = list(image_files(data))
@@ -121,8 +122,8 @@ def certify(
     flat = answered.reshape(-1, truth.shape[1])
     if point is not None:
         both = members[of_rows], of_members.reshape(-1, *members.shape[1:])
-        changed = changed_decisions(point, model.labels, truth[of_rows], flat, both, margin=margin)
-        comparison = with_decisions(comparison, of_rows[list(changed)].tolist())
+        found_in_rows = changed_decisions(point, model.labels, truth[of_rows], flat, both, margin=margin)
+        comparison = with_decisions(comparison, *(of_rows[each].tolist() for each in found_in_rows))
     flips = tuple(found[order[index]] for index in comparison.flips)
     what, names = f"{model.runtime} with {model.bundle.path}", [str(found[row]) for row in order]
     check(comparison, gates, what, names)
@@ -132,11 +133,13 @@ def certify(
     change = Change.model_validate(interval.as_dict()) if np.isfinite(interval.value) else None
     certificate = Certificate(
         created=now(),
+        bundle_id=model.bundle.manifest.bundle_id,
         place=place_of(model.session, model.precision),
         images=len(order),
         max_prob_error=comparison.max_prob_error,
         mean_prob_error=comparison.mean_prob_error,
         flips=tuple(str(table.sha256[order[index]]) for index in comparison.flips),
+        unclear=len(comparison.unclear),
         auroc_change=change,
         gates=Bounds(
             max_flips=gates.max_flips,

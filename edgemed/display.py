@@ -201,6 +201,8 @@ def predictions(found: Sequence[Prediction], model: Model) -> None:
 
 def certificate(found: Finding) -> None:
     """What a certification compared, and where."""
+    from edgemed.gates import changes  # here, since it costs the help a tenth of a second
+
     statement = found.record.certificate
     assert statement is not None  # it was just made
     place, change = statement.place, statement.auroc_change
@@ -214,7 +216,8 @@ def certificate(found: Finding) -> None:
     unfit = f", {found.unfit} of a size that the engine does not take" if found.unfit else ""
     table.add_row("images", f"{known}; {found.unmatched} of {found.files} files are unknown to it or copies{unfit}")
     table.add_row("probability error", f"largest {statement.max_prob_error:.1e}, mean {statement.mean_prob_error:.1e}")
-    table.add_row("changed answers", escape(", ".join(map(str, found.flips)) or "none"))
+    flips = changes(", ".join(map(str, found.flips)) or "none", statement.unclear, place.precision)
+    table.add_row("changed answers", escape(flips))
     if change is None:
         text = "not judged: images of one class"
     elif change.low is None or change.high is None:

@@ -121,7 +121,7 @@ def _open_plan(
     for record, content in fitting:
         if record.state == "certified" and record.certificate is not None:
             session = module.open_plan(content, record, cuda_graph=cuda_graph)
-            if record.certified_at(place_of(session, precision)):
+            if record.certified_at(place_of(session, precision), bundle.manifest.bundle_id):
                 return session, record
     record, content = fitting[0]
     if not allowed:

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgemed.errors import GateError, InputError, did_you_mean
 from edgemed.evidence import Golden
+from edgemed.operating import UNCLEAR
 
 Answers = Mapping[str, NDArray[np.float32]]  # an engine's outputs by their names: see `runtimes.Session.run`
 
@@ -38,6 +39,7 @@ class Comparison:
     max_prob_error: float  # largest absolute difference of a probability; infinite where one is not a number
     mean_prob_error: float
     flips: tuple[int, ...]  # indices of the images whose label (or decision) changed
+    unclear: tuple[int, ...]  # likewise of those that changed where the reference had no clear answer: no flips
     auroc_drop: float | None  # reference minus candidate, macro one-vs-rest; None = not computed, or undefined
     auroc_step: float = 0.0  # what it is at least where the scores of two images have changed their order
 
@@ -92,12 +94,13 @@ def compare(
     error = np.where(np.isfinite(other), np.abs(truth - other), np.inf)
     highest = np.sort(truth, axis=1)
     clear = (highest[:, -1] - highest[:, -2] > tie_margin) | (tie_margin <= 0)
-    flips = np.flatnonzero((truth.argmax(axis=1) != other.argmax(axis=1)) & clear)
+    changed = truth.argmax(axis=1) != other.argmax(axis=1)
     return Comparison(
         n=len(truth),
         max_prob_error=float(error.max()),
         mean_prob_error=float(error.mean()),
-        flips=tuple(int(index) for index in flips),
+        flips=tuple(np.flatnonzero(changed & clear).tolist()),
+        unclear=tuple(np.flatnonzero(changed & ~clear).tolist()),
         auroc_drop=None if labels is None or np.isinf(error).any() else _auroc_drop(labels, truth, other),
         auroc_step=0.0 if labels is None else _auroc_step(labels, truth.shape[1]),
     )
@@ -120,13 +123,22 @@ def compare_batches(
     of_rows = None if labels is None else np.repeat(np.asarray(labels), copies)
     found = compare(truth, rows.reshape(-1, rows.shape[-1]), tie_margin=tie_margin, labels=of_rows)
     step = 0.0 if labels is None else _auroc_step(labels, truth.shape[1])
-    flips = tuple(dict.fromkeys(index // copies for index in found.flips))
-    return replace(found, n=len(rows), flips=flips, auroc_step=step)
+    flips, unclear = ({index // copies for index in each} for each in (found.flips, found.unclear))
+    found = replace(found, flips=tuple(sorted(flips)), unclear=tuple(sorted(unclear - flips)))
+    return replace(found, n=len(rows), auroc_step=step)
 
 
-def with_decisions(found: Comparison, changed: Iterable[int]) -> Comparison:
-    """The comparison with these images among its flips: see `operating.changed_decisions`."""
-    return replace(found, flips=tuple(sorted({*found.flips, *changed})))
+def with_decisions(found: Comparison, changed: Iterable[int], unclear: Iterable[int]) -> Comparison:
+    """The comparison with these images among its flips, and among the unclear: see `operating.changed_decisions`."""
+    flips = {*found.flips, *changed}
+    others = {*found.unclear, *unclear} - flips
+    return replace(found, flips=tuple(sorted(flips)), unclear=tuple(sorted(others)))
+
+
+def changes(flips: str, unclear: int, precision: str) -> str:
+    """What changed, for people to read: the flips, as given, and how many more changed near a tie or a limit."""
+    margin = max(TIE_MARGINS[precision], UNCLEAR)
+    return flips + (f" ({unclear} more within {margin:g} of a tie or limit)" if unclear else "")
 
 
 def check(comparison: Comparison, gates: Gates, what: str = "the engine", names: Sequence[str] | None = None) -> None:

@@ -99,7 +99,7 @@ class Model:
         records = self.bundle.plans() if self.record is None else (self.record,)
         onnx = self.bundle.manifest.files[MODEL_FILES[self.precision]].sha256
         mine = [one for one in records if one.onnx_sha256 == onnx and (self.record or one.sha256 is None)]
-        if any(one.certified_at(here) and self.bundle.trusts(one) for one in mine):
+        if any(one.certified_at(here, self.bundle.manifest.bundle_id) and self.bundle.trusts(one) for one in mine):
             return "certified"
         return "self-tested" if self.record is not None and self.record.state == "self-tested" else "built"
 

@@ -69,6 +69,7 @@ Text = Annotated[str, AfterValidator(_visible)]
 FileName = Annotated[str, AfterValidator(_file_name)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
+BundleId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Time = Annotated[str, Field(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z$")]
 Count = Annotated[int, Field(ge=0, le=2**62)]
 Side = Annotated[int, Field(ge=1, le=1 << 20)]
@@ -144,7 +145,7 @@ class Manifest(Strict):
     """
 
     schema_version: Literal[1]
-    bundle_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    bundle_id: BundleId
     checksum: Sha256
     created: Time
     edgemed_version: Text

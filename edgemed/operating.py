@@ -79,16 +79,16 @@ def changed_decisions(
     members: tuple[ArrayLike, ArrayLike],
     *,
     margin: float = 0.0,
-) -> tuple[int, ...]:
+) -> tuple[list[int], list[int]]:
     """The images, of N, for which the candidate crosses a limit of the operating point: threshold, set or referral; or
     where, below the threshold, another one of the other classes is the most probable.
 
-    Probabilities (N, K) of the same images. members: (N, M, K) of the reference and of the candidate. What the
-    reference has within `margin` (at least `UNCLEAR`) of a limit, or of each other, does not count. See `gates.compare`
-    for the most probable label of all.
+    Probabilities (N, K) of the same images. members: (N, M, K) of the reference and of the candidate. Those that count,
+    and the others: what the reference has within `margin` (at least `UNCLEAR`) of a limit, or of each other, does not.
+    See `gates.compare` for the most probable label of all.
     """
     before, after = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
-    unclear, changed = max(margin, UNCLEAR), np.zeros(len(before), np.bool_)
+    within, (clear, changed) = max(margin, UNCLEAR), np.zeros((2, len(before)), np.bool_)
     limits: list[tuple[NDArray[np.float64], NDArray[np.float64], float | None]] = [
         (before, after, point.min_probability)
     ]
@@ -97,15 +97,17 @@ def changed_decisions(
         limits.append((before[:, [index]], after[:, [index]], point.threshold))
         others, now = np.delete(before, index, axis=1), np.delete(after, index, axis=1)
         ordered = np.sort(np.pad(others, ((0, 0), (1, 0)), constant_values=-1.0), axis=1)
-        below = (before[:, index] < point.threshold) & (ordered[:, -1] - ordered[:, -2] > unclear)
-        changed |= below & (others.argmax(axis=1) != now.argmax(axis=1))
+        other = (before[:, index] < point.threshold) & (others.argmax(axis=1) != now.argmax(axis=1))
+        changed |= other
+        clear |= other & (ordered[:, -1] - ordered[:, -2] > within)
     apart, now = (-disagreement(*each)[:, None] for each in zip((before, after), members, strict=True))
     limits.append((apart, now, None if point.max_disagreement is None else -point.max_disagreement))
     for old, new, limit in limits:
         if limit is not None:
             crossed = (old >= limit) != (new >= limit)
-            changed |= (crossed & (np.abs(old - limit) > unclear)).any(axis=1)
-    return tuple(np.flatnonzero(changed).tolist())
+            changed |= crossed.any(axis=1)
+            clear |= (crossed & (np.abs(old - limit) > within)).any(axis=1)
+    return np.flatnonzero(clear).tolist(), np.flatnonzero(changed & ~clear).tolist()
 
 
 def read_operating_point(run: Path) -> OperatingPoint | None:

@@ -40,7 +40,7 @@ from edgemed.progress import Progress, counted
 from edgemed.runtimes import ENTROPY, OUTPUTS, PlanModule, Session, runtime_module
 from edgemed.sources import Source
 
-Check = tuple[str, Comparison]  # what was compared with PyTorch on real images, and how it went
+Check = tuple[str, str, Comparison]  # what was compared with PyTorch on real images, at what precision, how it went
 RUNTIMES = ("openvino", "onnxruntime")  # each graph has to pass in every one of them that works here
 _log = logging.getLogger("edgemed")
 
@@ -192,10 +192,11 @@ class Judge:
         found = compare(truth, probabilities, tie_margin=margin, labels=labels)
         if point is not None:
             both = (of_members, members)
-            changed = changed_decisions(point, self._labels, truth, probabilities, both, margin=margin)
-            found = with_decisions(found, changed)
+            found = with_decisions(
+                found, *changed_decisions(point, self._labels, truth, probabilities, both, margin=margin)
+            )
         _check(found, gates, what, names, precision)
-        self.checks.append((what, found))
+        self.checks.append((what, precision, found))
         _log.info("%s against PyTorch: largest error %.1e on %d images", what, found.max_prob_error, found.n)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from edgemed.manifest import Count, Range, Sha256, Strict, Text, Time
+from edgemed.manifest import BundleId, Count, Range, Sha256, Strict, Text, Time
 
 Precision = Literal["fp32", "fp16"]
 RuntimeName = Literal["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
@@ -60,17 +60,20 @@ class Bounds(Strict):
 class Certificate(Strict):
     """An engine was as right as its reference on `images` of the user's images, in one place.
 
+    bundle_id: of the bundle whose reference and operating point judged it; in another one it counts for nothing.
     flips: sha256 of the pixels of each image whose label, or decision or set by the operating point, changed (where the
-    reference had a clear answer).
+    reference had a clear answer). unclear: how many others changed, where it had none.
     auroc_change: None where it is undefined (images of one class).
     """
 
     created: Time
+    bundle_id: BundleId
     place: Place
     images: Annotated[int, Field(ge=1)]
     max_prob_error: Error
     mean_prob_error: Error
     flips: tuple[Sha256, ...]
+    unclear: Count
     auroc_change: Change | None
     gates: Bounds
 
@@ -106,9 +109,10 @@ class PlanRecord(Strict):
         low, _, high = self.image_side
         return bool(low <= min(image.shape[:2]) and max(image.shape[:2]) <= high)
 
-    def certified_at(self, place: Place) -> bool:
-        """Whether the certificate was made in this very place; another GPU, version or CPU needs its own."""
-        return self.state == "certified" and self.certificate is not None and self.certificate.place == place
+    def certified_at(self, place: Place, bundle_id: str) -> bool:
+        """Whether the certificate is of this bundle and place; another GPU, version or CPU needs its own."""
+        made = self.certificate if self.state == "certified" else None
+        return made is not None and (made.place, made.bundle_id) == (place, bundle_id)
 
 
 def least_batch(record: PlanRecord | None) -> int:

@@ -125,11 +125,13 @@ def certificate_record(bundle: Path, **changes: Any) -> PlanRecord:
         "certificate": Certificate.model_validate(
             {
                 "created": "2026-01-01T00:00:00Z",
+                "bundle_id": opened_bundle.manifest.bundle_id,
                 "place": place.model_dump() | changes,
                 "images": 3,
                 "max_prob_error": 1e-7,
                 "mean_prob_error": 1e-8,
                 "flips": ("ab" * 32,),
+                "unclear": 2,
                 "auroc_change": {"value": -0.001, "low": -0.01, "high": 0.0},
                 "gates": {"max_flips": 1, "max_prob_error": 1e-3, "max_auroc_drop": 0.005},
             }

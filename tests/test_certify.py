@@ -89,6 +89,16 @@ def test_the_certificate_states_the_comparison_and_its_place(
     assert "certified on 10 images" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_bundle_that_takes_no_certificate_is_told_of_before_any_image_is_run(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = edgemed.load(bundle(tmp_path / "bundle"), runtime="openvino")
+    monkeypatch.setattr("os.access", lambda *_: False)  # as on a disk that is mounted read-only
+    monkeypatch.setattr("edgemed.certify.image_from_file", lambda _: pytest.fail("an image was read"))
+    with pytest.raises(InputError, match="cannot write into .*plans; choose a copy of the bundle"):
+        certify(model, images, Gates())
+
+
 def test_a_certificate_holds_in_its_own_place_alone(tmp_path: Path, images: Path) -> None:
     path = bundle(tmp_path / "bundle")
     model = edgemed.load(path, runtime="openvino")
@@ -98,10 +108,10 @@ def test_a_certificate_holds_in_its_own_place_alone(tmp_path: Path, images: Path
     assert edgemed.load(path, runtime="onnxruntime").state == "built"
     assert edgemed.load(path, runtime="openvino", precision="fp16").state == "built"
     assert found.record.certificate is not None
-    place = found.record.certificate.place
+    place, bundle_id = found.record.certificate.place, model.bundle.manifest.bundle_id
     for change in ({"capability": "x86_64:avx2"}, {"version": "1.0"}, {"device": "another CPU"}, {"os": "Windows"}):
-        assert found.record.certified_at(place)
-        assert not found.record.certified_at(place.model_copy(update=change))
+        assert found.record.certified_at(place, bundle_id)
+        assert not found.record.certified_at(place.model_copy(update=change), bundle_id)
 
 
 @pytest.mark.parametrize(

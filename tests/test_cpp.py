@@ -76,6 +76,7 @@ def test_signatures_are_checked(build: Path, tmp_path: Path) -> None:
     add_plan(bundle, damaged.record(bundle, damaged.RTX), damaged.RTX, device)
     assert "by-hand.json is not by the given key" in opened(build, bundle.path, public_key=maker_key)["message"]
     assert opened(build, bundle.path, public_key=maker_key, plan_key=device_key)["status"] == OK
+    assert "the key of plans alone" in opened(build, bundle.path, plan_key=device_key)["message"]
     assert "cannot read the key" in opened(build, bundle.path, public_key=tmp_path / "nowhere")["message"]
     (tmp_path / "empty").touch()
     for keys in ({"public_key": tmp_path / "empty"}, {"public_key": maker_key, "plan_key": tmp_path / "empty"}):
@@ -199,6 +200,15 @@ def test_the_example_ends_with_the_exit_code_of_edgemed_predict(
         done = subprocess.run([*tool, bundle, *images], capture_output=True, text=True)
         assert done.returncode == code, done.stderr
         assert (done.stdout.count("000.png") == {0: 2, 2: 1, 3: 0}[code]) or tool[0] == sys.executable, done.stdout
+
+
+def test_answers_that_a_full_disk_swallows_are_an_error(build: Path, tmp_path: Path) -> None:
+    bundle = tiny.bundle(tmp_path / "bundle").path
+    for tool in ("edgemed-predict", "edgemed-camera-loop"):
+        arguments = [bundle, bundle / "golden" / "000.png"] if tool == "edgemed-predict" else [bundle, "2"]
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run([build / "edgemed" / tool, *arguments], stdout=full, stderr=subprocess.PIPE)
+        assert (done.returncode, b"cannot be written" in done.stderr) == (1, True), done.stderr
 
 
 USER = """

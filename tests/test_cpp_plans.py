@@ -33,6 +33,11 @@ def test_a_certificate_counts_in_its_own_place_only(build: Path, tmp_path: Path)
     for field in Place.model_fields:
         put_record(bundle, certificate_record(bundle.path, **{field: elsewhere.get(field, "another")}))
         assert opened(build, bundle.path, "openvino")["state"] == "built", field
+    record = certificate_record(bundle.path)
+    assert record.certificate is not None
+    other = record.certificate.model_copy(update={"bundle_id": "0" * 16})
+    put_record(bundle, record.model_copy(update={"certificate": other}))
+    assert opened(build, bundle.path, "openvino")["state"] == "built"
 
 
 @pytest.mark.parametrize(

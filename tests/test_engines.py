@@ -67,15 +67,17 @@ def use(monkeypatch: pytest.MonkeyPatch, desktop: Desktop) -> None:
     monkeypatch.setattr(engines, "runtime_module", module)
 
 
-def certified(one: PlanRecord, **place: str) -> PlanRecord:
+def certified(bundle: Bundle, one: PlanRecord, **place: str) -> PlanRecord:
     where = place_of(Executor(b"", 0.0), "fp32").model_copy(update=place)
     statement = Certificate(
         created="2026-01-01T00:00:00Z",
+        bundle_id=bundle.manifest.bundle_id,
         place=where,
         images=9,
         max_prob_error=0.0,
         mean_prob_error=0.0,
         flips=(),
+        unclear=0,
         auroc_change=None,
         gates=Bounds(max_flips=0, max_prob_error=1e-3, max_auroc_drop=0.005),
     )
@@ -101,7 +103,7 @@ def test_asking_for_it_overrides_that_and_is_logged(bundle: Bundle, caplog: pyte
 
 def test_a_plan_certified_here_is_taken_before_a_newer_uncertified_one(bundle: Bundle) -> None:
     first, second = RTX + b"first", RTX + b"second"
-    add_plan(bundle, certified(record(bundle, first, id="first")), first)
+    add_plan(bundle, certified(bundle, record(bundle, first, id="first")), first)
     add_plan(bundle, record(bundle, second, id="second", created="2026-06-01T00:00:00Z"), second)
     model = edgemed.load(bundle)
     assert (model.runtime, model.state) == ("tensorrt-rtx", "certified")
@@ -111,7 +113,7 @@ def test_a_plan_certified_here_is_taken_before_a_newer_uncertified_one(bundle: B
 
 def test_a_plan_can_be_asked_for_by_its_id_where_another_is_certified(bundle: Bundle) -> None:
     first, second = RTX + b"first", RTX + b"second"
-    add_plan(bundle, certified(record(bundle, first, id="first")), first)
+    add_plan(bundle, certified(bundle, record(bundle, first, id="first")), first)
     add_plan(bundle, record(bundle, second, id="second"), second)
     model = edgemed.load(bundle, plan="second")
     assert (model.session.plan, model.state) == (second, "built")  # type: ignore[attr-defined]
@@ -154,7 +156,7 @@ def test_a_self_test_takes_the_golden_images_that_the_plan_takes(bundle: Bundle)
 
 @pytest.mark.parametrize("place", [{"device": "RTX 4090"}, {"capability": "sm89"}, {"version": "1.6.0"}])
 def test_a_certificate_from_another_place_counts_for_nothing_here(bundle: Bundle, place: dict[str, str]) -> None:
-    add_plan(bundle, certified(record(bundle, RTX), **place), RTX)
+    add_plan(bundle, certified(bundle, record(bundle, RTX), **place), RTX)
     assert edgemed.load(bundle).runtime == "openvino"
 
 
@@ -183,7 +185,12 @@ def test_a_key_and_an_opened_bundle_do_not_go_together(bundle: Bundle) -> None:
 
 def test_an_empty_key_is_not_the_same_as_no_key(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "empty.pem").touch()
-    for which in ("public_key", "plan_key"):
-        with pytest.raises(InputError, match=r"the key .*empty\.pem is empty"):
-            edgemed.load(bundle.path, **{which: tmp_path / "empty.pem"})
+    with pytest.raises(InputError, match=r"the key .*empty\.pem is empty"):
+        edgemed.load(bundle.path, public_key=tmp_path / "empty.pem")
     assert open_bundle(bundle.path, plan_key=b"").plan_key == b""  # with it every plan is refused, not believed
+
+
+def test_a_key_of_plans_alone_is_refused_since_it_verifies_no_bundle(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "device.pem").touch()
+    with pytest.raises(InputError, match=r"device\.pem is the key of plans alone"):
+        edgemed.load(bundle.path, plan_key=tmp_path / "device.pem")

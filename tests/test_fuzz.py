@@ -42,7 +42,8 @@ RECORD = {
     "architecture": "x86_64", "batch": [1, 1, 8], "image_side": [16, 48, 512], "sha256": "1" * 64, "bytes": 7,
     "state": "certified",
     "certificate": {
-        "created": "2026-01-01T00:00:00Z", "images": 3, "max_prob_error": 1e-4, "mean_prob_error": 1e-5, "flips": [],
+        "created": "2026-01-01T00:00:00Z", "bundle_id": "0" * 16, "images": 3, "max_prob_error": 1e-4,
+        "mean_prob_error": 1e-5, "flips": [], "unclear": 2,
         "auroc_change": {"value": 0.0, "low": -0.01, "high": 0.01},
         "gates": {"max_flips": 0, "max_prob_error": 1e-3, "max_auroc_drop": 0.005},
         "place": {"runtime": "tensorrt-rtx", "version": "1.7", "precision": "fp32", "device": "A GPU",

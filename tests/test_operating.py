@@ -110,7 +110,8 @@ def test_a_changed_decision_or_set_is_one_that_the_reference_was_clear_about(
 ) -> None:
     members = [[before], [before]], [[before], [after]]
     found = changed_decisions(point, LABELS, [before, before], [before, after], members, margin=margin)
-    assert found == ((1,) if changed else ())
+    crossed = decide(point, LABELS, before, [before])[::2] != decide(point, LABELS, after, [after])[::2]
+    assert found == (([1], []) if changed else ([], [1] if crossed else []))
 
 
 def test_below_the_threshold_the_best_of_the_others_may_change_though_the_most_probable_does_not() -> None:
@@ -118,8 +119,8 @@ def test_below_the_threshold_the_best_of_the_others_may_change_though_the_most_p
     before, after = [0.11, 0.8, 0.09], [0.09, 0.8, 0.11]
     assert decide(point, LABELS, before, [before]).decision != decide(point, LABELS, after, [after]).decision
     members = [[before]], [[after]]
-    assert changed_decisions(point, LABELS, [before], [after], members) == (0,)
-    assert changed_decisions(point, LABELS, [before], [after], members, margin=0.03) == ()
+    assert changed_decisions(point, LABELS, [before], [after], members) == ([0], [])
+    assert changed_decisions(point, LABELS, [before], [after], members, margin=0.03) == ([], [0])
 
 
 def test_a_referral_changes_by_the_members_alone() -> None:
@@ -127,9 +128,9 @@ def test_a_referral_changes_by_the_members_alone() -> None:
     mean = np.array([[0.7, 0.3]])
     apart = np.array([[[0.95, 0.05], [0.45, 0.55]]])  # 0.25 from their mean
     together = np.array([[[0.8, 0.2], [0.6, 0.4]]])  # 0.1
-    assert changed_decisions(point, LABELS[:2], mean, mean, (together, apart)) == (0,)
-    assert changed_decisions(point, LABELS[:2], mean, mean, (together, together)) == ()
-    assert changed_decisions(point, LABELS[:2], mean, mean, (together, apart), margin=0.11) == ()
+    assert changed_decisions(point, LABELS[:2], mean, mean, (together, apart)) == ([0], [])
+    assert changed_decisions(point, LABELS[:2], mean, mean, (together, together)) == ([], [])
+    assert changed_decisions(point, LABELS[:2], mean, mean, (together, apart), margin=0.11) == ([], [0])
 
 
 def test_at_the_limit_of_disagreement_an_image_is_answered_before_and_after() -> None:
@@ -139,7 +140,7 @@ def test_at_the_limit_of_disagreement_an_image_is_answered_before_and_after() ->
     at, below, above = (np.array([[[0.75 + d, 0.25 - d], [0.75 - d, 0.25 + d]]]) for d in (0.125, 0.0625, 0.25))
     for before, after in ((above, at), (at, above), (below, at), (at, below)):
         decided = {decide(point, LABELS[:2], mean[0], each[0]).decision for each in (before, after)}
-        found = changed_decisions(point, LABELS[:2], mean, mean, (before, after))
+        found, _ = changed_decisions(point, LABELS[:2], mean, mean, (before, after))
         clear = before is not at  # the reference was at the limit itself
         assert bool(found) == (len(decided) > 1 and clear)
 

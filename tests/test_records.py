@@ -22,7 +22,7 @@ from edgemed.evidence import reference_file
 from edgemed.gates import Gates
 from edgemed.images import pixels_sha256
 from edgemed.infer import Model, load
-from edgemed.manifest import ImageInput, sha256_of
+from edgemed.manifest import ImageInput, OperatingPoint, sha256_of
 from edgemed.pack import add_plan
 from edgemed.plans import tried
 from edgemed.preflight import Here
@@ -54,10 +54,25 @@ def onnx(tmp_path: Path) -> tuple[Model, Finding]:
 
 
 def test_a_record_counts_as_certified_only_in_that_state(onnx: tuple[Model, Finding]) -> None:
-    record = onnx[1].record
-    assert record.certificate is not None and record.certified_at(record.certificate.place)
+    record, bundle_id = onnx[1].record, onnx[0].bundle.manifest.bundle_id
+    assert record.certificate is not None and record.certified_at(record.certificate.place, bundle_id)
     for state in ("built", "self-tested"):
-        assert not record.model_copy(update={"state": state}).certified_at(record.certificate.place)
+        other = record.model_copy(update={"state": state})
+        assert not other.certified_at(record.certificate.place, bundle_id)
+
+
+def test_a_certificate_counts_for_nothing_in_a_bundle_that_decides_otherwise(
+    onnx: tuple[Model, Finding], tmp_path: Path
+) -> None:
+    """The engine is the same, byte for byte; but its decisions were judged by another operating point."""
+    mine = onnx[0].bundle
+    point = OperatingPoint(images=9, coverage=0.9, min_probability=0.3)
+    files = {name: mine.read(name) for name in mine.manifest.files}
+    other = tiny.bundle(tmp_path / "other", files=files, operating_point=point)
+    shutil.copytree(mine.path / "plans", other.path / "plans")
+    assert other.manifest.files["model.fp32.onnx"] == mine.manifest.files["model.fp32.onnx"]
+    assert load(mine.path, runtime="openvino").state == "certified"
+    assert load(other.path, runtime="openvino").state == "built"
 
 
 def test_a_plans_certificate_is_none_for_the_onnx_file(onnx: tuple[Model, Finding]) -> None:

@@ -19,7 +19,9 @@ Precision = Annotated[str, typer.Option(help="Which graph of the bundle: fp32 or
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 = all physical cores that this process may use.")]
 Bundle = Annotated[Path, typer.Argument(help="A bundle from `edgemed build-engine`.", show_default=False)]
 
-MaxFlips = Annotated[int, typer.Option(min=0, help="Gate: how many labels or decisions may change.")]
+MaxFlips = Annotated[
+    int, typer.Option(min=0, help="Gate: how many labels or decisions may change, but for those near a tie or limit.")
+]
 MaxProbError = Annotated[
     float | None,
     typer.Option(min=0, help="Gate: largest error of a probability.", show_default="1e-3 for fp32, 5e-3 for fp16"),

@@ -118,9 +118,9 @@ Session* open_plan(const Bundle& bundle, const Choice& choice, Runtime& runtime,
         try {
             Bytes content = bundle.read_plan(record);
             check_plan(record, content, machine);
-            if (best && !record.certified_at(place)) continue;
+            if (best && !record.certified_at(place, bundle.manifest.bundle_id)) continue;
             best = &record, plan = std::move(content);
-            if (record.certified_at(place)) break;
+            if (record.certified_at(place, bundle.manifest.bundle_id)) break;
         } catch (const Error& error) {
             reasons.push_back(error.what());
         }
@@ -131,7 +131,7 @@ Session* open_plan(const Bundle& bundle, const Choice& choice, Runtime& runtime,
         throw Error(EDGEMED_ERROR_BUNDLE, all);
     }
     for (const std::string& reason : reasons) choice.warn(reason.c_str());
-    const bool certified = best->certified_at(place);
+    const bool certified = best->certified_at(place, bundle.manifest.bundle_id);
     engine.state = certified ? "certified" : best->state == "self-tested" ? "self-tested" : "built";
     if (!certified && !allowed)
         throw Error(EDGEMED_ERROR_RUNTIME, "plan " + best->id + " is not certified on this machine; run `edgemed certify " +
@@ -155,7 +155,8 @@ bool onnx_certified(const Bundle& bundle, const Choice& choice, const std::strin
     try {
         const std::vector<PlanRecord> records = bundle.plans();
         return std::any_of(records.begin(), records.end(), [&](const PlanRecord& one) {
-            if (one.sha256 || one.onnx_sha256 != sha256 || !one.certified_at(place)) return false;
+            const bool mine = !one.sha256 && one.onnx_sha256 == sha256;
+            if (!mine || !one.certified_at(place, bundle.manifest.bundle_id)) return false;
             try {
                 bundle.check_trusted(one);
                 return true;

@@ -105,12 +105,14 @@ Place place_from(Json& document) {
     return place;
 }
 
-Place certificate_from(Json& document) {
+void read_certificate(Json& document, PlanRecord& record) {
     Fields fields(document, "certificate");
+    record.certified_bundle = fields.matching("bundle_id", "16 hex digits", is_bundle_id);
     fields.matching("created", "a time", is_time);
     fields.integer("images", 1, INT64_MAX);
     fields.number("max_prob_error", 0, DBL_MAX);
     fields.number("mean_prob_error", 0, DBL_MAX);
+    fields.integer("unclear", 0, max_count);
     for (const Json& flip : fields.array("flips"))
         if (!flip.is_string() || !is_sha256(flip.get_ref<const std::string&>()))
             throw FieldError("certificate.flips", "holds what is no sha256 in hex");
@@ -126,9 +128,8 @@ Place certificate_from(Json& document) {
     gates.number("max_prob_error", 0, DBL_MAX);
     if (!gates.null("max_auroc_drop")) gates.number("max_auroc_drop", 0, DBL_MAX);
     gates.done();
-    const Place place = place_from(fields.object("place"));
+    record.certified_place = place_from(fields.object("place"));
     fields.done();
-    return place;
 }
 
 }  // namespace
@@ -211,7 +212,7 @@ PlanRecord record_from(const Bytes& data, const std::string& where) {
         record.state = fields.choice("state", {"built", "self-tested", "certified"});
         if (!fields.null("sha256")) record.sha256 = fields.matching("sha256", "a sha256 in hex", is_sha256);
         if (!fields.null("bytes")) record.bytes = size_t(fields.integer("bytes", 0, max_count));
-        if (!fields.null("certificate")) record.certified_place = certificate_from(fields.object("certificate"));
+        if (!fields.null("certificate")) read_certificate(fields.object("certificate"), record);
         fields.done();
         return record;
     });

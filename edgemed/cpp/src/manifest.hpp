@@ -43,9 +43,12 @@ struct PlanRecord {
     std::optional<std::string> sha256;       // of the plan; none where an ONNX file runs as it is
     std::optional<size_t> bytes;
     std::optional<Place> certified_place;    // where its certificate was made
+    std::string certified_bundle;            // of which bundle: its id
     Bytes document;                          // what all of this was read from: a signature is of these very bytes
 
-    bool certified_at(const Place& place) const { return state == "certified" && certified_place == place; }
+    bool certified_at(const Place& place, const std::string& bundle_id) const {
+        return state == "certified" && certified_place == place && certified_bundle == bundle_id;
+    }
 };
 
 // The document in `data`, the content of `where`. Throws Error(EDGEMED_ERROR_BUNDLE).
