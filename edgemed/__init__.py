@@ -2,7 +2,7 @@
 
 >>> import edgemed
 >>> model = edgemed.load("bundle")        # no torch needed
->>> model("image.png").label
+>>> model("image.png").decision
 """
 
 from __future__ import annotations

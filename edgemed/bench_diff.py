@@ -122,7 +122,10 @@ def read_reports(path: Path) -> list[dict[str, Any]]:
     files = sorted(path.glob("*.json"))
     if not files:
         raise InputError(f"{path} holds no report; write some with `edgemed bench BUNDLE --json {path}/1.json`")
-    return [read_report(file) for file in files]
+    reports = [read_report(file) for file in files]
+    if copies := [file for k, file in enumerate(files) if reports[k] in reports[:k]]:
+        raise InputError(f"{copies[0]} is a copy of another report beside it: that is no further run; take it out")
+    return reports
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -131,7 +134,8 @@ def read_report(path: Path) -> dict[str, Any]:
     schema = report.get("schema") if isinstance(report, dict) else None
     if schema != SCHEMA:
         raise InputError(
-            f"{path} is no report of this edgemed's bench ({SCHEMA}) but {schema}; measure again with --json"
+            f"{path} is no report of this edgemed's bench: its schema is {schema!a}, not {SCHEMA!a}; measure again "
+            "with --json"
         )
     found: dict[str, Any] = report
     return found

@@ -12,8 +12,8 @@ from edgemed import __version__
 from edgemed.by_class import BY_CLASS, figure_of_class
 from edgemed.dataset import SPLITS
 from edgemed.gates import Comparison, changes
-from edgemed.manifest import OperatingPoint
 from edgemed.metrics import INTERVAL_METRICS
+from edgemed.operating import in_words
 from edgemed.point_quality import attained
 from edgemed.sources import Source
 
@@ -41,7 +41,7 @@ def model_card(
     return CARD.format(
         source=source,
         names=", ".join(source.labels),
-        decision=_decision(source.operating_point),
+        decision=in_words(source.operating_point),
         splits=" | ".join(splits),
         rule="---|" * len(splits),
         counts=_table((name, *(source.counts[split][name] for split in splits)) for name in source.labels),
@@ -127,26 +127,6 @@ On the source's images at their own sizes.{rounding}
 - Latency and power were not measured here; `edgemed bench` measures them on the device.
 - A TensorRT plan in the state `built` was not executed.
 """
-
-
-def _decision(point: OperatingPoint | None) -> str:
-    """How a decision comes about, in sentences."""
-    if point is None:
-        return "The decision is always the most probable class: no operating point was fitted."
-    found = []
-    if point.positive is not None:
-        found.append(
-            f"The decision is {point.positive} from a probability of {point.threshold:.4f} on (for a {point.target} of "
-            f"{point.target_value:g}), else the most probable other class."
-        )
-    if point.max_disagreement is not None:
-        found.append(f'It is "refer" where the members disagree by more than {point.max_disagreement:.4f}.')
-    if point.min_probability is not None:
-        found.append(
-            f"The prediction set holds each class of a probability of at least {point.min_probability:.4f} (for a "
-            f"coverage of {point.coverage:g})."
-        )
-    return " ".join([*found, f"Fitted on {point.images} calibration images."])
 
 
 def _attained(found: Mapping[str, Any] | None) -> str:

@@ -3,7 +3,7 @@
     edgemed certify BUNDLE DATA [--runtime NAME] [--precision fp16]
 
 Why: a plan is compiled on the device by a builder that chooses kernels by timing them; no proof made elsewhere holds
-for it. `reference.npz` names validation and test images by the sha256 of their pixels, with PyTorch's probabilities;
+for it. `reference.npz` names images that training held out by the sha256 of their pixels, with PyTorch's probabilities;
 the user's files are matched to it, run through the engine and compared: probabilities, labels and, by the operating
 point, decisions, sets and referral. The gates decide; the record says what ran where. Golden images alone make an
 engine self-tested, never certified. No torch; the extra `eval` for the AUROC.
@@ -108,7 +108,7 @@ def certify(
     if not found:
         raise InputError(
             f"none of the {len(files)} images in {data} is known to {model.bundle.path}: its reference names the "
-            f"{len(rows)} validation and test images of its training by their pixels; give that data set"
+            f"{len(rows)} images that its training held out by their pixels; give that data set"
         )
     order = sorted(found)
     labels, groups = table.label[order], table.group[order]
@@ -150,7 +150,12 @@ def certify(
     record = (model.record or _record_of_onnx(model)).model_copy(
         update={"state": "certified", "certificate": certificate}
     )
+    here = (certificate.place, certificate.bundle_id)
+    others = [one for one in model.bundle.plans() if one.id == record.id and one.certified_at(*here)]
+    replaced = max((one.certificate.images for one in others if one.certificate), default=0)
     put_record(model.bundle, record, signing_key)
+    if replaced > len(order):
+        _log.warning("this certificate replaces one on %d images, here, by one on %d", replaced, len(order))
     if (reason := _too_few(len(order), len(rows))) is not None:
         _log.warning("certified on %d of %d known images: %s", len(order), len(rows), reason)
     unmatched = len(files) - len(found) - len(unfit)

@@ -230,6 +230,8 @@ def certificate(found: Finding) -> None:
 
 def inspection(bundle: Bundle, tests: Sequence[dict[str, Any]] | None, as_json: bool) -> None:
     """The manifest's facts, the files, the state of every plan, and, where they were run, the self-tests."""
+    from edgemed.operating import in_words  # here, since it costs the help a tenth of a second
+
     manifest = bundle.manifest
     plans = [plan.model_dump(mode="json") for plan in bundle.plans()]
     if as_json:
@@ -240,7 +242,9 @@ def inspection(bundle: Bundle, tests: Sequence[dict[str, Any]] | None, as_json: 
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
     table.add_row("bundle", manifest.bundle_id)
+    table.add_row("backbone", manifest.backbone)
     table.add_row("labels", escape(", ".join(manifest.labels)))
+    table.add_row("decision", escape(in_words(manifest.operating_point)))
     table.add_row("members", ", ".join(manifest.member_names))
     table.add_row("temperatures", ", ".join(f"{value:.3f}" for value in manifest.temperatures))
     cost = f"{manifest.flops / 1e9:.2f} GFLOP, {manifest.weight_bytes / 1e6:.1f} MB of weights"
@@ -263,10 +267,17 @@ def inspection(bundle: Bundle, tests: Sequence[dict[str, Any]] | None, as_json: 
 
 
 def _state(plan: dict[str, Any]) -> str:
+    from edgemed.config import flag
+    from edgemed.gates import default_gates
+
     if certified := plan["certificate"]:
         place = certified["place"]
         judged = "" if certified["gates"]["max_auroc_drop"] is not None else ", AUROC not judged"
         count = f"{certified['images']:,} image" + ("s" if certified["images"] > 1 else "")
+        count += f", {len(certified['flips'])} changed" if certified["flips"] else ""
+        gates = vars(default_gates(place["precision"]))
+        wide = [f"{flag(key)} {value:g}" for key, value in certified["gates"].items() if (value or 0) > gates[key]]
+        count += f", by {' '.join(wide)}" if wide else ""
         return escape(f"certified on {count}{judged}, {place['device']}, {certified['created'][:10]}")
     return "built, not executed" if plan["state"] == "built" else str(plan["state"])
 

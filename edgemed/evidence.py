@@ -1,8 +1,9 @@
 """What a bundle carries to show that its engine is right: golden images with outputs, and the reference table.
 
 Golden images (phantoms, unless the user chose others) make an engine testable on any machine, without patient data;
-`edgemed bench` runs them before it times anything. The reference table names validation and test images by the
-sha256 of their pixels, so that `certify` can match a user's own files to what PyTorch said of them. No pixels in it.
+`edgemed bench` runs them before it times anything. The reference table names the images that training did not learn
+from by the sha256 of their pixels, so that `certify` can match a user's own files to what PyTorch said of them, and
+`evaluate` warns of those that chose or calibrated the model. No pixels in it.
 
     golden/000.png ...      8-bit RGB
     golden/outputs.json     {"schema_version": 1, "images": [{"file", "probabilities" [K], "members" [M][K]}, ...]};
@@ -33,7 +34,7 @@ from edgemed.images import image_from_bytes
 from edgemed.manifest import GOLDEN_OUTPUTS, canonical_bytes
 
 REFERENCE_NAME = "reference.npz"
-_SPLITS = ("train", "validation", "test")
+_SPLITS = ("validation", "calibration", "test")
 
 
 class Golden(NamedTuple):

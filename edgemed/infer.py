@@ -7,7 +7,7 @@ a right one: bundle verified, image size inside the range that was proven, numbe
     >>> model = edgemed.load("bundle")
     >>> model.reason
     'openvino: the first that works here (tensorrt: there is no NVIDIA GPU here; ...)'
-    >>> model("image.png").label
+    >>> model("image.png").decision
     'oval'
 
 On the command line: `edgemed predict BUNDLE IMAGES... [--json]`.
@@ -185,7 +185,7 @@ class Model:
         if min(height, width) < limits.min_side or max(height, width) > limits.max_side:
             low, high = min(height, width, limits.min_side), max(height, width, limits.max_side)
             raise InputError(
-                f"{name} has {height} x {width} pixels, this bundle takes sides from {limits.min_side} to "
+                f"{name} has {width} x {height} pixels, this bundle takes sides from {limits.min_side} to "
                 f"{limits.max_side}; resize it, or build again with --image-size {low},{limits.opt_side},{high}"
             )
 

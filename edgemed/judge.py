@@ -67,12 +67,13 @@ def judge(
         )
     groups = _groups(dataset, counted(progress, "compare images"))
     probabilities, members, pixels = predict_files(predict, dataset.files, counted(progress, "evaluate"))
-    if met := sum(known.get(sha256) == "validation" for sha256 in pixels):
+    if met := sum(known.get(sha256, "test") != "test" for sha256 in pixels):
         log.warning(
-            f"{met} of the {len(dataset.rows)} images chose or checked {model} when it was made; others "
-            "may be among those that it was trained on, which a bundle does not know: with images of its training it "
-            "looks better than it is"
+            f"{met} of the {len(dataset.rows)} images chose, calibrated or checked {model} when it was made: with "
+            "these it looks better than it is"
         )
+    if known:
+        log.info("images that a bundle was trained on are not known to it: give it others than those")
     labels = [classes.index(row.label) for row in dataset.rows]
     result: dict[str, Any] = {"model": str(model), "data": str(data)}
     result |= evaluation(labels, probabilities, members, member_names, groups, classes)

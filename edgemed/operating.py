@@ -71,6 +71,26 @@ def decide(
     return Decision(label, apart, kept)
 
 
+def in_words(point: OperatingPoint | None) -> str:
+    """How a decision comes about, in sentences."""
+    if point is None:
+        return "The decision is always the most probable class: no operating point was fitted."
+    found = []
+    if point.positive is not None:
+        found.append(
+            f"The decision is {point.positive} from a probability of {point.threshold:.4f} on (for a {point.target} of "
+            f"{point.target_value:g}), else the most probable other class."
+        )
+    if point.max_disagreement is not None:
+        found.append(f'It is "refer" where the members disagree by more than {point.max_disagreement:.4f}.')
+    if point.min_probability is not None:
+        found.append(
+            f"The prediction set holds each class of a probability of at least {point.min_probability:.4f} (for a "
+            f"coverage of {point.coverage:g})."
+        )
+    return " ".join([*found, f"Fitted on {point.images} calibration images."])
+
+
 def changed_decisions(
     point: OperatingPoint,
     labels: Sequence[str],

@@ -120,7 +120,10 @@ def check_target(out: str | os.PathLike[str], *, overwrite: bool = False) -> Non
         open_bundle(target)
     except InputError as error:
         # Replacing deletes the folder: what is not known to be a whole bundle may hold files of the user's own.
-        raise InputError(f"--out {target} is not replaced, since it is no intact bundle: {error}") from error
+        raise InputError(
+            f"--out {target} is not replaced, since it is no intact bundle: {error}; or delete it yourself, or "
+            "choose another --out"
+        ) from error
 
 
 def add_plan(bundle: Bundle, record: PlanRecord, plan: bytes | None, signing_key: bytes | None = None) -> Path:

@@ -165,13 +165,13 @@ def hardest_section(hardest: Sequence[Hard]) -> str:
     figures = "".join(
         figure(
             photo_jpeg(each.picture),
-            f"{each.label} ({each.share:.3f}), decided {each.decided} ({each.share_of_decided:.3f}): {each.path}",
+            f"{each.label} ({each.share:.3f}), most probable {each.decided} ({each.share_of_decided:.3f}): {each.path}",
         )
         for each in hardest
     )
     intro = (
-        "<p>Test images whose own label got the least probability, worst first. Among them are wrong labels, bad "
-        "images and what the training images lack.</p>"
+        "<p>Test images whose own label got the least probability, worst first. Among them may be wrong labels, "
+        "bad images and what the training images lack.</p>"
     )
     return section("Hardest images", f'{intro}<div class="examples photos">{figures}</div>')
 

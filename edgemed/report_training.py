@@ -74,7 +74,9 @@ def curves_html(histories: History, *, folded: bool) -> str:
         return "<p>The curves are in each fold's report: folds/K/report.html.</p>" if folded else "<p>Not measured.</p>"
     return "".join(parts) + (
         '<p class="note">Training loss includes augmentation, label smoothing and class weights, validation loss does '
-        "not: compare their course, not their height. The members share their vertical scales.</p>"
+        "not: compare their course, not their height. The members share their vertical scales. Of the epochs whose "
+        "validation loss is within a standard error of the lowest, the latest is kept: on few images the lowest is a "
+        "matter of chance.</p>"
     )
 
 

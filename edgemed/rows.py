@@ -120,7 +120,10 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
         file, frame = frame_of(root / name)
         shown = one_line(name)
         if not as_written and not file.is_file():
-            raise InputError(f"{where}: {root / shown} does not exist; paths are relative to the CSV's folder.")
+            step = "this is a run's list, copy it into the folder of its images" if (root / "run.json").exists() else (
+                "paths are relative to the CSV's folder"
+            )
+            raise InputError(f"{where}: {root / shown} does not exist; {step}.")
         alone = name if frame is None else name.rpartition("#")[0]  # frames of one file are never independent
         row = Row(name, cell["label"], cell.get("group", "") or alone, split)
         if cell.get("group"):

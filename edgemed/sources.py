@@ -4,8 +4,9 @@
     edgemed build-engine --member a.safetensors --member b.safetensors --backbone convnext_tiny --labels cat,dog \\
         --size 224 --check IMAGES --out BUNDLE
 
-A run brings its validation and test images, with the probabilities that training's evaluation wrote down. Checkpoints
-of the user's own need `--check IMAGES`: an engine that was never compared with its model is not written.
+A run brings its images of validation, calibration and test, with the probabilities that training's evaluation wrote
+down. Checkpoints of the user's own need `--check IMAGES`: an engine that was never compared with its model is not
+written.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def source_from_run(path: Path) -> Source:
     groups = {name: number for number, name in enumerate(sorted(set(run.dataset.groups)))}
     proofs: list[Proof] = []
     noted = []
-    for split in ("validation", "test"):
+    for split in ("validation", "calibration", "test"):
         table = read_table(path, run.classes, split)
         proofs += [
             Proof(run.dataset.root / name, label, groups[group], split, pixels)

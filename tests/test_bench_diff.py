@@ -195,6 +195,9 @@ def test_a_folder_is_its_reports(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(json.dumps(report(latencies(0), batch=batch)))
     assert [one["runtimes"][0]["results"][0]["batch"] for one in read_reports(tmp_path)] == [1, 2]
     assert read_reports(tmp_path / "1.json") == [report(latencies(0))]
+    (tmp_path / "3.json").write_bytes((tmp_path / "1.json").read_bytes())
+    with pytest.raises(InputError, match=r"3\.json is a copy of another report"):
+        read_reports(tmp_path)
 
 
 @pytest.mark.parametrize("document", [{"schema": "edgemed.bench/1"}, [], {"rows": []}])

@@ -134,6 +134,23 @@ def test_a_certificate_states_the_gates_that_it_kept(tmp_path: Path) -> None:
     assert certificate.gates.model_dump() == vars(gates)
 
 
+def test_a_smaller_certificate_in_place_of_a_larger_one_is_warned_of_and_looser_gates_are_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = answers(33)
+    members[4] = members[4, :, [1, 0, 2]].T  # PyTorch would have said another class
+    model = noted(tmp_path, members, range(33))
+    certify(model, tmp_path / "data", Gates(max_flips=1, max_prob_error=1.0, max_auroc_drop=1.0))
+    assert "replaces" not in caplog.text
+    display.inspection(model.bundle, None, as_json=False)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "certified on 33 images, 1 changed, by --max-flips 1 --max-prob-error 1 --max-auroc-drop 1" in shown
+    for k in range(31):
+        (tmp_path / "data" / f"{k:02d}.png").unlink()
+    certify(model, tmp_path / "data", Gates())
+    assert "replaces one on 33 images, here, by one on 2" in caplog.text
+
+
 def test_a_gate_that_nothing_was_judged_by_is_not_among_those_that_were_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,26 @@ def test_a_full_disk_at_the_other_end_of_the_output_is_one_line() -> None:
     assert done.stderr.decode() == "error: the output cannot be written: No space left on device\n"
 
 
+def test_json_that_swallowed_the_next_flag_is_told_of(tmp_path: Path) -> None:
+    """`--json` of bench takes a file, other commands' none: `--json --strict` would have switched the gate off."""
+    done = _edgemed("bench", str(tiny.bundle(tmp_path / "bundle").path), "--json", "--strict")
+    assert (done.returncode, "got '--strict'" in done.stderr) == (2, True), done.stderr
+
+
+def test_predict_takes_a_folder_of_images(tmp_path: Path) -> None:
+    path = tiny.bundle(tmp_path / "bundle").path
+    for k in range(3):
+        Image.fromarray(tiny.image(k)).save(tmp_path / f"{k}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for k in (2, 0):
+        (tmp_path / f"{k}.png").rename(folder / f"{k}.png")
+    done = _edgemed("predict", str(path), str(folder), str(tmp_path / "1.png"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert [Path(each["path"]).name for each in json.loads(done.stdout)] == ["0.png", "2.png", "1.png"]
+
+
 def test_help_lists_every_command() -> None:
     done = _edgemed("--help")
     assert done.returncode == 0

@@ -80,6 +80,14 @@ def test_an_image_of_as_many_levels_as_the_warning_says_is_not_warned_of(
     assert ["fewer than 20" in warning for warning in scan(folder).warnings] == [True] * warned
 
 
+def test_a_runs_own_list_says_where_it_can_be_used(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").touch()
+    (tmp_path / "run" / "split.csv").write_text("path,label\nbenign/0.png,benign\n")
+    with pytest.raises(InputError, match="this is a run's list, copy it into the folder of its images"):
+        scan(tmp_path / "run" / "split.csv")
+
+
 def test_masks_beside_their_images_are_warned_of(folder: Path) -> None:
     _save(folder / "benign" / "face_mask.png", 50)  # of no other image
     assert scan(folder).warnings == ()

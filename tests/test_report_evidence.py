@@ -45,7 +45,7 @@ def test_without_a_calibration_split_the_report_says_that_nothing_is_promised() 
 def test_the_hardest_images_and_conflicting_labels_are_seen_with_what_was_said_of_them() -> None:
     given = arguments()
     page = Page(report_html(**given))
-    assert "benign (0.012), decided malignant (0.946): b/7.png" in page.text
+    assert "benign (0.012), most probable malignant (0.946): b/7.png" in page.text
     assert "benign or malignant? Correlation 0.987" in page.text
     photos = [a["src"] or "" for tag, a in page.tags if tag == "img" and "jpeg" in (a["src"] or "")]
     levels = [np.asarray(Image.open(io.BytesIO(base64.b64decode(p.split(",")[1])))).mean() for p in photos]

@@ -88,6 +88,8 @@ def bench(
         _show(difference, bench_diff.table, json_)
         return
     assert bundle is not None
+    if json_ is not None and str(json_).startswith("-") and str(json_) != "-":
+        raise InputError(f"--json takes a file, or - for standard output, and got '{json_}'; add one of these")
     if export_times and json_ is None:
         raise InputError("--export-times puts every sample into the JSON document: add --json FILE")
     if plot is not None and plot.suffix.lower() != ".svg":

@@ -19,7 +19,7 @@ JSON_HELP = (
 
 def predict(
     bundle: Bundle,
-    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)],
     runtime: Runtime = "auto",
     precision: Precision = "fp32",
     threads: Threads = 0,
@@ -29,6 +29,7 @@ def predict(
     json_: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Classify images. A bad file is reported and the others go on; the exit code is then 2."""
+    from edgemed.certify import image_files
     from edgemed.infer import load
 
     model = load(
@@ -40,13 +41,16 @@ def predict(
         plan_key=verify_plans,
         self_test=self_test,
     )
+    files = [file for path in images for file in (image_files(path) if path.is_dir() else [path])]
     found, bad = [], 0
-    for path in images:
-        try:
-            found.append(model(path))
-        except InputError as error:
-            bad += 1
-            display.error(error)
+    with display.progress() as progress:
+        for done, file in enumerate(files, 1):
+            try:
+                found.append(model(file))
+            except InputError as error:
+                bad += 1
+                display.error(error)
+            progress("predict", done, len(files), "")
     if json_:
         display.document([prediction.as_dict() for prediction in found])
     else:

@@ -50,7 +50,7 @@ void reserve(Picture& picture, int64_t height, int64_t width) {
 void check_sides(int64_t height, int64_t width, const SideLimits& limits) {
     const auto text = [](int64_t value) { return std::to_string(value); };
     if (std::min(height, width) >= limits.smallest && std::max(height, width) <= limits.largest) return;
-    throw refused("has " + text(height) + " x " + text(width) + " pixels, this bundle takes sides from " +
+    throw refused("has " + text(width) + " x " + text(height) + " pixels, this bundle takes sides from " +
                       text(limits.smallest) + " to " + text(limits.largest),
                   "resize it, or build again with --image-size " +
                       text(std::min({height, width, limits.smallest})) + "," + text(limits.best) + "," +
