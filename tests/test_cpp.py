@@ -19,7 +19,7 @@ import tiny_bundles as tiny
 from cpp_build import BUNDLE, OK, ROOT, RUNTIME, built, ctest, opened
 
 import edgemed
-from edgemed.manifest import sha256_of
+from edgemed.manifest import ImageInput, sha256_of
 from edgemed.pack import add_plan
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -203,7 +203,7 @@ def test_the_example_ends_with_the_exit_code_of_edgemed_predict(
 
 
 def test_answers_that_a_full_disk_swallows_are_an_error(build: Path, tmp_path: Path) -> None:
-    bundle = tiny.bundle(tmp_path / "bundle").path
+    bundle = tiny.bundle(tmp_path / "bundle", image_input=ImageInput(min_side=16, opt_side=48, max_side=640)).path
     for tool in ("edgemed-predict", "edgemed-camera-loop"):
         arguments = [bundle, bundle / "golden" / "000.png"] if tool == "edgemed-predict" else [bundle, "2"]
         with Path("/dev/full").open("w") as full:
