@@ -255,9 +255,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def leave(self, name: str, layer: nn.Module, _: Any, output: Tensor) -> None:
         """After it."""
+        if isinstance(layer, Float32) and layer.narrow and layer.wide:
+            self._note(f"{name}: aten._to_copy.default", output)  # inside of it, where this itself is not watched
         self._inside.pop()
-        if isinstance(layer, Float32) and layer.narrow:
-            self._note(f"{name}: output", output)
 
     def _note(self, name: str, value: Tensor) -> None:
         size, known = float(value.abs().amax()), self.largest.get(name, 0.0)  # NaN stays NaN

@@ -19,6 +19,7 @@ from rich.console import Console
 
 import edgemed as package
 from edgemed import display
+from edgemed.commands import goes_on
 from edgemed.commands.build import build_engine
 from edgemed.commands.certify import certify
 from edgemed.commands.train import settings, train
@@ -45,6 +46,12 @@ def test_json_that_swallowed_the_next_flag_is_told_of(tmp_path: Path) -> None:
     """`--json` of bench takes a file, other commands' none: `--json --strict` would have switched the gate off."""
     done = _edgemed("bench", str(tiny.bundle(tmp_path / "bundle").path), "--json", "--strict")
     assert (done.returncode, "got '--strict'" in done.stderr) == (2, True), done.stderr
+
+
+def test_whoever_interrupts_a_training_is_told_that_it_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(KeyboardInterrupt), goes_on(Path("runs/one")):
+        raise KeyboardInterrupt
+    assert caplog.messages == ["interrupted; the same command goes on in runs/one"]
 
 
 def test_predict_takes_a_folder_of_images(tmp_path: Path) -> None:

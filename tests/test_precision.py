@@ -103,6 +103,19 @@ def test_a_layer_that_overflows_on_one_of_the_many_images_stays_float32_too(name
         assert kept and not rounded_outputs(half_ensemble(ensemble, kept), many).unsafe
 
 
+@pytest.mark.parametrize("name", ["convnext", "resnet", "lite"])
+def test_the_sizes_that_are_watched_with_rounded_weights_are_those_of_rounding_every_operator(name: str) -> None:
+    """So a first layer that computes in float32 is watched by what it gives as float16, and nothing else of it is."""
+    ensemble, images = ensemble_of(name, 1), _images(2, 64, 64)
+    rounded, weights = (
+        rounded_outputs(half_ensemble(ensemble, wide=wide), images).largest for wide in (False, True)
+    )
+    assert set(rounded) <= set(weights)
+    assert all(weights[operator] < 1e-4 for operator in set(weights) - set(rounded))  # nothing is left of it in float16
+    for operator, size in rounded.items():
+        assert weights[operator] == pytest.approx(size, rel=5e-3, abs=1e-3)
+
+
 def test_a_layer_to_keep_that_the_network_has_not_is_refused() -> None:
     ensemble = ensemble_of("convnext_linear", 1)
     with pytest.raises(InputError, match="no layer of the network is named network.stages.0"):

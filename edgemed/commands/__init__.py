@@ -6,6 +6,9 @@ that several commands share.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -45,3 +48,13 @@ Verify = Annotated[
     Path | None,
     typer.Option(help="Refuse what is not signed by this public key (PEM).", show_default=False),
 ]
+
+
+@contextmanager
+def goes_on(out: Path) -> Iterator[None]:
+    """Whoever interrupts a long command is told that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        logging.getLogger("edgemed").warning("interrupted; the same command goes on in %s", out)
+        raise

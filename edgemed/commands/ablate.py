@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from edgemed import display
+from edgemed.commands import goes_on
 from edgemed.commands.train import settings, train
 
 DEFAULTS = {"folds": 5, "renyi_order": 2.0}
@@ -31,7 +32,7 @@ def ablate(data: Path, out: Path, cells: str, budget: float, json_: bool, **opti
         if not leads:
             return follow()
         asked = [name.strip() for name in cells.split(",") if name.strip()] if cells else list(CELLS)
-        with display.progress() as progress:
+        with goes_on(out), display.progress() as progress:
             found = run_ablation(config, data, out, progress, asked, budget)
     display.ablation(found, json_, str(out))
     if not json_:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgemed import display
-from edgemed.commands import Json
+from edgemed.commands import Json, goes_on
 from edgemed.errors import InputError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def train(
     with process_group(device, threads) as leads:
         if not leads:
             return follow()
-        with display.progress() as progress:
+        with goes_on(out), display.progress() as progress:
             metrics = run_train(config, data, out, progress)
     display.metrics(metrics, json_, f"{out} ({metrics['split']})")
     if not json_:
