@@ -147,11 +147,13 @@ def ablation_html(found: Mapping[str, Any], name: str) -> str:
 
 
 def _basis(found: Mapping[str, Any]) -> str:
+    both_seeds = {"entropy-imagenet", "again-imagenet"} <= set(found["cells"])
+    seeds = ": what a seed does is the difference of mae and mae'" if both_seeds else ""
     return (
         f'<p class="note">{found["n"]:,} images in {found["groups"]:,} groups, '
         + (f"out of fold ({found['folds']} folds)" if found["folds"] > 1 else "the test split")
-        + ". Brackets: 95 % intervals over groups; differences are paired. They tell of other images, not of another "
-        "training: what a seed does is the difference of mae and mae'. The many differences below are not corrected "
+        + ". A name with ' is of another seed. Brackets: 95 % intervals over groups; differences are paired. They tell "
+        f"of other images, not of another training{seeds}. The many differences below are not corrected "
         "for their number; the sentence rests on one that was chosen beforehand, of accuracy. McNemar's p takes images "
         "for independent, the intervals do not.</p>"
     )
@@ -159,6 +161,7 @@ def _basis(found: Mapping[str, Any]) -> str:
 
 def _table(rows: Sequence[Mapping[str, Any]], reference: str) -> str:
     lines: list[list[Cell]] = []
+    compared = any(row["minus"] for row in rows)
     for row in rows:
         cells: list[Cell] = [row["name"]]
         cells += [(number(row[key]["value"]), bounds(row[key])) for key in SEEN]
@@ -166,11 +169,14 @@ def _table(rows: Sequence[Mapping[str, Any]], reference: str) -> str:
         if minus := row["minus"]:
             cells += [(signed(minus[key]["value"]), bounds(minus[key], signed)) for key in SEEN]
             cells.append(f"{minus['mcnemar']['p']:.2g}")
-        else:
+        elif compared:
             cells += ["-"] * 3
         lines.append(cells)
+    head = ["", "Accuracy", "AUROC", "ECE"]
+    if not compared:
+        return table(head, lines)
     over = [("", 4), (f"minus {reference}", 3)]
-    return table(["", "Accuracy", "AUROC", "ECE", "Accuracy", "AUROC", "McNemar's p"], lines, over=over)
+    return table([*head, "Accuracy", "AUROC", "McNemar's p"], lines, over=over)
 
 
 def _figures(rows: Sequence[Mapping[str, Any]], reference: str) -> list[str]:

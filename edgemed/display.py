@@ -138,7 +138,7 @@ def ablation(found: dict[str, Any], as_json: bool, title: str) -> None:
     for kind in ("members", "ensembles"):
         reference = next((row["minus"]["b"] for row in found[kind] if row["minus"]), "")
         table = Table(title=escape(f"{title}: {kind}"), title_justify="left", box=SIMPLE_HEAD, caption_justify="left")
-        table.caption = f"{found['n']} images in {found['groups']} groups; 95 % intervals over groups"
+        table.caption = f"{found['n']} images in {found['groups']} groups; 95 % intervals over groups; ': another seed"
         table.add_column("")
         for name in ("accuracy", "AUROC", *((f"accuracy minus\n{reference}", "AUROC minus") if reference else ())):
             table.add_column(escape(name), justify="right", no_wrap=True)
