@@ -82,6 +82,7 @@ def certify(
     from edgemed.metrics import auroc_change  # scikit-learn, not on every device: said before the images are run
 
     check_writable(model.bundle)
+    model.bundle.plans()  # a record that cannot be read is told of before the images are run, too
     table = model.bundle.reference()
     rows = {digest: row for row, digest in enumerate(table.sha256.tolist())}
     files = list(image_files(data))
@@ -205,7 +206,7 @@ def image_files(data: Path) -> Iterator[Path]:
     if data.is_dir():
         found = _below(data)
         if not found:
-            raise InputError(f"{data} holds no images; give the folder or the CSV that the run was trained on")
+            raise InputError(f"{data} holds no images; give a folder that does, or a CSV")
         yield from found
         return
     try:

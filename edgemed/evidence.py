@@ -8,7 +8,7 @@ from by the sha256 of their pixels, so that `certify` can match a user's own fil
     golden/000.png ...      8-bit RGB
     golden/outputs.json     {"schema_version": 1, "images": [{"file", "probabilities" [K], "members" [M][K]}, ...]};
                             with "entropy" [S/32][S/32] in bits too, where the bundle's manifest says that it has it
-    reference.npz           sha256 (R,) U64; label, group (R,) int64; split (R,) U10; probabilities (R, K) and
+    reference.npz           sha256 (R,) U64; label, group (R,) int64; split (R,) U11; probabilities (R, K) and
                             members (R, M, K) float32
 
 `edgemed build-engine RUN --out BUNDLE` writes both.
@@ -150,7 +150,7 @@ def reference_file(
         "sha256": np.array([sha256[k] for k in order], dtype="U64"),
         "label": np.array([labels[k] for k in order], dtype=np.int64),
         "group": np.array([numbers.setdefault(groups[k], len(numbers)) for k in order], dtype=np.int64),
-        "split": np.array([splits[k] for k in order], dtype="U10"),
+        "split": np.array([splits[k] for k in order], dtype="U11"),
         "probabilities": each.mean(axis=1)[order],
         "members": each[order],
     }

@@ -237,7 +237,8 @@ def parse(kind: type[_Document], data: bytes, where: Path) -> _Document:
     try:
         document = kind.model_validate_json(data)
     except ValidationError as error:
-        raise InputError(f"{where} is not valid: {_reason(error)}; build the bundle again") from error
+        step = "build the bundle again" if kind is Manifest else "remove it, then build or certify again"
+        raise InputError(f"{where} is not valid: {_reason(error)}; {step}") from error
     sealed = not isinstance(document, Manifest) or (
         document.bundle_id == _bundle_id(document) and document.checksum == _checksum(document)
     )

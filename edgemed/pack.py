@@ -154,8 +154,9 @@ def put_record(bundle: Bundle, record: PlanRecord, signing_key: bytes | None = N
 
 def check_writable(bundle: Bundle) -> None:
     """Raise InputError where nothing can be added to the bundle: to be asked before the work, not after it."""
-    with _adding_to(bundle):
-        pass
+    folder = bundle.path / PLANS_FOLDER
+    if not os.access(folder if folder.exists() else bundle.path, os.W_OK):
+        raise InputError(f"cannot write into {folder}; choose {COPY} that you may write to")
 
 
 @contextlib.contextmanager
@@ -172,8 +173,6 @@ def _adding_to(bundle: Bundle) -> Iterator[None]:
     try:
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
-        if not os.access(folder, os.W_OK):
-            raise InputError(f"cannot write into {folder}; choose {COPY} that you may write to")
         yield
     finally:
         os.close(handle)

@@ -151,11 +151,11 @@ def _without_batch_norm(network: nn.Module, size: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class Rounded:
-    """What an ensemble gives when every float16 operator's result is rounded to float16."""
+    """What an ensemble gives when every float16 operator's result, or the weights alone, are rounded to float16."""
 
     probabilities: NDArray[np.float32]  # (N, K)
     members: NDArray[np.float32]  # (N, M, K)
-    largest: Mapping[str, float]  # largest magnitude of each float16 operator's output over all images
+    largest: Mapping[str, float]  # largest magnitude over all images of each output that float16 holds, or would
 
     @property
     def unsafe(self) -> dict[str, float]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgemed.config import TrainConfig
 from edgemed.dataset import KNOWN_SPLITS, Dataset, DuplicatePair, read_split_csv
+from edgemed.errors import InputError
 from edgemed.evaluate import Table
 from edgemed.examples import mask_examples
 from edgemed.files import read_json
@@ -41,7 +42,10 @@ def report_of_run(run: Path, metrics: dict[str, Any]) -> str:
     for k, fold in enumerate(runs if folded else []):
         fold_table |= _split_table(read_split_csv(fold / "split.csv", dataset.root), f"fold {k + 1}, ")
     whole = run.resolve().parents[1] if config.folds and not folded else run  # a fold has no file of its own
-    pairs = [DuplicatePair(**pair) for pair in read_json(whole / "duplicates.json")]
+    try:
+        pairs = [DuplicatePair(**pair) for pair in read_json(whole / "duplicates.json")]
+    except TypeError as error:
+        raise InputError(f"{whole / 'duplicates.json'} is of another version of edgemed; train anew") from error
     test = joined([read_table(each, dataset.classes, "test") for each in runs])
     histories = {member: read_history(run / "members" / member / "history.jsonl") for member in MEMBERS}
     stages = {name: [row for row in rows if row["stage"] == "finetune"] for name, rows in histories.items()}

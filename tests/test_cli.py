@@ -66,6 +66,10 @@ def test_predict_takes_a_folder_of_images(tmp_path: Path) -> None:
     done = _edgemed("predict", str(path), str(folder), str(tmp_path / "1.png"), "--json")
     assert done.returncode == 0, done.stderr
     assert [Path(each["path"]).name for each in json.loads(done.stdout)] == ["0.png", "2.png", "1.png"]
+    (tmp_path / "empty").mkdir()
+    for bad in (tmp_path / "empty", tmp_path / f"{'x' * 300}.png"):
+        done = _edgemed("predict", str(path), str(bad), str(tmp_path / "1.png"), "--json")
+        assert (done.returncode, len(json.loads(done.stdout))) == (2, 1), done.stderr  # the others go on
 
 
 def test_help_lists_every_command() -> None:

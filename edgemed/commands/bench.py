@@ -80,6 +80,9 @@ def bench(
 
     if (bundle is None) == (diff is None):
         raise InputError("give a bundle to measure, or --diff OLD.json NEW.json to compare two measurements")
+    for name, file in (("--json", json_), ("--markdown", markdown), ("--plot", plot)):
+        if file is not None and str(file).startswith("-") and (name, str(file)) != ("--json", "-"):
+            raise InputError(f"{name} takes a file, and got '{file}'; add one")
     if diff is not None:
         given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
         if idle := [flag(name.rstrip("_")) for name in given if name not in ("diff", "json_")]:
@@ -88,8 +91,6 @@ def bench(
         _show(difference, bench_diff.table, json_)
         return
     assert bundle is not None
-    if json_ is not None and str(json_).startswith("-") and str(json_) != "-":
-        raise InputError(f"--json takes a file, or - for standard output, and got '{json_}'; add one of these")
     if export_times and json_ is None:
         raise InputError("--export-times puts every sample into the JSON document: add --json FILE")
     if plot is not None and plot.suffix.lower() != ".svg":

@@ -41,7 +41,7 @@ def certify(
 ) -> None:
     """Prove an engine on this machine, on images of its training.
 
-    Those of validation and test are found in DATA by their pixels, and the answers compared with PyTorch's.
+    Those that training held out are found in DATA by their pixels, and the answers compared with PyTorch's.
     """
     from edgemed.bundle import open_bundle
     from edgemed.certify import certify as run_certify

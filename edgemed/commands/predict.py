@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -41,8 +42,14 @@ def predict(
         plan_key=verify_plans,
         self_test=self_test,
     )
-    files = [file for path in images for file in (image_files(path) if path.is_dir() else [path])]
-    found, bad = [], 0
+    files, found, bad = list[Path](), [], 0
+    for path in images:
+        try:
+            folder = os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises where a name is too long
+            files += image_files(path) if folder else [path]
+        except InputError as error:
+            bad += 1
+            display.error(error)
     with display.progress() as progress:
         for done, file in enumerate(files, 1):
             try:

@@ -38,16 +38,18 @@ std::map<std::string, size_t> files_below(const fs::path& folder) {
     std::error_code gone;
     for (fs::recursive_directory_iterator entry(folder), end; entry != end; entry.increment(gone))
         paths.push_back(entry->path());
-    if (gone && gone != std::errc::no_such_file_or_directory) throw fs::filesystem_error("", gone);
+    if (gone) throw fs::filesystem_error("", gone);
     std::sort(paths.begin(), paths.end());
     for (const fs::path& path : paths) {
         const fs::file_status status = fs::symlink_status(path, gone);
         if (status.type() == fs::file_type::not_found) continue;  // a temporary file of a plan that is being added
+        if (status.type() == fs::file_type::none) throw fs::filesystem_error("", gone);
         if (fs::is_symlink(status))
             throw bundle_error(path.string() +
                                " is a symbolic link; a bundle holds plain files: copy it with `cp -rL`");
         if (fs::is_regular_file(status)) {
             const auto size = fs::file_size(path, gone);
+            if (gone && gone != std::errc::no_such_file_or_directory) throw fs::filesystem_error("", gone);
             if (!gone) found[path.lexically_relative(folder).generic_string()] = size;
         } else if (!fs::is_directory(status))
             throw bundle_error(path.string() + " is not a plain file; remove it from the bundle");
