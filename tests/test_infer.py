@@ -151,7 +151,7 @@ def test_a_size_out_of_range_is_refused_by_every_entrance(
         lambda: model(tmp_path / "scan.png"),
         lambda: model.predict_pixels(image[None]),
     ):
-        with pytest.raises(InputError, match=f"{height} x {width} pixels.*--image-size {wanted}"):
+        with pytest.raises(InputError, match=f"{width} x {height} pixels.*--image-size {wanted}"):
             call()
     assert model(tiny.image(0, 16, 512)).label  # the ends of the range belong to it
 
