@@ -38,7 +38,7 @@ Sign = Annotated[
 ]
 VerifyPlans = Annotated[
     Path | None,
-    typer.Option(help="Plans are signed by this other key, such as the device's own.", show_default="--verify's"),
+    typer.Option(help="Beside --verify: plans are signed by this key, the device's own.", show_default="--verify's"),
 ]
 Plan = Annotated[
     str | None,

@@ -72,7 +72,7 @@ typedef struct edgemed_options {
     const char* precision;  /* which graph of the bundle: "fp32" or "fp16" (a CPU executes both in fp32) */
     int threads;            /* CPU threads of a request; 0 = all physical cores that the process may use */
     const char* public_key; /* an Ed25519 key file (PEM) by which manifest, plans and certificates must be signed, or NULL */
-    const char* plan_key;   /* another key for plans, such as the device's own; NULL = public_key */
+    const char* plan_key;   /* beside public_key, another one for plans, such as the device's own; NULL = that */
     int uncertified;        /* 1: "auto" may take a plan that is not certified on this very machine */
     int self_test;          /* 1: run the golden images first; fails where answers differ, or none fits a plan */
     const char* modules;    /* folder of the TensorRT modules; NULL = where this library lies */
