@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgemed.by_class import BY_CLASS, figure_of_class
 from edgemed.curves import reliability, roc
+from edgemed.dataset import DuplicatePair
 from edgemed.evaluate import Table
 from edgemed.point_quality import attained
 from edgemed.report_page import Cell, bounds, charts, figure, grid, number, section, table
@@ -36,20 +37,10 @@ class Hard:
 
 
 @dataclass(frozen=True)
-class Duplicate:
+class Duplicate(DuplicatePair):
     """Two images that show the same picture; their pictures, where the labels conflict."""
 
-    a: str
-    b: str
-    label_a: str
-    label_b: str
-    correlation: float
     pictures: tuple[Picture, Picture] | None = None
-
-    @property
-    def conflicting(self) -> bool:
-        """At least one of the labels is wrong."""
-        return self.label_a != self.label_b
 
 
 def classes_html(predictors: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> str:

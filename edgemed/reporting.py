@@ -5,6 +5,7 @@ edgemed train DATA --out RUN        # writes RUN/report.html
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,11 +107,7 @@ def _duplicates(pairs: Sequence[DuplicatePair], dataset: Dataset) -> list[Duplic
     shown = sorted((pair for pair in pairs if pair.conflicting), key=lambda pair: -pair.correlation)[:CONFLICTS]
     return [
         Duplicate(
-            pair.a,
-            pair.b,
-            pair.label_a,
-            pair.label_b,
-            pair.correlation,
+            *dataclasses.astuple(pair),
             (image_from_file(dataset.root / pair.a), image_from_file(dataset.root / pair.b)) if pair in shown else None,
         )
         for pair in pairs
