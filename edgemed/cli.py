@@ -6,10 +6,13 @@ edgemed --help
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import logging
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -42,6 +45,20 @@ def _edgemed(
     display.start_logging(logging.DEBUG if verbose else logging.INFO)
 
 
+def _no_flag_for_a_value(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, but for a value that is named like a flag: `--json --strict` would write it, and lose the flag."""
+
+    @functools.wraps(command)
+    def checked(*args: Any, **options: Any) -> None:
+        for value in options.values():
+            for path in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(path, (str, Path)) and str(path).startswith("--"):
+                    raise InputError(f"an option takes a value, and got '{path}'; give one (a file: ./{path})")
+        command(*args, **options)
+
+    return checked
+
+
 for command in (  # each docstring's first sentence is the summary, which a terminal of 80 columns shows whole
     train.sample,
     train.train,
@@ -56,7 +73,7 @@ for command in (  # each docstring's first sentence is the summary, which a term
     bench.bench,
     cpp.cmake_dir,
 ):
-    app.command(command.__name__.replace("_", "-"))(command)
+    app.command(command.__name__.replace("_", "-"))(_no_flag_for_a_value(command))
 app.add_typer(data.app, name="data")
 
 

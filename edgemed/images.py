@@ -159,8 +159,7 @@ def decodes_alike(path: str | Path) -> bool:
             exif, orientation = image.info.get("exif", b""), image.getexif().get(ORIENTATION)
             # Where Pillow passes over a damaged entry, DALI may still turn the image.
             hidden = orientation is None and any(ORIENTATION.to_bytes(2, order) in exif for order in ("big", "little"))
-            upright = orientation in (None, 1) and _orientation(image) == 1  # by XMP, too, beside a damaged block
-            return image.format == "JPEG" and image.mode in _MODES_ALIKE and upright and not hidden
+            return image.format == "JPEG" and image.mode in _MODES_ALIKE and _orientation(image) == 1 and not hidden
     except (InputError, *_DECODER_ERRORS):
         return False
 

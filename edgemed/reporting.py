@@ -5,7 +5,6 @@ edgemed train DATA --out RUN        # writes RUN/report.html
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,8 +106,10 @@ def _duplicates(pairs: Sequence[DuplicatePair], dataset: Dataset) -> list[Duplic
     shown = sorted((pair for pair in pairs if pair.conflicting), key=lambda pair: -pair.correlation)[:CONFLICTS]
     return [
         Duplicate(
-            *dataclasses.astuple(pair),
-            (image_from_file(dataset.root / pair.a), image_from_file(dataset.root / pair.b)) if pair in shown else None,
+            **vars(pair),
+            pictures=(image_from_file(dataset.root / pair.a), image_from_file(dataset.root / pair.b))
+            if pair in shown
+            else None,
         )
         for pair in pairs
     ]

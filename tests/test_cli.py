@@ -44,8 +44,10 @@ def test_a_full_disk_at_the_other_end_of_the_output_is_one_line() -> None:
 
 def test_json_that_swallowed_the_next_flag_is_told_of(tmp_path: Path) -> None:
     """`--json` of bench takes a file, other commands' none: `--json --strict` would have switched the gate off."""
-    done = _edgemed("bench", str(tiny.bundle(tmp_path / "bundle").path), "--json", "--strict")
-    assert (done.returncode, "got '--strict'" in done.stderr) == (2, True), done.stderr
+    path = str(tiny.bundle(tmp_path / "bundle").path)
+    for command in (("bench", path, "--json"), ("bench", path, "--markdown"), ("train", str(tmp_path), "--out")):
+        done = _edgemed(*command, "--strict")
+        assert (done.returncode, "got '--strict'" in done.stderr) == (2, True), done.stderr
 
 
 def test_whoever_interrupts_a_training_is_told_that_it_goes_on(caplog: pytest.LogCaptureFixture) -> None:

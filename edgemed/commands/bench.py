@@ -80,9 +80,6 @@ def bench(
 
     if (bundle is None) == (diff is None):
         raise InputError("give a bundle to measure, or --diff OLD.json NEW.json to compare two measurements")
-    for name, file in (("--json", json_), ("--markdown", markdown), ("--plot", plot)):
-        if file is not None and str(file).startswith("-") and (name, str(file)) != ("--json", "-"):
-            raise InputError(f"{name} takes a file, and got '{file}'; add one")
     if diff is not None:
         given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
         if idle := [flag(name.rstrip("_")) for name in given if name not in ("diff", "json_")]:
