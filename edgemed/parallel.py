@@ -10,7 +10,8 @@ import contextlib
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.managers import SyncManager
@@ -94,6 +95,7 @@ def run_jobs(
     Raises:
         What the first failing job raises, when those that run beside it are done; the others are not begun.
         EdgemedError: a worker was killed.
+        KeyboardInterrupt: at once; the workers, which do not hear of Ctrl-C themselves, are killed.
     """
     if workers <= 1:
         for job in jobs:
@@ -102,19 +104,24 @@ def run_jobs(
     context = multiprocessing.get_context("spawn")
     level = logging.getLogger("edgemed").getEffectiveLevel()
     manager = SyncManager(ctx=context)
-    manager.start(die_with_parent, (os.getpid(),))
+    with _no_interrupt():
+        manager.start(die_with_parent, (os.getpid(),))
     with manager:
         messages, free = manager.Queue(), manager.Queue()
         for gpu in gpus:
             free.put(gpu)
         own = (os.getpid(), level, free if gpus else None)
-        with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=own) as pool:
+        with (
+            ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=own) as pool,
+            _killed_by_an_interrupt(),
+        ):
             waiting, running = list(jobs), set[Future[None]]()
             failure: BaseException | None = None
             while running or (waiting and failure is None):
                 # Submitted one by one: a job in the pool's own queue could not be taken back after a failure.
                 while waiting and failure is None and len(running) < workers:
-                    running.add(pool.submit(_work, work, waiting.pop(0), messages))
+                    with _no_interrupt():  # a worker may be born here
+                        running.add(pool.submit(_work, work, waiting.pop(0), messages))
                 done, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 while not messages.empty():
                     progress(*messages.get())
@@ -125,6 +132,29 @@ def run_jobs(
         raise EdgemedError(message) from failure
     if failure is not None:
         raise failure
+
+
+@contextlib.contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Ctrl-C waits until the end; a process that is begun meanwhile never hears of it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _killed_by_an_interrupt() -> Iterator[None]:
+    """Ctrl-C ends the processes that were begun within: their stages are resumable, and nobody waits for minutes."""
+    before = multiprocessing.active_children()
+    try:
+        yield
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            if process not in before:
+                process.kill()
+        raise
 
 
 def _work(work: Callable[..., Any], job: tuple[Any, ...], messages: Any) -> None:

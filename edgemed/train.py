@@ -11,6 +11,7 @@ on where it stopped, and a finished one does nothing.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,10 +193,20 @@ def _train_fold(
     if not same and not (folder / "report.html").exists():
         raise InputError(f"{folder} was begun with other folds, by another edgemed; choose another --out")
 
-    def named(stage: str, done: int, total: int, detail: str) -> None:
-        progress(f"fold {k + 1}/{config.folds} {stage}", done, total, detail)
+    name = f"fold {k + 1}/{config.folds}"
 
-    train_one(own, part, folder, device, named)
+    def named(stage: str, done: int, total: int, detail: str) -> None:
+        progress(f"{name} {stage}", done, total, detail)
+
+    def signed(record: logging.LogRecord) -> bool:
+        record.msg = f"{name}: {record.msg}"
+        return True
+
+    log.addFilter(signed)
+    try:
+        train_one(own, part, folder, device, named)
+    finally:
+        log.removeFilter(signed)
 
 
 def _weights(config: TrainConfig, previous: dict[str, Any] | None, out: Path) -> dict[str, str]:

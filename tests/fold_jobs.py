@@ -1,8 +1,9 @@
-"""A job for the test of parallel folds: worker processes import it by name."""
+"""Jobs for the tests of parallel folds: worker processes import them by name."""
 
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,3 +25,11 @@ def tell_gpu(folder: Path, number: int, progress: Callable[[str, int, int, str],
     (folder / str(number)).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
     while number < 2 and len(list(folder.iterdir())) < 2:
         time.sleep(0.01)
+
+
+def linger(folder: Path, number: int, progress: Callable[[str, int, int, str], None]) -> None:
+    """Get the Ctrl-C that a terminal sends to all, say so, and stay for ten minutes unless killed."""
+    (folder / str(os.getpid())).touch()
+    os.kill(os.getpid(), signal.SIGINT)
+    progress("still here", 1, 1, "")
+    time.sleep(600)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -205,55 +205,6 @@ def test_the_mae_member_starts_from_the_pretrained_encoder(tiny_run: Path, weigh
     other = new_member(config, "imagenet", 3, imagenet, "test", tiny_run / "members/mae").state_dict()
     assert np.array_equal(mae[key], pretrained[key])
     assert np.array_equal(other[key], imagenet[key])
-
-
-def test_a_failing_fold_stops_the_ones_that_have_not_begun(tmp_path: Path) -> None:
-    import fold_jobs
-
-    from edgemed.errors import InputError
-    from edgemed.parallel import run_jobs
-
-    seen: list[str] = []
-    with pytest.raises(InputError, match="job 0 is bad"):
-        run_jobs(fold_jobs.touch, [(tmp_path, k) for k in range(6)], 2, lambda name, *_: seen.append(name))
-    begun = sorted(path.name for path in tmp_path.iterdir())
-    assert begun[:2] == ["0", "1"]
-    assert len(begun) < 6
-    assert "job 1" in seen
-
-
-@pytest.fixture(scope="module")
-def folded(phantoms: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    from conftest import run_main
-
-    run = tmp_path_factory.mktemp("folded") / "run"
-    assert run_main("train", phantoms, "--out", run, *tiny_flags(weights), "--folds", "3") == 0
-    yield run
-
-
-def test_folds_test_every_image_once_and_pool_them(folded: Path, edgemed: Edgemed, tmp_path: Path) -> None:
-    everything = sorted(row["path"] for row in _rows(folded / "split.csv"))
-    tested = [row["path"] for k in range(3) for row in _rows(folded / f"folds/{k}/split.csv") if row["split"] == "test"]
-    assert sorted(tested) == everything
-    metrics = json.loads((folded / "metrics.json").read_text())
-    of_folds = [json.loads((folded / f"folds/{k}/metrics.json").read_text()) for k in range(3)]
-    accuracy = metrics["folds"]["ensemble"]["accuracy"]
-    assert accuracy["folds"] == [fold["ensemble"]["accuracy"]["value"] for fold in of_folds]
-    assert accuracy["mean"] == pytest.approx(np.mean(accuracy["folds"]))
-    right = sum(fold["ensemble"]["accuracy"]["value"] * fold["n"] for fold in of_folds)
-    assert metrics["ensemble"]["accuracy"]["value"] == pytest.approx(right / len(everything))
-    assert edgemed("build-engine", folded, "--out", tmp_path / "bundle") == 2
-
-
-def test_folds_of_another_version_are_evaluated_anew_by_their_own_command(
-    folded: Path, phantoms: Path, weights: Path, edgemed: Edgemed, tmp_path: Path
-) -> None:
-    run = shutil.copytree(folded, tmp_path / "run")
-    for each in (run, *run.glob("folds/*")):
-        (each / "metrics.json").write_text(json.dumps({"schema": 1}))
-    assert edgemed("train", phantoms, "--out", run, *tiny_flags(weights), "--folds", "3") == 0
-    for name in ("metrics.json", "folds/2/metrics.json"):
-        assert json.loads((run / name).read_text()) == json.loads((folded / name).read_text())
 
 
 def test_a_killed_training_ends_as_an_undisturbed_one(
