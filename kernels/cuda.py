@@ -86,7 +86,7 @@ def _mask_of_array(
     mask = np.empty(entropy.shape, dtype=np.uint8)
     if mask.size == 0:
         return mask.view(np.bool_)
-    source, counters = np.ascontiguousarray(entropy), np.ascontiguousarray(ids)
+    source, counters = np.ascontiguousarray(entropy, np.float32), np.ascontiguousarray(ids, np.int64)
     with (
         driver.on_device(0),
         driver.device_memory(source.nbytes) as entropy_at,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,9 +81,9 @@ def geometry(shape: tuple[int, ...], dtype: str, patch: int, bins: int, order: f
         raise InputError(
             f"images have shape {shape}, needed is (N, H, W, 3) RGB or (N, H, W) grey; for one image use images[None]"
         )
-    if patch not in PATCHES:
+    if not is_whole(patch) or patch not in PATCHES:
         raise InputError(f"patch is {patch}, possible are 8, 16 and 32 pixels")
-    if bins not in (2, 4, 8, 16, 32, 64, 128, 256):
+    if not is_whole(bins) or bins not in (2, 4, 8, 16, 32, 64, 128, 256):
         raise InputError(f"bins is {bins}, possible are the powers of two from 2 to 256")
     check_order(order)
     count, height, width = shape[:3]
@@ -91,7 +92,12 @@ def geometry(shape: tuple[int, ...], dtype: str, patch: int, bins: int, order: f
         raise InputError(
             f"images are {height} x {width}, no multiple of patch={patch} pixels: resize or crop them to {near}"
         )
-    return Geometry(count, height, width, 1 if len(shape) == 3 else 3, patch, 8 - (bins.bit_length() - 1))
+    return Geometry(count, height, width, 1 if len(shape) == 3 else 3, patch, 8 - (int(bins).bit_length() - 1))
+
+
+def is_whole(value: object) -> bool:
+    """Whether `value` is an integer, Python's or NumPy's: 16.0 equals 16, and has no bits."""
+    return isinstance(value, Integral)
 
 
 def check_order(order: float) -> None:
@@ -158,6 +164,7 @@ def mask_plan(
         raise InputError(f"ratio is {ratio}, needed is the share of units to remove, 0 to 1")
     if not abs(sharpness) <= MAX_SHARPNESS:
         raise InputError(f"sharpness is {sharpness}, needed is -1e7 to 1e7 (1e7 always takes the highest entropies)")
-    if not 0 <= seed < 2**64:
+    if not is_whole(seed) or not 0 <= seed < 2**64:
         raise InputError(f"seed is {seed}, needed is an integer from 0 to 2^64 - 1")
+    seed = int(seed)
     return MaskPlan(units, round(ratio * units), float(sharpness) * 2**SCORE_BITS, seed & 0xFFFFFFFF, seed >> 32)

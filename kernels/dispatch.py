@@ -102,13 +102,14 @@ def _call(function: str, backend: str, first: Any, *arguments: Any) -> Any:
     if name == "torch" and is_array:
         torch = importlib.import_module("torch")
         tensors = [
-            torch.from_numpy(np.require(x, requirements=["C", "W"])) if isinstance(x, np.ndarray) else x
+            torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"])) if isinstance(x, np.ndarray) else x
             for x in (first, *arguments)
         ]
         return run(*tensors).numpy()
     if name == "reference" and not is_array:
         torch = importlib.import_module("torch")
-        return torch.from_numpy(run(*(x.numpy() if isinstance(x, torch.Tensor) else x for x in (first, *arguments))))
+        arrays = [x.cpu().numpy() if isinstance(x, torch.Tensor) else x for x in (first, *arguments)]
+        return torch.from_numpy(run(*arrays))
     return run(first, *arguments)
 
 
@@ -182,4 +183,7 @@ def entropy_mask(entropy: Any, ratio: float, sharpness: float, seed: int, ids: A
     Raises:
         InputError: input outside these ranges; EdgemedError: a named backend that does not run on this machine.
     """
+    if (_kind(ids) == "array") != (_kind(entropy) == "array"):
+        pair = " and ".join(type(each).__name__ for each in (entropy, ids))
+        raise InputError(f"entropy and ids are {pair}, needed are two NumPy arrays or two tensors")
     return _call("entropy_mask", backend, entropy, ratio, sharpness, seed, ids)

@@ -17,11 +17,13 @@ PIXELS_PER_STEP = 1 << 16  # codes of 8 bytes and counters: half a megabyte
 
 
 def _luma(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 (N, H, W, 3) -> uint8 (N, H, W); 255 * 256 + 128 fits into 16 bits."""
-    weighted = images[..., 0] * np.uint16(definition.LUMA[0])
-    weighted += images[..., 1] * np.uint16(definition.LUMA[1])
-    weighted += images[..., 2] * np.uint16(definition.LUMA[2])
-    weighted += np.uint16(128)
+    """uint8 (N, H, W, 3) -> uint8 (N, H, W); 255 * 256 + 128 fits into 16 bits.
+
+    Widened outright: NumPy 1 would multiply in 8 bits, since the weights fit into them.
+    """
+    weighted = np.full(images.shape[:-1], 128, np.uint16)
+    for channel, weight in enumerate(definition.LUMA):
+        weighted += np.multiply(images[..., channel], weight, dtype=np.uint16)
     grey: NDArray[np.uint8] = (weighted >> np.uint16(8)).astype(np.uint8)
     return grey
 
@@ -65,7 +67,7 @@ def patch_entropy(images: NDArray[np.uint8], patch: int, bins: int = 256, order:
 def _noise(plan: definition.MaskPlan, ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """(N, U) Gumbel noise in units of 2^-16: `reference.philox` and `reference.gumbel` for all units at once."""
     word = np.uint64(0xFFFFFFFF)
-    counters = ids.view(np.uint64)[:, None]
+    counters = ids.astype(np.uint64)[:, None]
     x0 = np.broadcast_to(np.arange(plan.units, dtype=np.uint64), (len(ids), plan.units))
     x1, x2, x3 = counters & word, counters >> np.uint64(32), np.zeros_like(counters)
     multiply_0, multiply_1 = (np.uint64(value) for value in definition.PHILOX_MULTIPLIERS)
@@ -94,7 +96,7 @@ def entropy_mask(
     )
     centred = (quantised * plan.units - total).astype(np.float64)
     guided = np.floor(plan.slope * centred / np.where(spread > 0, spread, 1.0) + 0.5).astype(np.int64)
-    scores = guided + _noise(plan, np.ascontiguousarray(ids))
+    scores = guided + _noise(plan, ids)
     keys = scores * definition.MAX_UNITS + np.arange(
         definition.MAX_UNITS - 1, definition.MAX_UNITS - 1 - plan.units, -1
     )

@@ -181,6 +181,8 @@ def test_any_patch_agrees_with_the_oracle(images: NDArray[np.uint8], order: floa
         (np.zeros((1, 100, 64), np.uint8), (32,), r"100 x 64.*resize or crop them to 96 x 64"),
         (np.zeros((1, 0, 64), np.uint8), (32,), r"resize or crop them to 32 x 64"),
         (np.zeros((1, 56, 56), np.uint8), (7,), r"patch is 7, possible are 8, 16 and 32"),
+        (np.zeros((1, 32, 32), np.uint8), (32.0,), r"patch is 32\.0, possible are 8, 16 and 32"),
+        (np.zeros((1, 32, 32), np.uint8), (32, 16.0), r"bins is 16\.0"),
         (np.zeros((1, 32, 32), np.uint8), (32, 100), r"bins is 100, possible are the powers of two"),
         (np.zeros((1, 32, 32), np.uint8), (32, 256, 0.0), r"order is 0\.0.*1\.0 is Shannon"),
         (np.zeros((1, 32, 32), np.uint8), (32, 256, -1.0), r"order is -1\.0"),

@@ -144,6 +144,12 @@ def test_the_counter_alone_decides_between_images() -> None:
     assert np.array_equal(entropy_mask(bits[:1], 0.5, 0.0, 1, ids[2:3])[0], mask[2])
 
 
+@pytest.mark.parametrize("backend", ["reference", "numpy", "torch"])
+def test_the_order_of_bytes_does_not_matter(backend: str) -> None:
+    swapped = entropy_mask(entropies().astype(">f4"), 0.5, 1.0, 1, IDS.astype(">i8"), backend=backend)
+    assert np.array_equal(swapped, entropy_mask(entropies(), 0.5, 1.0, 1, IDS))
+
+
 @pytest.mark.parametrize("other", [2, 2**32 + 1])
 def test_all_64_bits_of_the_seed_count(other: int) -> None:
     assert not np.array_equal(
@@ -171,10 +177,13 @@ def test_averages_of_fine_entropies_are_exact_in_any_order() -> None:
         ({"entropy": np.zeros((5, 65, 64), np.float32)}, "4160 units.*1 to 4096"),
         ({"ids": np.zeros(4, np.int64)}, r"needed is int64 \(5,\)"),
         ({"ids": np.zeros(5, np.int32)}, "ids are int32"),
+        ({"ids": [0, 1, 2, 3, 4]}, "got list.*asarray"),
+        ({"ids": torch.zeros(5, dtype=torch.int64)}, "ndarray and Tensor, needed are two"),
         ({"ratio": 1.1}, "ratio is 1.1"),
         ({"ratio": math.nan}, "ratio is nan"),
         ({"sharpness": math.inf}, "sharpness is inf.*1e7"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 0.5}, "seed is 0.5"),
         ({"seed": 2**64}, "64"),
     ],
 )
