@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -105,6 +108,30 @@ def test_ctrl_c_stops_a_build_and_leaves_nothing(bundle: Bundle) -> None:
     with pytest.raises(KeyboardInterrupt):
         add_plans(bundle, RTX, precisions=["fp32"], progress=pressed)
     assert plan_files(bundle) == []
+
+
+def test_ctrl_c_stops_a_build_wherever_it_is_pressed(bundle: Bundle) -> None:
+    """TensorRT swallows what a callback raises, and Python raises in whichever callback comes next."""
+    rtx()
+    pressed: list[int] = []
+
+    class Pressing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("tensorrt_rtx") and not pressed:
+                pressed.append(1)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    log, handler = logging.getLogger("edgemed"), Pressing(logging.DEBUG)
+    before = log.level
+    log.setLevel(logging.DEBUG)
+    log.addHandler(handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            add_plans(bundle, RTX, precisions=["fp32"])
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+    assert pressed and plan_files(bundle) == []
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,17 @@ is tested on a stand-in.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import platform
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from edgemed.errors import InputError
@@ -26,7 +30,7 @@ from edgemed.files import write_atomic
 from edgemed.manifest import sha256_of
 from edgemed.progress import Progress, unseen
 from edgemed.records import PlanRecord, now
-from edgemed.runtimes import cache_folder
+from edgemed.runtimes import cache_folder, held
 from edgemed.runtimes.tensorrt import FLAVOURS
 from edgemed.runtimes.tensorrt_limits import Range, is_fixed, served_capabilities
 from edgemed.runtimes.tensorrt_log import process_logger
@@ -67,41 +71,9 @@ def plan_from_onnx(
     flavour, wanted = FLAVOURS[runtime], served_targets(runtime, targets)
     trt = importlib.import_module(flavour.package)
     began = time.monotonic()
-    log = process_logger(trt.ILogger, flavour.package)
-    log.said()  # of an earlier failure
-    builder = trt.Builder(log)
-    network = builder.create_network(_strongly_typed(trt))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(graph):
-        errors = (parser.get_error(k) for k in range(parser.num_errors))
-        found = "; ".join(f"{e.node_operator()} '{e.node_name()}': {e.desc()}" for e in errors)
-        raise InputError(f"{runtime} {trt.__version__} cannot read the {precision} graph: {found}")
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)
-    profile = builder.create_optimization_profile()
-    profile.set_shape("image", *((n, side, side, 3) for n, side in zip(batch, image_size, strict=True)))
-    config.add_optimization_profile(profile)
     monitor = _monitor(flavour.package)(f"{runtime} {precision} plan", progress)
-    config.progress_monitor = monitor
-    timings: _Timings | None = None
-    if runtime == "tensorrt-rtx":
-        config.num_compute_capabilities = len(wanted)
-        for k, target in enumerate(wanted):
-            config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), k)
-        if is_fixed(batch, image_size):  # for a CUDA graph, within which TensorRT-RTX must not allocate
-            network.get_input(0).shape = (batch[0], image_size[0], image_size[0], 3)
-            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    else:
-        timings = _Timings(config, str(trt.__version__), wanted[0])
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(flavour.free_memory() * WORKSPACE_SHARE))
-    built = builder.build_serialized_network(network, config)
-    if monitor.stopped:
-        raise KeyboardInterrupt
-    if built is None:
-        raise InputError(f"{runtime} {trt.__version__} cannot build the {precision} plan: {log.said()}")
-    if timings is not None:
-        timings.keep()
-    plan = bytes(built)
+    with _interrupts_to(monitor):
+        plan = _built(graph, runtime, precision, wanted, image_size, batch, monitor)
     record = PlanRecord(
         id=_id(runtime, str(trt.__version__), precision, wanted, batch, image_size),
         created=now(),
@@ -120,6 +92,46 @@ def plan_from_onnx(
     )
     _log.info("plan %s: %.1f MB in %.1f s", record.id, len(plan) / 1e6, time.monotonic() - began)
     return record, plan
+
+
+def _built(
+    graph: bytes, runtime: str, precision: str, targets: Sequence[str], image_size: Range, batch: Range, monitor: Any
+) -> bytes:
+    """The serialised engine; raises InputError with TensorRT's reasons."""
+    flavour = FLAVOURS[runtime]
+    trt = importlib.import_module(flavour.package)
+    log = process_logger(trt.ILogger, flavour.package)
+    log.said()  # of an earlier failure
+    builder = trt.Builder(log)
+    network = builder.create_network(_strongly_typed(trt))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(graph):
+        errors = (parser.get_error(k) for k in range(parser.num_errors))
+        found = "; ".join(f"{e.node_operator()} '{e.node_name()}': {e.desc()}" for e in errors)
+        raise InputError(f"{runtime} {trt.__version__} cannot read the {precision} graph: {found}")
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    profile = builder.create_optimization_profile()
+    profile.set_shape("image", *((n, side, side, 3) for n, side in zip(batch, image_size, strict=True)))
+    config.add_optimization_profile(profile)
+    config.progress_monitor = monitor
+    timings: _Timings | None = None
+    if runtime == "tensorrt-rtx":
+        config.num_compute_capabilities = len(targets)
+        for k, target in enumerate(targets):
+            config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), k)
+        if is_fixed(batch, image_size):  # for a CUDA graph, within which TensorRT-RTX must not allocate
+            network.get_input(0).shape = (batch[0], image_size[0], image_size[0], 3)
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    else:
+        timings = _Timings(config, str(trt.__version__), targets[0])
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(flavour.free_memory() * WORKSPACE_SHARE))
+    built = builder.build_serialized_network(network, config)
+    if built is None:
+        raise InputError(f"{runtime} {trt.__version__} cannot build the {precision} plan: {log.said()}")
+    if timings is not None:
+        timings.keep()
+    return bytes(built)
 
 
 def _id(runtime: str, version: str, precision: str, targets: Sequence[str], batch: Range, image_size: Range) -> str:
@@ -200,9 +212,28 @@ class _Timings:
         if self._file is None or timings is None:  # None: TensorRT did not take those that were there
             return
         try:
-            write_atomic(self._file, bytes(timings.serialize()))
-        except InputError as error:
+            with held(self._file.parent):
+                write_atomic(self._file, bytes(timings.serialize()))
+        except (InputError, OSError) as error:
             _log.warning("TensorRT's timing cache is not kept: %s", error)
+
+
+@contextlib.contextmanager
+def _interrupts_to(monitor: Any) -> Iterator[None]:
+    """Ctrl-C is noted, and no exception: TensorRT would swallow one that is raised in a callback, and build on."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        monitor.stopped = True
+
+    main = threading.current_thread() is threading.main_thread()  # Ctrl-C is its own
+    before = signal.signal(signal.SIGINT, stop) if main else None
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+        if monitor.stopped:
+            raise KeyboardInterrupt
 
 
 @cache
