@@ -46,6 +46,22 @@ def place_of(session: Session, precision: str) -> Place:
     return Place.model_validate(values)
 
 
+def is_certified(bundle: Bundle, session: Session, precision: str, record: PlanRecord | None) -> bool:
+    """Whether a certificate of this engine in this very place counts. record: the plan's; None: the ONNX file runs.
+
+    A record that cannot be read certifies nothing, and the log says so: it must not keep an engine from answering.
+    """
+    here, manifest = place_of(session, precision), bundle.manifest
+    try:
+        records = bundle.plans() if record is None else (record,)
+    except InputError as error:
+        _log.warning("%s", error)
+        return False
+    onnx = manifest.files[MODEL_FILES[precision]].sha256
+    mine = [one for one in records if one.onnx_sha256 == onnx and (record or one.sha256 is None)]
+    return any(one.certified_at(here, manifest.bundle_id) and bundle.trusts(one) for one in mine)
+
+
 def open_engine(
     bundle: Bundle,
     *,

@@ -24,12 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.bundle import Bundle, opened_by_keys
-from edgemed.engines import open_engine, place_of
+from edgemed.engines import is_certified, open_engine
 from edgemed.errors import GateError, InputError
 from edgemed.evidence import Golden
 from edgemed.gates import Comparison, in_each_place, judged_golden
 from edgemed.images import PixelFormat, image_from_bytes, image_from_file, image_from_pixels
-from edgemed.manifest import MODEL_FILES
 from edgemed.operating import decide
 from edgemed.records import PlanRecord, least_batch
 from edgemed.runtimes import ENTROPY, Session
@@ -95,11 +94,7 @@ class Model:
 
         Where the bundle was opened with a key, a certificate counts only if it is signed.
         """
-        here = place_of(self.session, self.precision)
-        records = self.bundle.plans() if self.record is None else (self.record,)
-        onnx = self.bundle.manifest.files[MODEL_FILES[self.precision]].sha256
-        mine = [one for one in records if one.onnx_sha256 == onnx and (self.record or one.sha256 is None)]
-        if any(one.certified_at(here, self.bundle.manifest.bundle_id) and self.bundle.trusts(one) for one in mine):
+        if is_certified(self.bundle, self.session, self.precision, self.record):
             return "certified"
         return "self-tested" if self.record is not None and self.record.state == "self-tested" else "built"
 

@@ -107,6 +107,12 @@ def manifest_refusals(build: Path, folder: Path, documents: dict[str, bytes]) ->
     return python, {name for name, answer in answers if answer is not None}
 
 
+def test_bytes_that_are_no_utf8_are_reported_in_utf8(build: Path, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(b'{"backbone": "back\xffbone"}')
+    (answer,) = probe(build, "manifest", tmp_path / "manifest.json")  # as JSON, so that a raw byte would end it
+    assert "manifest.json is not JSON" in answer["message"] and "back" in answer["message"]
+
+
 def test_a_file_of_the_bundle_is_named_inside_of_it(build: Path, tmp_path: Path) -> None:
     bundle = tiny.bundle(tmp_path / "bundle")
     good = {"x", "a/b/c/d", "plan", "golden/plans", "golden/manifest.json", "A_-.9", "9/x", "x" * 100}

@@ -95,6 +95,15 @@ def test_a_certificate_that_was_copied_from_another_models_bundle_counts_for_not
     assert load(other.path, runtime="openvino").state == "built"
 
 
+def test_a_record_that_cannot_be_read_keeps_no_onnx_file_from_answering(
+    onnx: tuple[Model, Finding], caplog: pytest.LogCaptureFixture
+) -> None:
+    (onnx[0].bundle.path / "plans" / "other.json").write_text("{}")
+    model = load(onnx[0].bundle.path, runtime="openvino")
+    assert (model.state, model(tiny.image(0)).runtime) == ("built", "openvino")
+    assert "other.json is not valid" in caplog.text
+
+
 @pytest.mark.parametrize(("capability", "state"), [("sm86", "self-tested"), ("sm89", "built")])
 def test_a_plan_is_tried_on_a_gpu_that_it_was_built_for_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: str, state: str

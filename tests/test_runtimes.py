@@ -181,7 +181,7 @@ def test_of_two_that_start_at_once_the_second_waits_for_what_the_first_compiles(
     compiled, inode = blob.read_bytes(), (blob.parent / "lock").stat().st_ino
     blob.unlink()
     with ThreadPoolExecutor() as pool:
-        with openvino._locked(blob.parent):
+        with runtimes.held(blob.parent):
             second = pool.submit(opened, "openvino")
             waits = re.compile(rf"-> FLOCK.*:{inode} ").search
             for _ in range(6000):

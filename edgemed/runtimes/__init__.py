@@ -10,11 +10,12 @@ which one runs. No torch. `edgemed predict BUNDLE IMAGE --runtime NAME` asks for
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -159,3 +160,13 @@ def cache_folder(runtime: str, *key: str) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"{folder} cannot be written")
     return folder
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """One process at a time works in a folder of the cache; the others wait. C++ holds the same lock."""
+    import fcntl  # Unix has it; runtimes are for Linux
+
+    with (folder / "lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # released when the file is closed, or the process ends
+        yield

@@ -15,12 +15,9 @@ bfloat16 where the CPU can. `python benchmarks/graph_forms.py` measures these on
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import importlib.util
 import logging
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +28,7 @@ from edgemed.errors import InputError
 from edgemed.files import write_atomic
 from edgemed.manifest import sha256_of
 from edgemed.preflight import cpu
-from edgemed.runtimes import Session, cache_folder, outputs_of, usable_cores
+from edgemed.runtimes import Session, cache_folder, held, outputs_of, usable_cores
 
 KEPT = "compiled.blob"
 _log = logging.getLogger(__name__)
@@ -119,7 +116,7 @@ class _Session:
         try:
             device = self._core.get_property("CPU", "FULL_DEVICE_NAME")
             folder = cache_folder("openvino", self._cache_key, self.version, device, str(batch))
-            with _locked(folder):
+            with held(folder):
                 kept = _kept(folder / KEPT)
                 if kept is not None:
                     try:
@@ -141,14 +138,6 @@ class _Session:
         model = self._core.read_model(self._model)
         model.reshape({"image": [batch, -1, -1, 3]})
         return self._core.compile_model(model, "CPU", settings)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time: the others wait for what the first one compiles, in place of doing it again."""
-    with (folder / "lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # released when the file is closed, or the process ends
-        yield
 
 
 def _kept(file: Path) -> bytes | None:

@@ -14,7 +14,7 @@ from edgemed.errors import InputError
 from edgemed.files import write_atomic
 from edgemed.manifest import sha256_of
 from edgemed.records import PlanRecord
-from edgemed.runtimes import cache_folder
+from edgemed.runtimes import cache_folder, held
 from edgemed.runtimes.tensorrt_limits import Shape, is_fixed
 
 _log = logging.getLogger("edgemed")
@@ -76,9 +76,10 @@ class KernelCache:
             if (digest := sha256_of(data)) == self._written:
                 return
             try:
-                write_atomic(self._file, data)
-                write_atomic(self._file.with_suffix(".sha256"), digest)
+                with held(self._file.parent):
+                    write_atomic(self._file, data)
+                    write_atomic(self._file.with_suffix(".sha256"), digest)
                 self._written = digest
-            except InputError as error:
+            except (InputError, OSError) as error:
                 self._file = None
                 _log.warning("TensorRT-RTX's kernel cache is not kept: %s", error)

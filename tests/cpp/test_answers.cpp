@@ -96,5 +96,7 @@ int main(int, char** arguments) {
     a_wider_image_in_the_same_memory_is_another(*models["bundle"]);
     CHECK(models["bundle"]->runtime() == "openvino");
     CHECK(models["bundle"]->reason() == "openvino: asked for by name");
+    const edgemed::Model kept = std::move(*models["bundle"]);
+    CHECK(kept.runtime() == "openvino" && models["bundle"]->runtime().empty() && models["bundle"]->reason().empty());
     return result();
 }

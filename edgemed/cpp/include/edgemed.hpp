@@ -68,12 +68,14 @@ public:
 
     const std::vector<std::string>& labels() const { return labels_; }
     const std::vector<std::string>& members() const { return members_; }
-    std::string runtime() const { return edgemed_runtime(get()); }
-    std::string reason() const { return edgemed_reason(get()); }
+    std::string runtime() const { return text(edgemed_runtime(get())); }
+    std::string reason() const { return text(edgemed_reason(get())); }
     edgemed_model* get() const { return model_.get(); }
 
 private:
     Model() = default;
+
+    static std::string text(const char* known) { return known ? known : ""; }  // NULL: of a model that was moved away
 
     static void check(edgemed_status status) {
         if (status != EDGEMED_OK) throw Error(status);

@@ -78,7 +78,7 @@ Json json_from(const Bytes& data, const std::string& where) {
     try {
         document = Json::parse(data.begin(), data.end());
     } catch (const Json::exception& error) {
-        throw Error(EDGEMED_ERROR_BUNDLE, where + " is not JSON (" + error.what() + "); " + again);
+        throw Error(EDGEMED_ERROR_BUNDLE, where + " is not JSON (" + printable(error.what()) + "); " + again);
     }
     if (document.is_object() && document.contains("schema_version")) {
         const Json& version = document["schema_version"];

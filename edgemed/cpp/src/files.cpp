@@ -6,6 +6,7 @@
 #include <openssl/pem.h>
 #include <pwd.h>
 #include <sched.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -124,6 +125,13 @@ void write_atomic(const std::string& path, const void* data, size_t size) {
     }
     if (std::rename(temporary.c_str(), path.c_str()) != 0) cannot_write(path);
 }
+
+Lock::Lock(const std::string& folder) : file_(::open((folder + "/lock").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600)) {
+    if (file_ < 0) cannot_write(folder + "/lock");
+    ::flock(file_, LOCK_EX);
+}
+
+Lock::~Lock() { ::close(file_); }
 
 std::string cache_folder(const std::string& runtime, std::initializer_list<std::string> key) {
     const char* configured = std::getenv("XDG_CACHE_HOME");

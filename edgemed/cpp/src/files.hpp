@@ -36,6 +36,18 @@ std::string sha256_of(const void* data, size_t size);
 // Write beside `path`, flush, rename over it. Throws Error(EDGEMED_ERROR_INTERNAL).
 void write_atomic(const std::string& path, const void* data, size_t size);
 
+// One process at a time works in a folder of the cache; the others wait. Python holds the same lock.
+class Lock {
+public:
+    explicit Lock(const std::string& folder);  // throws Error(EDGEMED_ERROR_INTERNAL)
+    ~Lock();
+    Lock(const Lock&) = delete;
+    Lock& operator=(const Lock&) = delete;
+
+private:
+    int file_;
+};
+
 // A folder, mode 0700, for what a runtime compiles: ~/.cache/edgemed/RUNTIME/HASH-OF-KEY, or in $XDG_CACHE_HOME: the
 // same one that Python uses for this key. Throws Error where it cannot be made or written, or is somebody else's.
 std::string cache_folder(const std::string& runtime, std::initializer_list<std::string> key);

@@ -1,10 +1,6 @@
 // OpenVINO on the CPU: the settings, the cache and the answers of runtimes/openvino.py.
 //
 // One compilation per batch size: N is fixed, H and W stay dynamic up to the resize, and everything after it is static.
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
-
 #include <cstring>
 #include <filesystem>
 #include <map>
@@ -47,19 +43,6 @@ edgemed_status guarded(Message& error, const char* what, const char* step, Work 
 Error other_outputs() {
     return Error(EDGEMED_ERROR_BUNDLE, "the graph has other outputs than the manifest says; build the bundle again");
 }
-
-// One process at a time: the others wait for what the first one compiles, in place of doing it again.
-class Lock {
-public:
-    explicit Lock(const fs::path& folder) : file_(::open((folder / "lock").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600)) {
-        if (file_ < 0) throw Error(EDGEMED_ERROR_INTERNAL, "cannot write " + (folder / "lock").string());
-        ::flock(file_, LOCK_EX);
-    }
-    ~Lock() { ::close(file_); }
-
-private:
-    int file_;
-};
 
 // The compiled form and the sha256 beside it, by the names that Python gives them.
 struct Kept {
@@ -137,7 +120,7 @@ private:
             const std::string device = core_.get_property("CPU", ov::device::full_name);
             const fs::path folder = cache_folder(
                 "openvino", {sha256_, ov::get_openvino_version().buildNumber, device, std::to_string(batch)});
-            const Lock lock(folder);
+            const Lock lock(folder.string());  // the others wait for what the first one compiles
             const Kept kept(folder);
             result.model = from_cache(kept, settings);
             if (!result.model) {

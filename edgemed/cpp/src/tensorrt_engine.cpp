@@ -207,6 +207,7 @@ void Kernels::keep(const Shape& shape) {
         if (!data) return;
         const std::string digest = sha256_of(data->data(), data->size());
         if (digest == written_) return;
+        const Lock lock(std::filesystem::path(file_).parent_path().string());
         write_atomic(file_, data->data(), data->size());
         write_atomic(std::filesystem::path(file_).replace_extension(".sha256").string(), digest.data(), digest.size());
         written_ = digest;
