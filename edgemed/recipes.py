@@ -15,7 +15,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from edgemed.images import SUFFIXES
 from edgemed.published import BUSI, COVID, ISIC2018, ISIC_CLASSES, ISIC_TRAINING, KVASIR, Source
 
 _DEPTH = 3  # how far below SRC the class folders may lie
+_GROUPINGS = "ISIC2018_Task3_Training_LesionGroupings.csv"
 
 
 @dataclass(frozen=True)
@@ -90,28 +91,45 @@ Found = tuple[list[Item], Source, list[str]]
 
 
 def _folders_of(*sources: Source, skip: str = "(?!)") -> Callable[[Path], Found]:
-    """A recipe for one folder per class: of several sources that fit, the nearest to SRC, then in its counts."""
+    """A recipe for one folder per class, in the folder nearest to SRC that has them; sources: sets of that layout."""
 
     def recipe(root: Path) -> Found:
+        fitting: dict[Path, list[Source]] = {}
         for base in _bases(root):
-            fitting = [(source, places) for source in sources if (places := _places(base, source)) is not None]
-            if fitting:
-                break
-        else:
+            if fitting and len(base.parts) > len(next(iter(fitting)).parts):
+                break  # what lies deeper is no other copy of the set
+            if found := [source for source in sources if _places(base, source)]:
+                fitting[base] = found
+        if not fitting:
             wanted = " or ".join(f"{', '.join(sum(s.folders.values(), ()))} ({s.title})" for s in sources)
-            raise InputError(f"{root}: does not hold the folders {wanted}; give the folder that holds them.")
+            raise _lacking(root, f"the folders {wanted}", "give the folder that holds them")
+        base, found = next(iter(fitting.items()))
         made = []
-        for source, places in fitting:
+        for source in found:
+            places = _places(base, source) or {}
             items = [Item(f, label) for label, of in places.items() for place in of for f in _images(place, skip)]
-            counts = Counter(item.label for item in items)
-            made.append((sum(abs(counts[key] - count) for key, count in source.counts.items()), items, source))
-        _, items, source = min(made, key=lambda one: one[0])
+            made.append((source, items, Counter(item.label for item in items) == source.counts))
+        source, items, _ = next((one for one in made if one[2]), made[0])
         if empty := [label for label in source.folders if label not in {item.label for item in items}]:
             raise InputError(f"{base}: holds no image of {', '.join(empty)}; unpack it again.")
         items, notes = _by_lists(root, source, items)
+        if len(fitting) > 1:
+            notes.append(f"only {base} is taken; {list(fitting)[1]} has such folders too: prepare it by itself.")
+        if len(made) > 1 and not any(exact for *_, exact in made):
+            notes.append("several sets have such folders, and none has these counts: it may be any of them.")
+            source = _any_of([source for source, *_ in made])
         return items, source, notes
 
     return recipe
+
+
+def _any_of(sources: Sequence[Source]) -> Source:
+    """What to know of a set that may be any of these."""
+
+    def each(field: str) -> str:
+        return "; or: ".join(dict.fromkeys(str(getattr(source, field)) for source in sources))
+
+    return Source(each("title"), each("licence"), each("citation"), counts={}, note=each("note"))
 
 
 def _by_lists(root: Path, source: Source, items: list[Item]) -> tuple[list[Item], list[str]]:
@@ -138,10 +156,10 @@ def _by_lists(root: Path, source: Source, items: list[Item]) -> tuple[list[Item]
     return [replace(item, split=next(iter(of))) for item, of in zip(items, found, strict=True)], []
 
 
-def _bases(root: Path) -> Iterator[Path]:
-    """The folders in which class folders may lie: SRC itself, then what is below, level by level."""
+def _bases(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
+    """The folders in which class folders may lie: SRC itself, then what is below, level by level, links too."""
     level = [root]
-    for _ in range(_DEPTH):
+    for _ in range(depth):
         yield from level
         level = [entry for base in level for entry in visible(base) if entry.is_dir()]
 
@@ -173,16 +191,28 @@ def _images(folder: Path, skip: str = "(?!)") -> list[Path]:
 
 
 def _anywhere(root: Path, name: str) -> list[Path]:
-    """The files and folders called `name` below `root`, but for those in hidden folders and what macOS adds."""
-    found = ((path, path.relative_to(root).parts) for path in sorted(root.rglob(name)))
-    return [path for path, parts in found if not any(part.startswith((".", "__MACOSX")) for part in parts)]
+    """The files and folders called `name` below `root`, except in hidden folders and what macOS adds."""
+    return [base / name for base in _bases(root, depth=2 * _DEPTH) if (base / name).exists()]
+
+
+def _lacking(root: Path, what: str, step: str) -> InputError:
+    """The error for a part of a set that is not below `root`; a zip there may hold it."""
+    packed = (entry for base in _bases(root) for entry in visible(base) if entry.suffix.lower() == ".zip")
+    if (zipped := next(packed, None)) is not None:
+        step = f"unpack {zipped}, which may hold it"
+    return InputError(f"{root}: does not hold {what}; {step}.")
 
 
 def _isic2018(root: Path) -> Found:
     """Lesions are groups. The official split is kept; without its test part the training part is left unsplit."""
-    groupings = _table(root, "ISIC2018_Task3_Training_LesionGroupings.csv", "lesion_id")
+    groupings = _table(root, _GROUPINGS, "lesion_id")
     lesions = {line["image"]: line["lesion_id"] for line in groupings}
     training = _isic_part(root, "Training", lesions)
+    if alone := [item.file.stem for item in training if item.file.stem not in lesions]:
+        raise InputError(
+            f"{_GROUPINGS}: names no lesion for {len(alone)} of the {len(training)} training images, the first "
+            f"{alone[0]}: lesions would be on both sides of a split; download it again."
+        )
     if not _anywhere(root, "ISIC2018_Task3_Test_Input"):
         warning = "the official test part (ISIC2018_Task3_Test_Input) is not there: training cuts its own test split."
         return training, replace(ISIC2018, counts=ISIC_TRAINING), [warning]
@@ -199,7 +229,7 @@ def _isic_part(root: Path, part: str, lesions: Mapping[str, str]) -> list[Item]:
     """The images of "Training", "Validation" or "Test" in the order of its truth, alone where no lesion is known."""
     folders = [entry for entry in _anywhere(root, f"ISIC2018_Task3_{part}_Input") if entry.is_dir()]
     if not folders:
-        raise InputError(f"{root}: does not hold the folder ISIC2018_Task3_{part}_Input; unpack it there.")
+        raise _lacking(root, f"the folder ISIC2018_Task3_{part}_Input", "unpack it there")
     folder = next((entry for entry in folders if _images(entry)), folders[0])
     name = f"ISIC2018_Task3_{part}_GroundTruth.csv"
     items = []
@@ -218,7 +248,7 @@ def _table(root: Path, name: str, *columns: str) -> list[dict[str, str]]:
     """The lines of a CSV anywhere below `root`, each with an `image` and the columns asked for."""
     path = next((entry for entry in _anywhere(root, name) if entry.is_file()), None)
     if path is None:
-        raise InputError(f"{root}: does not hold {name}; download it from challenge.isic-archive.com/data/#2018.")
+        raise _lacking(root, name, "download it from challenge.isic-archive.com/data/#2018")
     try:
         with path.open(newline="", encoding="utf-8-sig") as handle:
             lines = list(csv.DictReader(handle))

@@ -14,10 +14,10 @@ from PIL import Image
 
 pytest.importorskip("cv2", reason="extra train is not installed")
 
-from edgemed.dataset import SPLITS, scan
+from edgemed.dataset import scan
 from edgemed.errors import InputError
 from edgemed.phantoms import phantom
-from edgemed.published import BUSI, COVID, ISIC2018, ISIC_CLASSES, KVASIR, Source
+from edgemed.published import BUSI, ISIC2018, ISIC_CLASSES, KVASIR, Source
 from edgemed.recipes import prepare
 
 _SEEDS = itertools.count()
@@ -101,6 +101,10 @@ def test_doubled_folders_and_what_systems_add_do_not_hide_the_images(busi: Path,
         assert sum(prepare("busi", busi, tmp_path / f"{k}.csv").counts.values()) == 7
     _mac(busi, "benign", "malignant", "normal")
     assert sum(prepare("busi", busi, tmp_path / "mac.csv").counts.values()) == 7
+    (tmp_path / "links").mkdir()
+    for part in isic.iterdir():
+        (tmp_path / "links" / part.name).symlink_to(part)
+    assert len(_rows(prepare("isic2018", tmp_path / "links", tmp_path / "links.csv").csv)) == 105
     _doubled(isic / "ISIC2018_Task3_Training_Input")
     _mac(isic, "ISIC2018_Task3_Training_Input", "ISIC2018_Task3_Test_Input")
     rows = _rows(prepare("isic2018", isic, tmp_path / "isic.csv").csv)
@@ -178,9 +182,21 @@ def _no_lesions(root: Path) -> None:
     (root / "ISIC2018_Task3_Training_LesionGroupings.csv").write_text("image,lesion\nISIC_0024310,HAM_1\n")
 
 
+def _half_the_lesions(root: Path) -> None:
+    table = root / "ISIC2018_Task3_Training_LesionGroupings.csv"
+    table.write_text("\n".join(table.read_text().splitlines()[:43]))
+
+
+def _packed(root: Path) -> None:
+    _without_groupings(root)
+    (root / "ISIC2018_Task3_Training_LesionGroupings.ZIP").touch()
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
+        (_half_the_lesions, "names no lesion for 42 of the 84 training images, the first ISIC_0024348: "),
+        (_packed, "LesionGroupings.csv; unpack "),
         (_without_groupings, "does not hold ISIC2018_Task3_Training_LesionGroupings.csv; download it from"),
         (_without_an_image, "lacks 1 of the 84 images that ISIC2018_Task3_Training_GroundTruth.csv lists, the first"),
         (_two_classes, "has 2 classes in place of one"),
@@ -194,60 +210,6 @@ def test_an_incomplete_isic_is_refused_and_nothing_is_written(
     with pytest.raises(InputError) as caught:
         prepare("isic2018", isic, tmp_path / "isic.csv")
     assert reason in str(caught.value) and not (tmp_path / "isic.csv").exists()
-
-
-COVID_TREES = {
-    "COVID-19 Dataset/COVID-19 Dataset/{}": (0, ("CT/COVID", "CT/Non-COVID", "X-ray/COVID", "X-ray/Non-COVID")),
-    "SARS/{}": (3, ("COVID", "non-COVID")),
-    "COVID-CT/Images-processed/{}": (4, ("CT_COVID", "CT_NonCOVID")),
-    "COVID-19_Radiography_Dataset/{}/images": (5, ("COVID", "Normal", "Lung_Opacity", "Viral Pneumonia")),
-}
-
-
-@pytest.mark.parametrize("tree", COVID_TREES)
-def test_covid_knows_the_layouts_of_its_publishers(tree: str, tmp_path: Path) -> None:
-    which, folders = COVID_TREES[tree]
-    for k, folder in enumerate(folders):
-        for number in range(k + 1):
-            _image(tmp_path / "src" / tree.format(folder) / f"image {number}.png")
-        _image(tmp_path / "src" / tree.format(folder).replace("images", "masks") / "image 0.png")
-    prepared = prepare("covid", tmp_path / "src", tmp_path / "covid.csv")
-    assert prepared.source == COVID[which] and prepared.warnings[-1][:-1] == COVID[which].note
-    assert set(prepared.counts) == set(COVID[which].counts)
-    assert sum(prepared.counts.values()) == sum(range(1, len(folders) + 1))
-    assert not [row for row in _rows(prepared.csv) if "masks" in row["path"]]
-
-
-def test_covid_ct_keeps_the_split_of_its_publishers_where_their_lists_name_every_image(tmp_path: Path) -> None:
-    root, out = tmp_path / "COVID-CT-master", tmp_path / "covid.csv"
-    for label in ("COVID", "NonCOVID"):
-        names = [f"{label}-p6-5{k}%0.png" for k in range(6)]
-        for name in names:
-            _image(root / "Images-processed" / f"CT_{label}" / name)
-        for k, part in enumerate(("train", "val", "test")):
-            file = root / "Data-split" / label / f"{part}CT_{label}.txt"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("\r\n".join(names[2 * k : 2 * k + 2]) + "\r\n")
-    prepared = prepare("covid", root, out)
-    assert prepared.counts == {f"{split} {label}": 2 for split in SPLITS for label in ("covid", "non-covid")}
-    assert "not the publisher's: covid 6 of 349, non-covid 6 of 397;" in prepared.warnings[0]
-    parts = {Path(row["path"]).name: row["split"] for row in _rows(out)}
-    assert [parts[f"NonCOVID-p6-5{k}%0.png"] for k in range(6)] == [split for split in SPLITS for _ in range(2)]
-    assert {row.split for row in scan(out).rows} == set(SPLITS)
-    file.write_text("NonCOVID-p6-54%0.png\nNonCOVID-p6-50%0.png\n")  # one in two parts, one in none
-    for reason in ("does not name 2 of the 12 images once, the first NonCOVID-p6-50%0.png", "is not there (Data-split"):
-        own = prepare("covid", root, tmp_path / f"{len(reason)}.csv")
-        assert "split" not in _rows(own.csv)[0] and sum(own.counts.values()) == 12
-        assert f"the publisher's split {reason}" in own.warnings[0] and "training cuts its own" in own.warnings[0]
-        file.unlink(missing_ok=True)
-
-
-def test_one_half_of_the_extensive_covid_set_is_told_by_its_counts(tmp_path: Path) -> None:
-    for label, count in (("COVID", 4044), ("Non-COVID", 5500)):
-        for k in range(count):
-            _image(tmp_path / "X-ray" / label / f"{k}.png", real=False)
-    prepared = prepare("covid", tmp_path / "X-ray", tmp_path / "covid.csv")
-    assert prepared.source == COVID[2] and not [note for note in prepared.warnings if "counts" in note]
 
 
 def test_what_is_not_the_set_is_refused_with_what_it_should_look_like(tmp_path: Path, busi: Path) -> None:
