@@ -51,14 +51,14 @@ def ablate(
     began = time.monotonic()
     _check(config, cells, out)
     run = begun(config, data, out, progress, LAST)
-    waiting = [name for name in CELLS if name in cells and not _finished(out, name)]
+    waiting = [name for name in CELLS if name in cells and not _finished(out, name, config.folds)]
     for done, name in enumerate(waiting):
         progress("cells", done, len(waiting), name)
         if budget and time.monotonic() - began > 60 * budget:
             break
         _train_cell(cell_config(config, name), run, out, name, progress)
         progress("cells", done + 1, len(waiting), name)
-    finished = [name for name in CELLS if _finished(out, name)]
+    finished = [name for name in CELLS if _finished(out, name, config.folds)]
     if not finished:
         raise InputError(f"--budget {budget:g}: it was over before the first cell was begun; give more minutes")
     made, step = all((out / name).exists() for name in ("ablation.json", LAST)), "delete it and run this command again"
@@ -107,7 +107,8 @@ def _check(config: TrainConfig, cells: Sequence[str], out: Path) -> None:
         )
     if config.renyi_order == 1 and "renyi-imagenet" in cells:
         raise InputError("--renyi-order 1 is Shannon's entropy, with which Rényi's is compared; try --renyi-order 2")
-    if "again-imagenet" in cells and "entropy-imagenet" not in cells and not _finished(out, "entropy-imagenet"):
+    first = "entropy-imagenet"
+    if "again-imagenet" in cells and first not in cells and not _finished(out, first, config.folds):
         raise InputError("--cells again-imagenet is entropy-imagenet with another seed; ask for both")
 
 
@@ -159,6 +160,6 @@ def _runs(out: Path, name: str, run: Begun) -> list[Path]:
     return fold_folders(folder, len(run.parts)) or [folder]
 
 
-def _finished(out: Path, name: str) -> bool:
+def _finished(out: Path, name: str, folds: int) -> bool:
     cell = out / "cells" / name
-    return (cell / "report.html").exists() and all(map(evaluated, (cell, *cell.glob("folds/*"))))
+    return (cell / "report.html").exists() and all(map(evaluated, (cell, *fold_folders(cell, folds))))

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from edgemed.calibration import fitted_temperatures
 from edgemed.evaluate import Array, Table, comparison
 from edgemed.metrics import metrics_with_intervals
 from edgemed.predictions import joined, read_table
@@ -42,6 +44,7 @@ VARIED = ("start", "sharpness", "pretrain_epochs", "renyi_order", "seed")
 
 MEMBER, ENSEMBLE, CONTROL = "mae", "imagenet + mae", "imagenet + imagenet'"
 SEEN = {"accuracy": "accuracy", "auroc": "AUROC"}
+TINY = float(np.finfo(np.float32).tiny)  # a probability whose logarithm is finite
 
 
 def ablation(cells: Mapping[str, Sequence[Path]], classes: Sequence[str], info: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,11 +57,12 @@ def ablation(cells: Mapping[str, Sequence[Path]], classes: Sequence[str], info: 
     test = next(iter(whole.values()))
     assert all(each.paths == test.paths for each in whole.values())  # they were begun on the same folds
     folds = [len(part.labels) for part in next(iter(tables.values()))]
-    members = {"imagenet": test.members[:, 0]} | {CELLS[name]: each.members[:, 1] for name, each in whole.items()}
+    members = {"imagenet": _calibrated(next(iter(cells.values())), member=0, classes=classes)}
+    members |= {CELLS[name]: _calibrated(runs, member=1, classes=classes) for name, runs in cells.items()}
     ensembles = {f"imagenet + {CELLS[name]}": each.probabilities for name, each in whole.items()}
-    if MEMBER in members and "mae'" in members:
-        # Each calibrated in its own cell, beside the ImageNet member.
-        ensembles["mae + mae'"] = np.asarray((members[MEMBER] + members["mae'"]) / 2, np.float32)
+    if {"entropy-imagenet", "again-imagenet"} <= set(cells):
+        pair = cells["entropy-imagenet"], cells["again-imagenet"]
+        ensembles["mae + mae'"] = _calibrated(*pair, member=1, classes=classes)
     of_member = {CELLS[name]: name for name in cells}
     result: dict[str, Any] = {
         "schema": 1,
@@ -88,6 +92,26 @@ def ablation(cells: Mapping[str, Sequence[Path]], classes: Sequence[str], info: 
         found = comparison(test.labels, ensembles[ENSEMBLE], ensembles[CONTROL], test.groups)
         result["claim"] = {"a": ENSEMBLE, "b": CONTROL} | found
     return result | {"sentence": sentence(result)}
+
+
+def _calibrated(*cells: Sequence[Path], member: int, classes: Sequence[str]) -> Array:
+    """The mean test probabilities (N, K) of one member of each of these cells, with temperatures fitted for it.
+
+    A run's are fitted for its own pair: a member by itself, or beside another one, takes others.
+    """
+    pooled = []
+    for runs in zip(*cells, strict=True):  # a fold
+        known = [read_table(run, classes, "calibration") for run in runs]
+        if not len(known[0].labels):
+            known = [read_table(run, classes, "validation") for run in runs]
+        tables = [*known, *(read_table(run, classes, "test") for run in runs)]
+        logits = [torch.from_numpy(table.members[:, member].clip(min=TINY)).double().log() for table in tables]
+        temperatures = fitted_temperatures(logits[: len(runs)], known[0].labels.tolist())
+        shares = [
+            torch.softmax(each / value, 1) for each, value in zip(logits[len(runs) :], temperatures, strict=True)
+        ]
+        pooled.append(torch.stack(shares).mean(0).float().numpy())
+    return np.concatenate(pooled)
 
 
 def _row(
