@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -42,6 +43,7 @@ from edgemed.progress import Progress
 
 AUGMENT = Augment(scale=(0.4, 1.0), rotate=0.0, brightness=0.0, contrast=0.0)
 """Crops and flips only, as He et al. 2022 found enough for masked autoencoders."""
+CHECKPOINT = "pretraining.ckpt"
 SETTLING = 50
 """Steps after which a running statistic of momentum 0.1 holds 0.5 % of what it was."""
 
@@ -75,6 +77,10 @@ def pretrain(
     seed = derive_seed(config.seed, "pretrain")
     front = FrontEnd(config.pretrain_size, *normalisation(config.backbone)).to(device)
     model = autoencoder(config, start, source).to(device).to(memory_format=torch.channels_last)
+    if not config.pretrain_epochs:
+        log.info("no masked pretraining: --pretrain-epochs 0")
+        _finish(model, [], folder)
+        return
     with agreed():
         loader = open_loader(
             files,
@@ -94,8 +100,8 @@ def pretrain(
         model, "adamw", lr=config.pretrain_learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95)
     )
     schedule = cosine_schedule(optimizer, config.pretrain_epochs * loader.steps, config.warmup_epochs * loader.steps)
-    checkpoint = folder / "pretraining.ckpt"
-    history = []
+    checkpoint = folder / CHECKPOINT
+    history: list[dict[str, Any]] = []
     net = replicated(model, compiled=False)  # the masks work by hooks, which torch.compile does not follow
     loss_of = partial(_loss, config, seed, net, front)
     if state := from_leader(lambda: load_checkpoint(checkpoint)):
@@ -127,13 +133,17 @@ def pretrain(
                 )
                 write_history(folder / "history.jsonl", history)
         progress("pretrain mae", epoch + 1, config.pretrain_epochs, f"loss {row['loss']:.3f}")
-    if config.pretrain_epochs:
-        _see_whole_images(model.encoder, front, loader, config.pretrain_epochs)
+    _see_whole_images(model.encoder, front, loader, config.pretrain_epochs)
+    _finish(model, history, folder)
+
+
+def _finish(model: MaskedAutoencoder, history: list[dict[str, Any]], folder: Path) -> None:
+    """The leader writes the result."""
     with agreed():
         if rank() == 0:
             write_history(folder / "history.jsonl", history)  # again: a kill may have come just before the last row
             write_atomic(folder / "pretrained.safetensors", save(_tensors(model)))
-            checkpoint.unlink(missing_ok=True)
+            (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def _loss(config: TrainConfig, seed: int, net: nn.Module, front: FrontEnd, images: Tensor, ids: Tensor) -> Tensor:

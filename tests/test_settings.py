@@ -97,6 +97,17 @@ def _four_units() -> Tensor:
     return image[:, :, None].expand(64, 64, 3).contiguous()
 
 
+def test_without_epochs_nothing_is_pretrained_and_the_log_says_so(
+    dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    _pretrained(dataset, tmp_path / "mae", pretrain_epochs=0)
+    assert [record.getMessage() for record in caplog.records] == ["no masked pretraining: --pretrain-epochs 0"]
+    kept = load_file(tmp_path / "mae" / "pretrained.safetensors")
+    start = pretraining.autoencoder(TrainConfig(backbone="convnext_atto"), None, "").encoder.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in start.items())
+
+
 @pytest.fixture
 def masks(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
     """Bool (E, N, 4): which of the four units each of E epochs' steps hides from the network in each of N images."""
