@@ -24,10 +24,13 @@ import datetime
 import logging
 import os
 import signal
+import socket
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -85,7 +88,8 @@ def process_group(device: str, threads: int) -> Iterator[bool]:
 
     Raises:
         InputError: more processes than GPUs on this machine, or a numbered GPU for all of them.
-        EdgemedError: another process was killed, this one is told to end, or the GPU's memory does not suffice.
+        EdgemedError: another process was killed, this one is told to end, or the GPU's memory does not suffice. The
+            leader says so; where it is the one that was killed, the first of the others.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         try:
@@ -101,6 +105,7 @@ def process_group(device: str, threads: int) -> Iterator[bool]:
     die_with_parent(os.getppid())
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
     torch.set_num_threads(cpu_threads(threads))
+    leader = _broadcast((socket.gethostname(), os.getpid()))
     warnings.filterwarnings("ignore", "Grad strides do not match")  # of a 1 x 1 convolution: nothing to do about it
     if rank():
         logging.getLogger("edgemed").setLevel(logging.ERROR)  # the leader says everything once
@@ -115,7 +120,9 @@ def process_group(device: str, threads: int) -> Iterator[bool]:
     except (_Terminated, RuntimeError) as error:
         if not _is_lost(error):
             raise
-        if rank():
+        before = signal.SIG_IGN  # torchrun sends it in a moment: our line comes first
+        signal.signal(signal.SIGTERM, before)
+        if rank() and not (rank() == 1 and _is_gone(*leader)):
             raise SystemExit(1) from error
         raise EdgemedError(f"another process of this training has ended or was killed; {GOES_ON}") from error
     else:
@@ -143,6 +150,19 @@ class _Terminated(BaseException):
 
 def _terminated(number: int, frame: FrameType | None) -> None:
     raise _Terminated
+
+
+def _is_gone(host: str, process: int) -> bool:
+    """Whether a process of this machine has ended, or does so within two seconds: its connections close first."""
+    for _ in range(20 if host == socket.gethostname() else 0):
+        try:
+            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state in "ZX":  # torchrun has not taken note of it yet
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _is_lost(error: BaseException) -> bool:

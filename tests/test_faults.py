@@ -202,7 +202,7 @@ def test_a_killed_rank_ends_the_training_and_it_goes_on(phantoms: Path, weights:
     whole = launched(*command(tmp_path / "whole"))
     assert whole.returncode == 0, whole.stdout
     run = tmp_path / "run"
-    for stage in ("mae", "imagenet"):
+    for stage, killed in (("mae", 1), ("imagenet", 0)):
         log = tmp_path / f"{stage}.log"
         with log.open("w") as handle:
             training = subprocess.Popen(
@@ -211,7 +211,7 @@ def test_a_killed_rank_ends_the_training_and_it_goes_on(phantoms: Path, weights:
             )  # fmt: skip
             while not (run / "members" / stage / "history.jsonl").exists() and training.poll() is None:
                 time.sleep(0.01)
-            os.kill(_second_rank(training.pid), signal.SIGKILL)
+            os.kill(_ranks(training.pid)[killed], signal.SIGKILL)
             assert training.wait() != 0
         errors = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
         assert len(errors) == 1, log.read_text()
@@ -245,9 +245,13 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def _second_rank(torchrun: int) -> int:
+def _ranks(torchrun: int) -> dict[int, int]:
+    """The process of each rank."""
     ranks = {}
     for pid in _children(torchrun):
-        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        ranks |= {entry: pid for entry in environment if entry.startswith(b"RANK=")}
-    return ranks[b"RANK=1"]
+        environment = dict(
+            entry.partition(b"=")[::2] for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        )
+        if b"RANK" in environment:
+            ranks[int(environment[b"RANK"])] = pid
+    return ranks
