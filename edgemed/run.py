@@ -173,15 +173,16 @@ def previous_run(out: Path) -> dict[str, Any] | None:
 
 
 def require_same_settings(previous: dict[str, Any], config: TrainConfig, out: Path) -> None:
-    """A run goes on under the settings that it was begun with, but for those that change rounding alone.
+    """A run goes on under the settings that it was begun with, except where it computes and how it rounds.
 
     Raises:
         InputError: naming each flag that differs.
     """
     # A setting that is younger than the run had its default there.
     old, new = TrainConfig().as_dict() | previous["config"], config.as_dict() | {"split": list(config.split)}
-    # Weights have moved or not: `require_same_weights` looks at what is in them.
-    differ = [name for name in new if name not in ("threads", "compile", "weights") and old[name] != new[name]]
+    # `require_same_weights` looks at what is in the weights, wherever they lie; `note_another_place` notes a device.
+    free = ("device", "threads", "compile", "weights")
+    differ = [name for name in new if name not in free and old[name] != new[name]]
     if differ:
         changed = [f"{flag(name)} {old[name]} -> {new[name]}" for name in differ]
         raise InputError(f"--out {out} holds a run with other settings ({', '.join(changed)}); choose another --out")

@@ -216,8 +216,8 @@ def test_a_run_that_another_command_began_meanwhile_is_left_as_it_is(
     assert {path.name: path.read_text() for path in run.iterdir()} == {"run.json": "another's"}
 
 
-def test_a_run_goes_on_with_other_threads_without_compiling_and_where_the_weights_lie_now(tmp_path: Path) -> None:
-    begun = {"config": TrainConfig(threads=2, compile=True, weights="elsewhere").as_dict()}
+def test_a_run_goes_on_with_other_devices_threads_weights_paths_and_without_compiling(tmp_path: Path) -> None:
+    begun = {"config": TrainConfig(threads=2, compile=True, weights="elsewhere", device="cuda:1").as_dict()}
     begun["config"]["split"] = list(begun["config"]["split"])
     require_same_settings(begun, TrainConfig(), tmp_path)
     with pytest.raises(InputError, match="--epochs 30 -> 31"):
