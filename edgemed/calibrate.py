@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemed.errors import InputError
-from edgemed.files import write_atomic, write_json
+from edgemed.files import held_alone, write_atomic, write_json
 from edgemed.operating import write_operating_point
 from edgemed.point import Wanted, fitted_point
 from edgemed.point_quality import Part, judged
@@ -51,11 +51,12 @@ def calibrate(run: Path, wanted: Wanted) -> dict[str, Any]:
     for document in found.values():
         document["operating"]["wanted"] = asked
     reports = {folder: report_of_run(folder, document) for folder, document in found.items()}
-    for folder in found:  # a kill leaves no page of the old point: `edgemed train` writes a missing one
-        (folder / "report.html").unlink(missing_ok=True)
-    for folder, point in zip(runs, points, strict=True):
-        write_operating_point(folder, point)
-    for folder, document in found.items():
-        write_json(folder / "metrics.json", document)
-        write_atomic(folder / "report.html", reports[folder])
+    with held_alone(run):
+        for folder in found:  # a kill leaves no page of the old point; of the new one, `require_judged` keeps it out
+            (folder / "report.html").unlink(missing_ok=True)
+        for folder, point in zip(runs, points, strict=True):
+            write_operating_point(folder, point)
+        for folder, document in found.items():
+            write_json(folder / "metrics.json", document)
+            write_atomic(folder / "report.html", reports[folder])
     return found[run]

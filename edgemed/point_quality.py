@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from edgemed import stats
 from edgemed.curves import risk_coverage
+from edgemed.errors import InputError
 from edgemed.evaluate import Table
 from edgemed.manifest import OperatingPoint
-from edgemed.operating import read_operating_point
+from edgemed.operating import POINT_NAME, read_operating_point
 from edgemed.point import Flags, Outcomes, allowed_failures, outcomes
 from edgemed.predictions import joined, read_table
 from edgemed.stats import group_bootstrap, group_count
@@ -38,6 +39,19 @@ def part_of_run(run: Path, classes: Sequence[str]) -> Part | None:
     if point is None:
         return None
     return Part(point, read_table(run, classes, "calibration"), read_table(run, classes, "test"))
+
+
+def require_judged(run: Path, runs: Sequence[Path], metrics: Mapping[str, Any]) -> None:
+    """Raise InputError unless `metrics` of `run` judges the operating points of `runs`, itself or its folds.
+
+    A killed `edgemed calibrate` leaves others: a report would state what no decision is made by.
+    """
+    stated = (metrics["operating"] or {}).get("points", [])
+    found = [point.model_dump(mode="json") for one in runs if (point := read_operating_point(one)) is not None]
+    if stated != found and (stated or runs == [run]):  # folds of unlike points are not judged together
+        raise InputError(
+            f"{run}: {POINT_NAME} is not the one that metrics.json judges; run `edgemed calibrate` again"
+        )
 
 
 def selective_metrics(runs: Sequence[Path], classes: Sequence[str]) -> dict[str, Any]:

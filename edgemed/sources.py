@@ -26,7 +26,8 @@ from edgemed.errors import InputError
 from edgemed.evaluate import evaluation, predict_files
 from edgemed.manifest import OperatingPoint, sha256_of
 from edgemed.models import check_backbone, normalisation
-from edgemed.operating import POINT_NAME, read_operating_point
+from edgemed.operating import read_operating_point
+from edgemed.point_quality import require_judged
 from edgemed.predictions import read_pixels, read_table
 from edgemed.preprocess import FrontEnd
 from edgemed.progress import Progress, counted, unseen
@@ -75,9 +76,7 @@ def source_from_run(path: Path) -> Source:
     """
     run = load_run(path)
     point = read_operating_point(path)
-    stated = (run.metrics["operating"] or {}).get("points", [])
-    if stated != ([] if point is None else [point.model_dump(mode="json")]):
-        raise InputError(f"{path / POINT_NAME} is not the one that metrics.json judges; run `edgemed calibrate` again")
+    require_judged(path, [path], run.metrics)
     groups = {name: number for number, name in enumerate(sorted(set(run.dataset.groups)))}
     proofs: list[Proof] = []
     noted = []

@@ -27,7 +27,7 @@ from edgemed.models import create_backbone, imagenet_state, load_backbone, norma
 from edgemed.operating import POINT_NAME, write_operating_point
 from edgemed.place import note_another_place
 from edgemed.point import Wanted, fitted_point
-from edgemed.point_quality import selective_metrics
+from edgemed.point_quality import require_judged, selective_metrics
 from edgemed.predictions import MEMBERS, predictions_csv, read_table
 from edgemed.preprocess import FrontEnd
 from edgemed.pretrain import pretrain
@@ -71,6 +71,7 @@ def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, pro
         timed(out, "evaluate", lambda: _evaluate(config, dataset, out, progress))
     metrics = read_metrics(out)
     if not (out / "report.html").exists():
+        require_judged(out, [out], metrics)
         write_atomic(out / "report.html", report_of_run(out, metrics))
     return metrics
 

@@ -38,7 +38,7 @@ from edgemed.loop import log
 from edgemed.metrics import INTERVAL_METRICS
 from edgemed.models import check_backbone, create_backbone, freeze_stages, imagenet_state, load_backbone, weights_digest
 from edgemed.parallel import folds_at_once, gpus_of, run_jobs
-from edgemed.point_quality import selective_metrics
+from edgemed.point_quality import require_judged, selective_metrics
 from edgemed.predictions import MEMBERS, joined, read_table
 from edgemed.progress import Progress, counted
 from edgemed.reporting import report_of_run
@@ -156,6 +156,7 @@ def _trained(config: TrainConfig, run: Begun, out: Path, progress: Progress) -> 
         write_json(out / "metrics.json", _pooled_folds(config, run.dataset, out))
     metrics = read_metrics(out)
     if not (out / "report.html").exists():
+        require_judged(out, fold_folders(out, config.folds), metrics)
         write_atomic(out / "report.html", report_of_run(out, metrics))
     return metrics
 

@@ -19,7 +19,7 @@ from edgemed.curves import risk_coverage
 from edgemed.errors import InputError
 from edgemed.operating import read_operating_point
 from edgemed.point import Wanted, fitted_point
-from edgemed.point_quality import Part, judged, selective_metrics
+from edgemed.point_quality import Part, judged, require_judged, selective_metrics
 from edgemed.predictions import read_table
 from edgemed.run import METRICS_SCHEMA
 
@@ -157,7 +157,12 @@ def test_a_folded_run_gets_a_point_in_every_fold_and_their_pooled_figures(tmp_pa
     for part, key in (("sets", "coverage"), ("referral", "answered")):  # 80 images each, so the mean is the pooled one
         assert found[part][key]["value"] == pytest.approx(np.mean([fold[part][key]["value"] for fold in each]))
     assert np.sum(found["decisions"]) == 240
+    folds = [run / "folds" / str(k) for k in range(3)]
+    require_judged(run, folds, metrics)
     for k, fold in enumerate(each):
+        require_judged(folds[k], [folds[k]], {"operating": fold})
+        with pytest.raises(InputError, match="is not the one that metrics.json judges"):
+            require_judged(run, folds[:k] + folds[k + 1 :], metrics)
         assert fold["points"] == found["points"][k : k + 1]
         assert fold == judged_by_hand(run / "folds" / str(k))
 

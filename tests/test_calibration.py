@@ -18,13 +18,15 @@ pytest.importorskip("torch", reason="extra train is not installed")
 import torch
 
 from edgemed.bundle import open_bundle
+from edgemed.calibrate import calibrate
 from edgemed.calibration import at_a_limit, fitted_temperature, fitted_temperatures, with_calibration
 from edgemed.config import TrainConfig
 from edgemed.dataset import Dataset, Row, scan, split_dataset
 from edgemed.ensemble import Ensemble
 from edgemed.errors import InputError
 from edgemed.infer import load
-from edgemed.operating import read_operating_point, write_operating_point
+from edgemed.operating import read_operating_point
+from edgemed.point import Wanted
 from edgemed.preprocess import FrontEnd
 from edgemed.stages import _evaluate
 
@@ -219,7 +221,15 @@ def test_a_real_training_leaves_a_point_that_another_can_replace(
         assert threshold["specificity"]["value"] == pytest.approx(np.mean(decided[4:] != "oval"))
     assert edgemed("evaluate", bundle, labelled) == 0
     assert "operating point, judged on 8 images; 95 % intervals" in capsys.readouterr().out
-    write_operating_point(run, point.model_copy(update={"min_probability": 0.0}))
-    capsys.readouterr()
-    assert edgemed("build-engine", run, "--out", tmp_path / "other") == 2
-    assert "is not the one that metrics.json judges" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as killed:
+        killed.setattr("edgemed.calibrate.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(run, Wanted("none", specificity=0.5))
+    for again in (("build-engine", run, "--out", tmp_path / "other"),
+                  ("train", phantoms, "--out", run, *tiny_flags(weights), "--calibration", "0.4")):  # fmt: skip
+        capsys.readouterr()
+        assert edgemed(*again) == 2
+        assert "is not the one that metrics.json judges; run `edgemed calibrate` again" in capsys.readouterr().err
+    assert not (run / "report.html").exists()
+    assert edgemed("calibrate", run, "--positive", "none", "--specificity", "0.5") == 0
+    assert (run / "report.html").exists()
