@@ -26,7 +26,7 @@ from edgemed.evaluate import decoded
 from edgemed.evidence import REFERENCE_NAME, Golden, golden_files, reference_file
 from edgemed.export import PRECISIONS, check_patches, onnx_from_ensemble
 from edgemed.gates import Gates, default_gates
-from edgemed.images import image_from_file, is_image, pixels_sha256
+from edgemed.images import Sides, fits, image_from_file, is_image, pixels_sha256
 from edgemed.manifest import IMAGE_SIZE, MODEL_FILES, ImageInput
 from edgemed.pack import check_target, write_bundle
 from edgemed.phantoms import CLASSES, MIN_SIDE, phantom
@@ -37,7 +37,6 @@ from edgemed.prove import Judge
 from edgemed.runtimes.tensorrt_builder import served_targets
 from edgemed.sources import Source
 
-Sides = tuple[int, int, int]  # min, opt, max, in pixels
 CHECK_IMAGES = 200  # at most so many validation images, evenly spaced, decide whether the graphs are right
 TINT = (1.0, 0.8, 0.6)  # of red, green, blue: as warm light
 _log = logging.getLogger("edgemed")
@@ -180,7 +179,7 @@ def _images_of(folder: Path, image_size: Sides) -> list[NDArray[np.uint8]]:
         raise InputError(f"--golden {folder} holds no image; give a folder with a few, such as one of each class")
     images = [image_from_file(file) for file in files]
     for file, image in zip(files, images, strict=True):
-        if not image_size[0] <= min(image.shape[:2]) <= max(image.shape[:2]) <= image_size[2]:
+        if not fits(image, image_size):
             raise InputError(f"--golden: {file} has sides outside of --image-size; leave it out, or widen the range")
     return images
 

@@ -12,12 +12,11 @@ from edgemed import __version__
 from edgemed.by_class import BY_CLASS, figure_of_class
 from edgemed.dataset import SPLITS
 from edgemed.gates import Comparison, changes
+from edgemed.images import Sides
 from edgemed.metrics import INTERVAL_METRICS
 from edgemed.operating import in_words
 from edgemed.point_quality import attained
 from edgemed.sources import Source
-
-Sides = tuple[int, int, int]  # min, opt, max, in pixels
 
 
 def model_card(

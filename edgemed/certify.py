@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,10 @@ from edgemed.gates import (
     check_members,
     compare_batches,
     in_each_place,
+    of_a_member,
     with_decisions,
 )
-from edgemed.images import image_from_file, is_image, pixels_sha256
+from edgemed.images import fits, image_from_file, is_image, pixels_sha256
 from edgemed.infer import Model
 from edgemed.manifest import MODEL_FILES, sha256_of
 from edgemed.operating import changed_decisions
@@ -89,13 +90,13 @@ def certify(
     found: dict[int, Path] = {}
     answers: dict[int, Answers] = {}
     unfit: set[int] = set()
-    limits, least = model.bundle.manifest.input, least_batch(model.record)
-    low, _, high = model.record.image_side if model.record else (limits.min_side, 0, limits.max_side)
+    sides = model.record.image_side if model.record else model.bundle.manifest.input.sides
+    least = least_batch(model.record)
     for done, path in enumerate(files, 1):
         pixels = image_from_file(path)
         row = rows.get(pixels_sha256(pixels))
         if row is not None and row not in found:  # a copy of an image proves nothing more
-            if not low <= min(pixels.shape[:2]) <= max(pixels.shape[:2]) <= high:
+            if not fits(pixels, sides):
                 unfit.add(row)
             else:
                 found[row] = path
@@ -103,8 +104,8 @@ def certify(
         progress(f"certify on {model.runtime}", done, len(files), f"{len(found)} known")
     if unfit and not found:
         raise InputError(
-            f"none of the {len(unfit)} known images in {data} fits the engine, whose sides are {low} to {high}; "
-            "certify with images of those sizes, or build an engine for these (--image-size)"
+            f"none of the {len(unfit)} known images in {data} fits the engine, whose sides are {sides[0]} to "
+            f"{sides[2]}; certify with images of those sizes, or build an engine for these (--image-size)"
         )
     if not found:
         raise InputError(
@@ -128,8 +129,8 @@ def certify(
     flips = tuple(found[order[index]] for index in comparison.flips)
     what, names = f"{model.runtime} with {model.bundle.path}", [str(found[row]) for row in order]
     check(comparison, gates, what, names)
-    loose = replace(gates, max_prob_error=members.shape[1] * gates.max_prob_error)  # 1/M of it is in the mean
-    check_members(members, of_members, loose, model.bundle.manifest.member_names, what, names)
+    member_names = model.bundle.manifest.member_names
+    check_members(members, of_members, of_a_member(gates, len(member_names)), member_names, what, names)
     interval = auroc_change(labels[of_rows], truth[of_rows], flat, groups[of_rows])
     change = Change.model_validate(interval.as_dict()) if np.isfinite(interval.value) else None
     certificate = Certificate(
@@ -179,7 +180,6 @@ def _record_of_onnx(model: Model) -> PlanRecord:
     Its id ends with a digest of the place: a bundle that serves on two CPUs keeps a certificate of each.
     """
     place = place_of(model.session, model.precision)
-    limits = model.bundle.manifest.input
     where = sha256_of(place.model_dump_json().encode())[:8]
     version = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in place.version.lower())
     values: dict[str, Any] = {
@@ -193,7 +193,7 @@ def _record_of_onnx(model: Model) -> PlanRecord:
         "os": place.os,
         "architecture": place.architecture,
         "batch": (1, 1, 1),
-        "image_side": (limits.min_side, limits.opt_side, limits.max_side),
+        "image_side": model.bundle.manifest.input.sides,
         "sha256": None,
         "bytes": None,
         "state": "built",

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgemed.errors import EdgemedError, GateError, InputError
+from edgemed.errors import EdgemedError, GateError, InputError, first_line
 from edgemed.gates import TIE_MARGINS, check, compare, default_gates
 from edgemed.infer import Model
 from edgemed.manifest import sha256_of
@@ -128,7 +128,7 @@ def compared(
         except GateError as error:
             not_timed[other.name] = f"its answers are not the bundle's: {error}"
         except (EdgemedError, ImportError, OSError, RuntimeError) as error:  # torch's and OpenVINO's are RuntimeErrors
-            not_timed[other.name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            not_timed[other.name] = first_line(error)
         else:
             ready[other.name], errors[other.name] = predict, found.max_prob_error
     calls = {name: _on(predict, requests[0]) for name, predict in ready.items()}
@@ -248,9 +248,7 @@ def _separate(model: Model, ensemble: Ensemble) -> Predict:
     module = runtime_module(model.runtime)
     if isinstance(module, PlanModule):
         raise InputError(f"{model.runtime} takes plans, which a comparison does not build")
-    limits = model.bundle.manifest.input
-    sides = (limits.min_side, limits.opt_side, limits.max_side)
-    sessions = []
+    sessions, sides = [], model.bundle.manifest.input.sides
     for member, temperature in zip(ensemble.members, ensemble.temperatures.tolist(), strict=True):
         graph = onnx_from_ensemble(Parts(ensemble.front, [member], [temperature]).eval(), image_size=sides)
         sessions.append(module.open_session(graph, threads=model.session.threads, cache_key=sha256_of(graph)))

@@ -53,6 +53,11 @@ def one_line(error: object) -> str:
     return (text if text.isprintable() else ascii(text))[:200] or type(error).__name__
 
 
+def first_line(error: object) -> str:
+    """The first line of another library's error that is not empty: of many, it is the one that says what is wrong."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """A suggestion for a mistyped name: `" Did you mean 'resnet18'?"`, or the list of choices when nothing is close."""
     known = sorted(choices)

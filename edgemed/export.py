@@ -27,6 +27,7 @@ from torch import nn
 
 from edgemed.ensemble import ENTROPY_PATCH, Ensemble, WithEntropy
 from edgemed.errors import GateError, InputError, did_you_mean
+from edgemed.images import Sides
 from edgemed.manifest import IMAGE_SIZE, MODEL_FILES
 from edgemed.precision import half_ensemble
 from edgemed.runtimes import ENTROPY, OUTPUTS
@@ -42,7 +43,7 @@ def onnx_from_ensemble(
     ensemble: Ensemble,
     precision: str = "fp32",
     *,
-    image_size: tuple[int, int, int] = IMAGE_SIZE,
+    image_size: Sides = IMAGE_SIZE,
     keep: Sequence[str] = (),
     entropy: bool = False,
 ) -> bytes:

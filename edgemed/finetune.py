@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from edgemed.ahead import ahead
 from edgemed.config import TrainConfig, derive_seed
 from edgemed.dataset import Dataset
-from edgemed.distributed import agreed, batch_of_rank, from_leader, gathered, rank, replicated, together, world
+from edgemed.distributed import agreed, from_leader, gathered, rank, replicated, together, world
 from edgemed.files import write_atomic
 from edgemed.images import image_from_file
-from edgemed.loader import Augment, open_loader
+from edgemed.loader import Augment
 from edgemed.loader_torch import remembering
 from edgemed.loop import (
     autocast,
@@ -45,6 +45,7 @@ from edgemed.loop import (
     reuse_memory,
     save_checkpoint,
     seed_noise,
+    training_loader,
     write_history,
 )
 from edgemed.models import freeze_stages, train_mode
@@ -113,20 +114,9 @@ def finetune(
     validation_labels = torch.tensor(validation.labels)
     model = model.to(device).to(memory_format=torch.channels_last)
     front = front.to(device)
-    with agreed():
-        loader = open_loader(
-            files,
-            train.labels,
-            size=config.train_size or config.size,
-            batch=batch_of_rank(config.batch),
-            augment=dataclasses.replace(AUGMENT, vflip=config.vertical_flip, turns=config.quarter_turns),
-            seed=seed,
-            rank=rank(),
-            world=world(),
-            device=device,
-            backend=config.loader,
-            threads=torch.get_num_threads(),
-        )
+    augment = dataclasses.replace(AUGMENT, vflip=config.vertical_flip, turns=config.quarter_turns)
+    size = config.train_size or config.size
+    loader = training_loader(config, files, train.labels, augment, size=size, seed=seed, device=device)
     stage = f"fine-tuning {member}"
     log.info("%s on %d images: %s", stage, len(files), loader.reason)
     freeze_stages(model, config.freeze)

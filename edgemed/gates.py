@@ -170,6 +170,11 @@ def check(comparison: Comparison, gates: Gates, what: str = "the engine", names:
         raise GateError(f"{what} differs from its reference on {comparison.n} images: {'; '.join(found)}")
 
 
+def of_a_member(gates: Gates, members: int) -> Gates:
+    """The gates of one member's probabilities: it counts 1/M in the mean, and so does its error."""
+    return replace(gates, max_prob_error=members * gates.max_prob_error)
+
+
 def check_members(
     reference: NDArray[np.float32],
     candidate: NDArray[np.float32],

@@ -54,6 +54,7 @@ MAX_BYTES = 1 << 30  # the largest image allowed needs 716 MB at 16-bit RGBA wit
 
 PixelFormat = Literal["RGB", "BGR", "RGBA", "GRAY8"]
 Rgb = NDArray[np.uint8]  # (H, W, 3), C-contiguous, R first
+Sides = tuple[int, int, int]  # min, opt, max in pixels, of what an engine takes
 
 MODES_16 = frozenset({"I;16", "I;16L", "I;16B"})  # Pillow's, of 16 bits
 ORIENTATION = 274  # EXIF's and TIFF's tag
@@ -135,6 +136,11 @@ def image_from_pixels(array: NDArray[Any], format: PixelFormat = "RGB") -> Rgb:
     if format == "RGB":
         return np.ascontiguousarray(pixels)
     return np.ascontiguousarray(pixels[:, :, list(_CHANNELS[format])])
+
+
+def fits(image: Rgb, sides: Sides) -> bool:
+    """Whether height and width lie within the range."""
+    return bool(sides[0] <= min(image.shape[:2]) and max(image.shape[:2]) <= sides[2])
 
 
 def pixels_sha256(image: Rgb) -> str:

@@ -34,8 +34,8 @@ import torch
 from numpy.typing import NDArray
 
 from edgemed.config import LOADERS
-from edgemed.errors import InputError, did_you_mean
-from edgemed.loader_dali import first_line, open_dali
+from edgemed.errors import InputError, did_you_mean, first_line
+from edgemed.loader_dali import open_dali
 from edgemed.loader_torch import Draws, ImagesOf, remembering, torch_images
 
 DALI_COMMAND = "pip install nvidia-dali-cuda130"

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgemed.ahead import ahead
-from edgemed.errors import InputError
+from edgemed.errors import InputError, first_line
 from edgemed.images import decodes_alike, image_from_file
 from edgemed.loader_torch import CENTRE, Draws, ImagesOf, remembering, rotated
 
@@ -147,8 +147,3 @@ def _encoded(alike: Callable[[Path], bool], file: Path) -> NDArray[np.uint8]:
     image = image_from_file(file)
     header = f"P6 {image.shape[1]} {image.shape[0]} 255\n".encode()  # PPM: lossless, and nothing to compress
     return np.frombuffer(header + image.tobytes(), np.uint8)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text that is not empty."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -25,10 +25,11 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from edgemed.config import derive_seed
-from edgemed.distributed import gathered, rank, summed, world
+from edgemed.config import TrainConfig, derive_seed
+from edgemed.distributed import agreed, batch_of_rank, gathered, rank, summed, world
 from edgemed.errors import EdgemedError, InputError
 from edgemed.files import write_atomic
+from edgemed.loader import Augment, Loader, open_loader
 
 log = logging.getLogger("edgemed")
 
@@ -77,6 +78,33 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} is damaged; delete it and run the same command: its stage starts anew") from error
     return state
+
+
+def training_loader(
+    config: TrainConfig,
+    files: Sequence[Path],
+    labels: Sequence[int],
+    augment: Augment,
+    *,
+    size: int,
+    seed: int,
+    device: str,
+) -> Loader:
+    """This rank's share of the files. Raises what `open_loader` does, in all ranks."""
+    with agreed():
+        return open_loader(
+            files,
+            labels,
+            size=size,
+            batch=batch_of_rank(config.batch),
+            augment=augment,
+            seed=seed,
+            rank=rank(),
+            world=world(),
+            device=device,
+            backend=config.loader,
+            threads=torch.get_num_threads(),
+        )
 
 
 def cosine_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -> CosineLRScheduler:

@@ -104,8 +104,13 @@ class ImageInput(Strict):
 
     @model_validator(mode="after")
     def _check_order(self) -> ImageInput:
-        _ordered((self.min_side, self.opt_side, self.max_side))
+        _ordered(self.sides)
         return self
+
+    @property
+    def sides(self) -> tuple[int, int, int]:
+        """The three as one range."""
+        return self.min_side, self.opt_side, self.max_side
 
 
 class OperatingPoint(Strict):

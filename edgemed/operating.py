@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import ValidationError
 
-from edgemed.errors import InputError
+from edgemed.errors import InputError, first_line
 from edgemed.files import write_atomic
 from edgemed.manifest import OperatingPoint, document_bytes
 
@@ -141,8 +141,8 @@ def read_operating_point(run: Path) -> OperatingPoint | None:
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{file} is no operating point ({reason}); run `edgemed calibrate {run}` again") from error
+        step = f"run `edgemed calibrate {run}` again"
+        raise InputError(f"{file} is no operating point ({first_line(error)}); {step}") from error
 
 
 def write_operating_point(run: Path, point: OperatingPoint) -> None:

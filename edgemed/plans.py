@@ -20,8 +20,8 @@ from edgemed.progress import Progress, unseen
 from edgemed.records import PlanRecord
 from edgemed.runtimes.tensorrt import FLAVOURS
 from edgemed.runtimes.tensorrt_builder import plan_from_onnx
+from edgemed.runtimes.tensorrt_limits import Range
 
-Range = tuple[int, int, int]
 CHOICES = ("auto", "none", *FLAVOURS)
 HOW_TO_INSTALL = "; ".join(flavour.install for flavour in FLAVOURS.values())
 
@@ -75,8 +75,7 @@ def add_plans(
     builder = plan_runtime(options.runtime)
     if builder is None:
         raise InputError(f"no TensorRT is installed to build a plan with: {HOW_TO_INSTALL}")
-    limits = bundle.manifest.input
-    whole = (limits.min_side, limits.opt_side, limits.max_side)
+    whole = bundle.manifest.input.sides
     sides = whole if options.image_size is None else options.image_size
     if not whole[0] <= sides[0] <= sides[1] <= sides[2] <= whole[2]:
         raise InputError(

@@ -20,9 +20,9 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from edgemed.config import TrainConfig, derive_seed
-from edgemed.distributed import agreed, batch_of_rank, from_leader, rank, replicated, together, world
+from edgemed.distributed import agreed, from_leader, rank, replicated, together
 from edgemed.files import write_atomic
-from edgemed.loader import Augment, Loader, open_loader
+from edgemed.loader import Augment, Loader
 from edgemed.loop import (
     autocast,
     cosine_schedule,
@@ -33,6 +33,7 @@ from edgemed.loop import (
     reuse_memory,
     save_checkpoint,
     seed_noise,
+    training_loader,
     write_history,
 )
 from edgemed.mae import MaskedAutoencoder, reconstruction_loss
@@ -81,20 +82,8 @@ def pretrain(
         log.info("no masked pretraining: --pretrain-epochs 0")
         _finish(model, [], folder)
         return
-    with agreed():
-        loader = open_loader(
-            files,
-            [0] * len(files),
-            size=config.pretrain_size,
-            batch=batch_of_rank(config.batch),
-            augment=AUGMENT,
-            seed=seed,
-            rank=rank(),
-            world=world(),
-            device=device,
-            backend=config.loader,
-            threads=torch.get_num_threads(),
-        )
+    labels = [0] * len(files)
+    loader = training_loader(config, files, labels, AUGMENT, size=config.pretrain_size, seed=seed, device=device)
     log.info("pretraining on %d images: %s", len(files), loader.reason)
     optimizer = create_optimizer_v2(
         model, "adamw", lr=config.pretrain_learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.95)

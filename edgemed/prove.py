@@ -27,12 +27,15 @@ from edgemed.gates import (
     Gates,
     check,
     check_entropy,
+    check_members,
     compare,
     default_gates,
     in_each_place,
     judged_golden,
+    of_a_member,
     with_decisions,
 )
+from edgemed.images import Sides, fits
 from edgemed.manifest import sha256_of
 from edgemed.operating import changed_decisions
 from edgemed.precision import Rounded
@@ -42,6 +45,7 @@ from edgemed.sources import Source
 
 Check = tuple[str, str, Comparison]  # what was compared with PyTorch on real images, at what precision, how it went
 RUNTIMES = ("openvino", "onnxruntime")  # each graph has to pass in every one of them that works here
+ACCEPT = "ship the fp32 graph alone (--precision fp32), or accept more with that gate's own flag"
 _log = logging.getLogger("edgemed")
 
 
@@ -52,7 +56,7 @@ class Judge:
         self,
         source: Source,
         limit: int,
-        sides: tuple[int, int, int],
+        sides: Sides,
         gates: Mapping[str, Gates],
         golden: Sequence[Golden],
         progress: Progress,
@@ -72,7 +76,7 @@ class Judge:
         self._gates, self._golden, self._member_names, self._progress = gates, golden, source.member_names, progress
         self._ensemble, self._point, self._labels = source.ensemble, source.operating_point, source.labels
         for proof, image in zip(self.proofs, self.images(), strict=True):
-            if not (sides[0] <= min(image.shape[:2]) and max(image.shape[:2]) <= sides[2]):
+            if not fits(image, sides):
                 height, width, _ = image.shape
                 raise InputError(f"{proof.file} has {width} x {height} pixels, outside of --image-size; widen it")
         self._truth, self._members, _ = predict_files(
@@ -165,7 +169,7 @@ class Judge:
         members = np.stack([item.members for item in self._golden])
         on_golden = default_gates("fp16").max_prob_error  # with more, a label that counts could change
         on_images = min(self._gates["fp16"].max_prob_error, on_golden)
-        number = rounded.members.shape[1]
+        number = len(self._member_names)
         compared = (
             (rounded.probabilities[:count], self._truth[:count], on_images),
             (rounded.members[:count], self._members[:count], on_images * number),
@@ -182,11 +186,9 @@ class Judge:
         count, gates = len(probabilities), self._gates[precision]
         names = [str(file) for file in self.files[:count]]
         truth, of_members = self._truth[:count], self._members[:count]
-        classes, number = truth.shape[1], of_members.shape[1]
-        each = compare(of_members.reshape(-1, classes), members.reshape(-1, classes), tie_margin=0)
-        # A member counts 1/M in the mean, and so does its error.
-        loose = Gates(max_flips=each.n, max_prob_error=number * gates.max_prob_error)
-        _check(each, loose, f"a member in {what}", [name for name in names for _ in range(number)], precision)
+        loose = of_a_member(gates, len(self._member_names))
+        with _hint(precision, ACCEPT):
+            check_members(of_members, members[:, None], loose, self._member_names, what, names)
         labels = [proof.label for proof in self.proofs[:count]]
         margin, point = TIE_MARGINS[precision], self._point
         found = compare(truth, probabilities, tie_margin=margin, labels=labels)
@@ -195,14 +197,10 @@ class Judge:
             found = with_decisions(
                 found, *changed_decisions(point, self._labels, truth, probabilities, both, margin=margin)
             )
-        _check(found, gates, what, names, precision)
+        with _hint(precision, ACCEPT):
+            check(found, gates, what, names)
         self.checks.append((what, precision, found))
         _log.info("%s against PyTorch: largest error %.1e on %d images", what, found.max_prob_error, found.n)
-
-
-def _check(found: Comparison, gates: Gates, what: str, names: Sequence[str], precision: str) -> None:
-    with _hint(precision, "ship the fp32 graph alone (--precision fp32), or accept more with that gate's own flag"):
-        check(found, gates, what, names)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from edgemed.images import fits
 from edgemed.manifest import BundleId, Count, Range, Sha256, Strict, Text, Time
 
 Precision = Literal["fp32", "fp16"]
@@ -106,8 +107,7 @@ class PlanRecord(Strict):
 
     def takes(self, image: NDArray[np.uint8]) -> bool:
         """Whether the sides of an image (H, W, 3) are within the plan's range."""
-        low, _, high = self.image_side
-        return bool(low <= min(image.shape[:2]) and max(image.shape[:2]) <= high)
+        return fits(image, self.image_side)
 
     def certified_at(self, place: Place, bundle_id: str) -> bool:
         """Whether the certificate is of this bundle and place; another GPU, version or CPU needs its own."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgemed.errors import InputError
+from edgemed.errors import InputError, first_line
 
 LENGTH = 64
 
@@ -83,7 +83,7 @@ def _loaded(load: Any, pem: bytes, kind: str, type_name: str) -> Any:
         key = load(pem)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InputError(
-            f"the {kind} key is no unencrypted PEM key ({str(error).splitlines()[0]}); make one with "
+            f"the {kind} key is no unencrypted PEM key ({first_line(error)}); make one with "
             "`openssl genpkey -algorithm ed25519 -out key.pem`"
         ) from error
     if not isinstance(key, getattr(ed25519, type_name)):
@@ -95,5 +95,5 @@ def _cryptography() -> Any:
     try:
         from cryptography.hazmat.primitives import serialization
     except ImportError as error:
-        raise InputError("signatures need the package cryptography: pip install cryptography") from error
+        raise InputError("signatures need the package cryptography: pip install 'edgemed[sign]'") from error
     return serialization

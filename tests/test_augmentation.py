@@ -89,7 +89,7 @@ def test_fine_tuning_flips_and_turns_as_its_flags_say(
         assert (augment.vflip, augment.turns) == ("vertical_flip" in flags, "quarter_turns" in flags)
         raise OpenedError
 
-    monkeypatch.setattr(module, "open_loader", opened)
+    monkeypatch.setattr("edgemed.loop.open_loader", opened)
     dataset = split_dataset(scan(phantoms), (0.6, 0.2, 0.2), 0)
     config = TrainConfig(backbone="resnet18", size=32, threads=1, **dict.fromkeys(flags, True))
     front, model = FrontEnd(32, *normalisation("resnet18")), create_backbone("resnet18", 3)

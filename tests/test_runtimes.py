@@ -166,7 +166,7 @@ def test_a_kept_form_that_openvino_refuses_is_compiled_and_kept_anew(
     opened("openvino")
     (blob,) = cache.glob("edgemed/openvino/*/*.blob")
     good = blob.read_bytes()
-    openvino._keep(blob, good[: len(good) // 2])  # whole, by its note
+    openvino.keep(blob, good[: len(good) // 2])  # whole, by its note
     with caplog.at_level(logging.WARNING):
         session = opened("openvino")
     assert session.from_cache is False and "is refused" in caplog.text
@@ -189,7 +189,7 @@ def test_of_two_that_start_at_once_the_second_waits_for_what_the_first_compiles(
                     break
                 time.sleep(0.01)
             assert not second.done()
-            openvino._keep(blob, compiled)
+            openvino.keep(blob, compiled)
         assert second.result().from_cache is True
 
 

@@ -115,7 +115,7 @@ def masks(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def of(images: int, epochs: int, **settings: Any) -> Tensor:
         batch = Batch(_four_units().repeat(images, 1, 1, 1), torch.zeros(images), torch.arange(images))
         loader = Loader("scripted", "", 1, lambda epoch: iter([batch]))
-        monkeypatch.setattr(pretraining, "open_loader", lambda *_, **__: loader)
+        monkeypatch.setattr("edgemed.loop.open_loader", lambda *_, **__: loader)
         seen, encode = [], MaskedAutoencoder.encode
 
         def watched(model: MaskedAutoencoder, pixels: Tensor, removed: Tensor) -> Tensor:

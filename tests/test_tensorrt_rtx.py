@@ -164,7 +164,7 @@ def test_a_cache_that_cannot_be_written_is_told_of_once_and_stops_nothing(
     def full(*written: Any) -> None:
         raise InputError("no space left")
 
-    monkeypatch.setattr("edgemed.runtimes.tensorrt_cache.write_atomic", full)
+    monkeypatch.setattr("edgemed.runtimes.write_atomic", full)
     found, _ = opened()
     for side in (48, 64):
         assert all(right(found, tiny.image(1, side, side)[None]))

@@ -23,7 +23,7 @@ Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 = all physical
 Bundle = Annotated[Path, typer.Argument(help="A bundle from `edgemed build-engine`.", show_default=False)]
 
 MaxFlips = Annotated[
-    int, typer.Option(min=0, help="Gate: how many labels or decisions may change, but for those near a tie or limit.")
+    int, typer.Option(min=0, help="Gate: number of labels or decisions that may change, not counting near-ties.")
 ]
 MaxProbError = Annotated[
     float | None,
@@ -31,14 +31,14 @@ MaxProbError = Annotated[
 ]
 MAX_AUROC_DROP = 0.005  # as in gates.Gates, which loads NumPy
 MaxAurocDrop = Annotated[
-    float, typer.Option(min=0, help="Gate: by how much the AUROC may fall; one pair of images may change places.")
+    float, typer.Option(min=0, help="Gate: how far the AUROC may fall; what one pair of images makes is allowed.")
 ]
 Sign = Annotated[
     Path | None, typer.Option(help="Sign what is written with this Ed25519 key (PEM).", show_default=False)
 ]
 VerifyPlans = Annotated[
     Path | None,
-    typer.Option(help="Beside --verify: plans are signed by this key, the device's own.", show_default="--verify's"),
+    typer.Option(help="With --verify: the public key of the plans, where it is another.", show_default="--verify's"),
 ]
 Plan = Annotated[
     str | None,

@@ -17,11 +17,11 @@ DEFAULTS = {"folds": 5, "renyi_order": 2.0}
 
 
 def ablate(data: Path, out: Path, cells: str, budget: float, json_: bool, **options: Any) -> None:
-    """Say which part of the method helps on these images.
+    """Find out which part of the method helps on these images.
 
-    Trains the method and its variants alike. Takes the flags of `edgemed train`, which all cells share. Cells: masks by
-    entropy, random, low-entropy, each from imagenet and from scratch; none (no pretraining) of both; renyi-imagenet
-    (by --renyi-order, which no other cell takes); again-imagenet (another seed).
+    Trains the method and its variants (cells) in the same way. Takes the flags of `edgemed train`, which all cells
+    share. Cells: masks by entropy, random, low-entropy, each from imagenet and from scratch; none (no pretraining) of
+    both; renyi-imagenet (by --renyi-order, which no other cell takes); again-imagenet (another seed).
     """
     config = settings(options | {"start": "imagenet"})  # before torch, as in `train`
     from edgemed.ablate import ablate as run_ablation

@@ -71,7 +71,7 @@ def bench(
         ),
     ] = None,
 ) -> None:
-    """Measure a bundle's latency, its answers checked before."""
+    """Measure a bundle's latency, once its answers are checked."""
     from edgemed import bench as bench_module
     from edgemed import bench_diff, bench_report, contenders
     from edgemed.bundle import opened_by_keys

@@ -30,7 +30,7 @@ def calibrate(
     coverage: Annotated[float, typer.Option(help="Share of sets that hold the true label; 0 = no sets.")] = 0.9,
     json_: Json = False,
 ) -> None:
-    """Choose a run's threshold, referral, prediction sets. No training."""
+    """Choose a run's threshold, referral and prediction sets anew. Nothing is trained."""
     from edgemed.point import Wanted
 
     wanted = Wanted(positive, sensitivity, specificity, answer, max_error, coverage)

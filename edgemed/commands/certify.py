@@ -39,9 +39,10 @@ def certify(
     verify: Verify = None,
     json_: Json = False,
 ) -> None:
-    """Prove an engine on this machine, on images of its training.
+    """Prove that an engine answers like PyTorch on this machine.
 
-    Those that training held out are found in DATA by their pixels, and the answers compared with PyTorch's.
+    DATA is the data set that it was trained with, or a part of it. The images that training held out are found in it by
+    their pixels, and the engine's answers on them are compared with those that PyTorch gave.
     """
     from edgemed.bundle import open_bundle
     from edgemed.certify import certify as run_certify
@@ -80,7 +81,7 @@ def inspect(
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Show what is in a bundle, every hash verified. And every signature, with --verify."""
+    """Show what is in a bundle, and verify every hash. With --verify, every signature too."""
     from edgemed.bundle import opened_by_keys
 
     opened = opened_by_keys(bundle, verify, verify_plans)

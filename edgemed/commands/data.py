@@ -9,7 +9,7 @@ import typer
 
 from edgemed import display
 
-app = typer.Typer(help="The paper's public data sets, as they are published.", no_args_is_help=True)
+app = typer.Typer(help="Turn the paper's public data sets into a CSV for `train`.", no_args_is_help=True)
 
 
 @app.callback()

@@ -43,7 +43,7 @@ def train(
     ] = "convnext_tiny",
     size: Annotated[int, typer.Option(help="Side of the network's input in pixels.")] = 224,
     train_size: Annotated[int, typer.Option(help="Side of fine-tuning's random crops; 0 = --size.")] = 0,
-    pretrain_size: Annotated[int, typer.Option(help="Side for the masked pretraining (224 = 49 units).")] = 224,
+    pretrain_size: Annotated[int, typer.Option(help="Side of the images in the masked pretraining.")] = 224,
     start: Annotated[str, typer.Option(help="The masked pretraining starts from: imagenet | scratch.")] = "imagenet",
     weights: Annotated[Path | None, typer.Option(help="ImageNet weights as safetensors, for work offline.")] = None,
     split: Annotated[str, typer.Option(help="Parts of train, validation, test.")] = "0.7,0.15,0.15",
@@ -57,13 +57,13 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="Fine-tuning's highest rate (the classifier's).")] = 5e-4,
     pretrain_learning_rate: Annotated[float, typer.Option(help="Pretraining's highest rate.")] = 3e-4,
     layer_decay: Annotated[float, typer.Option(help="Each layer's rate against that of the next one.")] = 0.75,
-    freeze: Annotated[int, typer.Option(help="The stem and so many stages keep their weights in fine-tuning.")] = 0,
+    freeze: Annotated[int, typer.Option(help="Keep the stem and this many stages as they are in fine-tuning.")] = 0,
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 0.05,
     warmup_epochs: Annotated[int, typer.Option(help="Epochs of linear warm-up, at most half of a stage.")] = 2,
     drop_path: Annotated[float, typer.Option(help="Stochastic depth in fine-tuning.")] = 0.1,
     label_smoothing: Annotated[float, typer.Option(help="Label smoothing in fine-tuning.")] = 0.1,
     class_weighting: Annotated[float, typer.Option(help="0 = none, 1 = balanced classes.")] = 0.5,
-    mixup: Annotated[float, typer.Option(help="Mix pairs of images, by shares from Beta(a, a); 0 = off.")] = 0.0,
+    mixup: Annotated[float, typer.Option(help="Mixup's alpha: pairs of images are mixed; 0 = off.")] = 0.0,
     ema_decay: Annotated[float, typer.Option(help="Decay of the weights' moving average.")] = 0.99,
     vertical_flip: Annotated[
         bool, typer.Option("--vertical-flip", help="Flip upside down too: where up and down are alike.")
@@ -72,7 +72,7 @@ def train(
         bool, typer.Option("--quarter-turns", help="Turn by quarters too: where no direction is special.")
     ] = False,
     random_erasing: Annotated[float, typer.Option(help="Blank a rectangle in this share of the images.")] = 0.0,
-    patience: Annotated[int, typer.Option(help="Stop after so many epochs without a lower validation loss.")] = 10,
+    patience: Annotated[int, typer.Option(help="Stop after this many epochs without a lower validation loss.")] = 10,
     mask_ratio: Annotated[float, typer.Option(help="Part of the 32-pixel units that pretraining removes.")] = 0.6,
     sharpness: Annotated[float, typer.Option(help="0 = random masks, large = highest entropy, < 0 = lowest.")] = 1.0,
     entropy_patch: Annotated[int, typer.Option(help="Side of the entropy's patches: 8, 16 or 32.")] = 16,
@@ -81,12 +81,12 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: FoldThreads = 0,
     loader: Annotated[str, typer.Option(help="dali, torch, or auto.")] = "auto",
-    accumulate: Annotated[int, typer.Option(help="Take each step's --batch in so many parts, to save memory.")] = 1,
+    accumulate: Annotated[int, typer.Option(help="Compute each step's --batch in this many parts; saves memory.")] = 1,
     amp: Annotated[bool, typer.Option(help="bfloat16 on a GPU; a CPU always computes in float32.")] = True,
     compile: Annotated[bool, typer.Option("--compile", help="Fine-tune by torch.compile: not for a CPU.")] = False,
     json_: Json = False,
 ) -> None:
-    """Train both members, judge them and their ensemble, report."""
+    """Train both members; evaluate them and their ensemble."""
     options = dict(locals())
     for name in ("data", "out", "json_"):
         options.pop(name)

@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.errors import InputError, did_you_mean
+from edgemed.files import write_atomic
+from edgemed.manifest import sha256_of
 from edgemed.preflight import Here
 from edgemed.records import PlanRecord
 
@@ -170,3 +172,18 @@ def held(folder: Path) -> Iterator[None]:
     with (folder / "lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)  # released when the file is closed, or the process ends
         yield
+
+
+def kept(file: Path) -> bytes | None:
+    """What `keep` wrote, byte for byte; None where it wrote nothing, or the file was damaged or cut short since."""
+    note = file.with_suffix(".sha256")
+    if not file.is_file() or not note.is_file():
+        return None
+    data = file.read_bytes()
+    return data if note.read_bytes() == sha256_of(data).encode() else None
+
+
+def keep(file: Path, data: bytes) -> None:
+    """Write a compiled form into the cache, its sha256 beside it: what lies there is run, so it has to be whole."""
+    write_atomic(file, data)
+    write_atomic(file.with_suffix(".sha256"), sha256_of(data))

@@ -18,17 +18,14 @@ from __future__ import annotations
 import importlib.util
 import logging
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.errors import InputError
-from edgemed.files import write_atomic
-from edgemed.manifest import sha256_of
 from edgemed.preflight import cpu
-from edgemed.runtimes import Session, cache_folder, held, outputs_of, usable_cores
+from edgemed.runtimes import Session, cache_folder, held, keep, kept, outputs_of, usable_cores
 
 KEPT = "compiled.blob"
 _log = logging.getLogger(__name__)
@@ -117,15 +114,17 @@ class _Session:
             device = self._core.get_property("CPU", "FULL_DEVICE_NAME")
             folder = cache_folder("openvino", self._cache_key, self.version, device, str(batch))
             with held(folder):
-                kept = _kept(folder / KEPT)
-                if kept is not None:
+                blob = kept(folder / KEPT)
+                if blob is None and (folder / KEPT).is_file():
+                    _log.warning("%s was damaged, and is compiled again", folder / KEPT)
+                if blob is not None:
                     try:
-                        compiled, from_cache = self._core.import_model(kept, "CPU", settings), True
+                        compiled, from_cache = self._core.import_model(blob, "CPU", settings), True
                     except RuntimeError as error:
                         _log.warning("%s is refused (%s), and is compiled again", folder / KEPT, _last_line(error))
                 if compiled is None:
                     compiled = self._from_graph(batch, settings)
-                    _keep(folder / KEPT, compiled.export_model().getvalue())
+                    keep(folder / KEPT, compiled.export_model().getvalue())
         except (OSError, InputError, RuntimeError) as error:
             # The cache only saves time. A fault of the graph itself comes up again below.
             _log.warning("OpenVINO's cache is not used: %s", _last_line(error))
@@ -140,20 +139,6 @@ class _Session:
         return self._core.compile_model(model, "CPU", settings)
 
 
-def _kept(file: Path) -> bytes | None:
-    """The compiled form, or None where there is none, or not byte for byte the one that was written."""
-    if not file.is_file():
-        return None
-    data, note = file.read_bytes(), file.with_suffix(".sha256")
-    if note.is_file() and note.read_bytes() == sha256_of(data).encode():
-        return data
-    _log.warning("%s was damaged, and is compiled again", file)
-    return None
-
-
-def _keep(file: Path, data: bytes) -> None:
-    write_atomic(file, data)
-    write_atomic(file.with_suffix(".sha256"), sha256_of(data))
 
 
 def _last_line(error: Exception) -> str:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from edgemed.errors import InputError
-from edgemed.files import write_atomic
 from edgemed.manifest import sha256_of
 from edgemed.records import PlanRecord
-from edgemed.runtimes import cache_folder, held
+from edgemed.runtimes import cache_folder, held, keep, kept
 from edgemed.runtimes.tensorrt_limits import Shape, is_fixed
 
 _log = logging.getLogger("edgemed")
@@ -48,13 +47,8 @@ class KernelCache:
         self._config, self._kernels, self.loaded = config, config.create_runtime_cache(), False
         try:
             self._file = cache_folder("tensorrt-rtx", str(record.sha256), str(trt.__version__), device) / "kernels.bin"
-            note = self._file.with_suffix(".sha256")
-            if self._file.is_file() and note.is_file():
-                data = self._file.read_bytes()
-                # Kernels are code: what was damaged or cut short is compiled anew.
-                digest = sha256_of(data)
-                self.loaded = note.read_bytes() == digest.encode() and bool(self._kernels.deserialize(data))
-                self._written = digest if self.loaded else ""
+            if (data := kept(self._file)) is not None and self._kernels.deserialize(data):
+                self.loaded, self._written = True, sha256_of(data)
         except OSError as error:
             _log.warning("TensorRT-RTX's kernel cache is not used: %s", error)
         config.set_runtime_cache(self._kernels)
@@ -77,8 +71,7 @@ class KernelCache:
                 return
             try:
                 with held(self._file.parent):
-                    write_atomic(self._file, data)
-                    write_atomic(self._file.with_suffix(".sha256"), digest)
+                    keep(self._file, data)
                 self._written = digest
             except (InputError, OSError) as error:
                 self._file = None
