@@ -93,7 +93,7 @@ def cell_config(config: TrainConfig, name: str) -> TrainConfig:
 def _check(config: TrainConfig, cells: Sequence[str], out: Path) -> None:
     for name in cells:
         if name not in CELLS:
-            raise InputError(f"--cells '{name}' is no cell.{did_you_mean(name, CELLS)}")
+            raise InputError(f"--cells '{name}' is not a cell.{did_you_mean(name, CELLS)}")
     if not cells:
         raise InputError(f"--cells names none; they are: {', '.join(CELLS)}")
     if config.sharpness <= 0 or not config.pretrain_epochs:

@@ -34,8 +34,8 @@ DIFF_SCHEMA = "edgemed.bench-diff/2"
 SMALLEST_CHANGE = 0.05
 FEWEST_RUNS = 3  # of a side, to know how runs differ
 _ONE_RUN = (
-    "One run on each side: no interval holds by how much this machine differs from run to run. Put the reports of "
-    f"{FEWEST_RUNS} or more runs of each into a folder, and compare the folders."
+    "With one run on each side, the intervals leave out how much this machine varies from run to run. Put the reports "
+    f"of {FEWEST_RUNS} or more runs of each into a folder, and compare the folders."
 )
 _SAME = (
     "precision",
@@ -124,7 +124,7 @@ def read_reports(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path} holds no report; write some with `edgemed bench BUNDLE --json {path}/1.json`")
     reports = [read_report(file) for file in files]
     if copies := [file for k, file in enumerate(files) if reports[k] in reports[:k]]:
-        raise InputError(f"{copies[0]} is a copy of another report beside it: that is no further run; take it out")
+        raise InputError(f"{copies[0]} is a copy of another report beside it: it is not another run; take it out")
     return reports
 
 
@@ -134,7 +134,7 @@ def read_report(path: Path) -> dict[str, Any]:
     schema = report.get("schema") if isinstance(report, dict) else None
     if schema != SCHEMA:
         raise InputError(
-            f"{path} is no report of this edgemed's bench: its schema is {schema!a}, not {SCHEMA!a}; measure again "
+            f"{path} is not a report of this edgemed's bench: its schema is {schema!a}, not {SCHEMA!a}; measure again "
             "with --json"
         )
     found: dict[str, Any] = report

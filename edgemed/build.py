@@ -37,6 +37,7 @@ from edgemed.prove import Judge
 from edgemed.runtimes.tensorrt_builder import served_targets
 from edgemed.sources import Source
 
+ROUNDED_IMAGES = 8  # so many of the images that decide are run with every operator rounded, beside the golden ones
 CHECK_IMAGES = 200  # at most so many validation images, evenly spaced, decide whether the graphs are right
 TINT = (1.0, 0.8, 0.6)  # of red, green, blue: as warm light
 _log = logging.getLogger("edgemed")
@@ -54,17 +55,15 @@ def build_bundle(
     entropy: bool = False,
     signing_key: bytes | None = None,
     overwrite: bool = False,
-    rounded_images: int = 8,
     progress: Progress = unseen,
 ) -> Bundle:
     """Build, check and write the bundle of an ensemble.
 
     image_size: the range of H and W, see `export.onnx_from_ensemble`. precisions: of the graphs and plans, "fp32" among
-    them. plans: None for none. gates: by precision; None = the defaults. rounded_images: so many of the images that
-    decide whether the graphs are right, and the golden ones, also run with every fp16 operator rounded, and all of them
-    with rounded weights, which decides what else stays float32. golden: a folder of images for the self-test, which
-    travel in the bundle; None = phantoms. entropy: the graphs also give the entropy of each 32-pixel patch.
-    signing_key: Ed25519 (PEM), for the manifest and the plans.
+    them. plans: None for none. gates: by precision; None = the defaults. golden: a folder of images for the self-test,
+    which travel in the bundle; None = phantoms. entropy: the graphs also give the entropy of each 32-pixel patch.
+    signing_key: Ed25519 (PEM), for the manifest and the plans. What else stays float32 at fp16 is decided on
+    `ROUNDED_IMAGES` images and the golden ones, with every operator rounded, and on all with rounded weights.
 
     Raises:
         GateError: a graph or its results are not right; nothing is written.
@@ -95,7 +94,7 @@ def build_bundle(
     if "fp16" in precisions:
         found = safe_half(
             source.ensemble,
-            lambda: chain(judge.images(rounded_images), images),
+            lambda: chain(judge.images(ROUNDED_IMAGES), images),
             judge.has_room,
             every=judge.each_image,
         )

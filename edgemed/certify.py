@@ -157,7 +157,7 @@ def certify(
     replaced = max((one.certificate.images for one in others if one.certificate), default=0)
     put_record(model.bundle, record, signing_key)
     if replaced > len(order):
-        _log.warning("this certificate replaces one on %d images, here, by one on %d", replaced, len(order))
+        _log.warning("this certificate covers %d images, and replaces one made here on %d", len(order), replaced)
     if (reason := _too_few(len(order), len(rows))) is not None:
         _log.warning("certified on %d of %d known images: %s", len(order), len(rows), reason)
     unmatched = len(files) - len(found) - len(unfit)
@@ -170,7 +170,7 @@ def _too_few(compared: int, known: int) -> str | None:
         return "on the others nothing is proven; give training's whole data set, to an engine that takes its sizes"
     if compared < FEW:
         bound = 1 - 0.05 ** (1 / compared)
-        return f"where none of so few is answered otherwise, up to {bound:.0%} of others may be (95 %)"
+        return f"none of these few changed, but up to {bound:.0%} of other images still could (95 % bound)"
     return None
 
 

@@ -27,9 +27,7 @@ from edgemed.duplicates import SMALLEST, Thumbnail, duplicate_pairs, merged_grou
 from edgemed.errors import InputError, did_you_mean
 from edgemed.files import is_text, write_atomic
 from edgemed.progress import Count
-from edgemed.rows import KNOWN_SPLITS as KNOWN_SPLITS
-from edgemed.rows import PLACEHOLDER, rows_of_csv, rows_of_folder
-from edgemed.rows import Row as Row
+from edgemed.rows import KNOWN_SPLITS, PLACEHOLDER, Row, rows_of_csv, rows_of_folder
 from edgemed.splits import assigned_parts, held_out_groups
 
 SPLITS = ("train", "validation", "test")

@@ -91,7 +91,8 @@ def metrics(result: dict[str, Any], as_json: bool, title: str) -> None:
     table = Table(title=escape(title), title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     table.caption = f"{result['n']} images in {result['groups']} groups; 95 % intervals, from ten groups on"
     chance = result["ensemble"]["ece_by_chance"]
-    table.caption += f"\nexact probabilities would show an ECE of {chance['mean']:.3f}, up to {chance['high']:.3f}"
+    of_exact = f"{chance['mean']:.3f}, up to {chance['high']:.3f}"
+    table.caption += f"\nby chance, even exact probabilities would show an ECE of {of_exact}"
     table.add_column("")
     for name in ("accuracy", "bal. accuracy", "macro F1", "AUROC", "ECE"):
         table.add_column(name, justify="right", no_wrap=True)

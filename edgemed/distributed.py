@@ -41,6 +41,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from edgemed.errors import EdgemedError, InputError
 from edgemed.norms import synchronise
+from edgemed.progress import unseen
 
 T = TypeVar("T")
 
@@ -72,7 +73,7 @@ def batch_of_rank(batch: int) -> int:
     """
     if batch % world():
         near = max(2, round(batch / world())) * world()
-        raise InputError(f"--batch {batch} is no multiple of torchrun's {world()} processes; try {near}")
+        raise InputError(f"--batch {batch} is not a multiple of torchrun's {world()} processes; try {near}")
     return batch // world()
 
 
@@ -190,7 +191,7 @@ def follow() -> None:
     while (message := _broadcast(None)) is not None:
         work, job = message
         try:
-            work(*job, lambda *_: None)
+            work(*job, unseen)
         except EdgemedError:
             continue  # raised in the leader too, which tells of it
 

@@ -111,7 +111,7 @@ def check_patches(size: int) -> None:
     """Raise InputError unless images of `size` pixels a side are whole patches, which the output `entropy` needs."""
     if size % ENTROPY_PATCH:
         raise InputError(
-            f"--with-entropy: the engine resizes to {size} pixels, which are no whole patches of {ENTROPY_PATCH}; "
+            f"--with-entropy: the engine resizes to {size} pixels, which are not whole patches of {ENTROPY_PATCH}; "
             f"leave it out, or train at a multiple of {ENTROPY_PATCH}"
         )
 

@@ -6,7 +6,7 @@ a right one: bundle verified, image size inside the range that was proven, numbe
     >>> import edgemed
     >>> model = edgemed.load("bundle")
     >>> model.reason
-    'openvino: the first that works here (tensorrt: there is no NVIDIA GPU here; ...)'
+    'openvino: the first that works here (tensorrt: no NVIDIA driver (libcuda.so.1) is installed; ...)'
     >>> model("image.png").decision
     'oval'
 

@@ -69,11 +69,11 @@ def judge(
     probabilities, members, pixels = predict_files(predict, dataset.files, counted(progress, "evaluate"))
     if met := sum(known.get(sha256, "test") != "test" for sha256 in pixels):
         log.warning(
-            f"{met} of the {len(dataset.rows)} images chose, calibrated or checked {model} when it was made: with "
-            "these it looks better than it is"
+            f"{met} of the {len(dataset.rows)} images were used to choose, calibrate or check {model}: on these it "
+            "looks better than it is"
         )
     if known:
-        log.info("images that a bundle was trained on are not known to it: give it others than those")
+        log.info("a bundle does not know its training images: make sure that none of them is here")
     labels = [classes.index(row.label) for row in dataset.rows]
     result: dict[str, Any] = {"model": str(model), "data": str(data)}
     result |= evaluation(labels, probabilities, members, member_names, groups, classes)

@@ -176,7 +176,7 @@ class Manifest(Strict):
         if self.entropy and self.size % 32:
             raise ValueError(f"entropy is of 32-pixel patches, and size {self.size} has no whole ones")
         if self.operating_point and self.operating_point.positive not in (None, *self.labels):
-            raise ValueError(f"operating_point names '{self.operating_point.positive}', which is no label")
+            raise ValueError(f"operating_point names '{self.operating_point.positive}', which is not a label")
         for name in (MODEL_FILES["fp32"], GOLDEN_OUTPUTS):
             if name not in self.files:
                 raise ValueError(f"files must list {name}")

@@ -142,7 +142,7 @@ def read_operating_point(run: Path) -> OperatingPoint | None:
         return None
     except (OSError, ValidationError) as error:
         step = f"run `edgemed calibrate {run}` again"
-        raise InputError(f"{file} is no operating point ({first_line(error)}); {step}") from error
+        raise InputError(f"{file} is not an operating point ({first_line(error)}); {step}") from error
 
 
 def write_operating_point(run: Path, point: OperatingPoint) -> None:

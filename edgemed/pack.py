@@ -121,7 +121,7 @@ def check_target(out: str | os.PathLike[str], *, overwrite: bool = False) -> Non
     except InputError as error:
         # Replacing deletes the folder: what is not known to be a whole bundle may hold files of the user's own.
         raise InputError(
-            f"--out {target} is not replaced, since it is no intact bundle: {error}; or delete it yourself, or "
+            f"--overwrite refused: {target} is not an intact bundle: {error}; or delete it yourself, or "
             "choose another --out"
         ) from error
 

@@ -71,7 +71,9 @@ def add_plans(
     Raises InputError where no builder is installed or an option does not fit, GateError for a plan with wrong answers.
     """
     if options.runtime == "none":
-        raise InputError(f"--runtime none builds no plan, and {bundle.path} needs nothing else; leave it out")
+        raise InputError(
+            f"nothing to do: this command only adds plans to {bundle.path}, and --runtime none builds none"
+        )
     builder = plan_runtime(options.runtime)
     if builder is None:
         raise InputError(f"no TensorRT is installed to build a plan with: {HOW_TO_INSTALL}")

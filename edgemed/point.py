@@ -61,7 +61,7 @@ class Wanted:
             raise InputError("--answer and --max-error both set the limit of disagreement; give one")
         for name, value in asdict(self).items():
             if isinstance(value, float) and not 0 < value < 1 and (name, value) != ("coverage", 0.0):
-                raise InputError(f"--{name.replace('_', '-')} {value:g} is no share between 0 and 1")
+                raise InputError(f"--{name.replace('_', '-')} {value:g} is not a share between 0 and 1")
         if self.positive is None and self.answer is None and self.max_error is None and not self.coverage:
             raise InputError("nothing is wanted; give --coverage, --positive, --answer or --max-error")
 
@@ -81,7 +81,7 @@ def fitted_point(wanted: Wanted, classes: Sequence[str], table: Table) -> Operat
         point = point.model_copy(update={"coverage": wanted.coverage, "min_probability": lowest})
     if wanted.positive is not None:
         if wanted.positive not in classes:
-            raise InputError(f"--positive '{wanted.positive}' is no class.{did_you_mean(wanted.positive, classes)}")
+            raise InputError(f"--positive '{wanted.positive}' is not a class.{did_you_mean(wanted.positive, classes)}")
         point = point.model_copy(update=_threshold(wanted, list(classes).index(wanted.positive), table))
     if wanted.answer is not None or wanted.max_error is not None:
         if REFER in classes:
@@ -100,12 +100,12 @@ def _allowed(name: str, wanted: float, groups: Sequence[str]) -> int:
     count = len(set(groups))
     allowed = allowed_failures(1 - wanted, len(groups), count) if count else -1
     if not count:
-        raise InputError(f"{name} speaks of a class that has no calibration image; give more images, or another class")
+        raise InputError(f"{name} is about a class without calibration images; give more images, or another class")
     if allowed < 0:
         needed = math.ceil(wanted / (1 - wanted) - 1e-9)
         raise InputError(
-            f"{name} {wanted:g} cannot be promised from {count} calibration groups that it speaks of: it needs "
-            f"{needed}; ask for at most {math.floor(1000 * count / (count + 1)) / 1000:g}, or give more images"
+            f"{name} {wanted:g} needs at least {needed} calibration groups that it is about, and there are {count}; "
+            f"ask for at most {math.floor(1000 * count / (count + 1)) / 1000:g}, or give more images"
         )
     if (largest := max(Counter(groups).values())) > max(1, LARGE * len(groups)):
         logging.getLogger("edgemed").warning(

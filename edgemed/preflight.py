@@ -47,7 +47,7 @@ def check_plan(record: PlanRecord, plan: bytes, here: Here) -> None:
         raise InputError(f"{name} is cut off: {len(plan)} bytes hold no engine; {again}")
     kind = MAGIC.get(bytes(plan[:4]))
     if kind is None:
-        raise InputError(f"{name} is no TensorRT plan: it starts with {bytes(plan[:4])!r}; {again}")
+        raise InputError(f"{name} is not a TensorRT plan: it starts with {bytes(plan[:4])!r}; {again}")
     if kind != record.runtime:
         raise InputError(f"{name} is recorded as {KINDS[record.runtime]}, its header is {KINDS[kind]}'s; {again}")
     if kind != here.runtime:

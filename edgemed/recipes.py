@@ -59,7 +59,7 @@ def prepare(name: str, source: Path, out: Path) -> Prepared:
     if out.suffix.lower() != ".csv":
         raise InputError(f"{out}: give the CSV to write, such as {out / f'{name}.csv'}; images stay where they are.")
     if not source.is_dir():
-        raise InputError(f"{source}: is no folder; unpack what you downloaded, and give the folder that it makes.")
+        raise InputError(f"{source}: is not a folder; unpack what you downloaded, and give the folder that it makes.")
     try:
         items, terms, warnings = RECIPES[name](source)
     except OSError as error:

@@ -31,8 +31,6 @@ from edgemed.report_page import Cell, bounds, grid, number, page, section, signe
 from edgemed.report_training import History, MaskExample, curves_html, examples_html
 from edgemed.stats import FEWEST_GROUPS
 
-__all__ = ["Duplicate", "Hard", "MaskExample", "report_html"]
-
 NAMES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgemed.config import TrainConfig
-from edgemed.dataset import KNOWN_SPLITS, Dataset, DuplicatePair, read_split_csv
+from edgemed.dataset import Dataset, DuplicatePair, read_split_csv
 from edgemed.errors import InputError
 from edgemed.evaluate import Table
 from edgemed.examples import mask_examples
@@ -20,7 +20,10 @@ from edgemed.files import read_json
 from edgemed.images import image_from_file
 from edgemed.loop import read_history
 from edgemed.predictions import MEMBERS, joined, read_table
-from edgemed.report import Duplicate, Hard, MaskExample, report_html
+from edgemed.report import report_html
+from edgemed.report_evidence import Duplicate, Hard
+from edgemed.report_training import MaskExample
+from edgemed.rows import KNOWN_SPLITS
 from edgemed.run import fold_folders
 
 HARDEST, CONFLICTS, EXAMPLES = 12, 12, 6

@@ -24,8 +24,8 @@ from edgemed.patients import STATED, pseudonyms
 
 KNOWN_SPLITS = ("train", "validation", "calibration", "test")  # calibration is for who asks for it: see calibration.py
 PLACEHOLDER = (
-    "Where DICOM files of several patients carry one PatientID or StudyInstanceUID, a placeholder of who removed the "
-    "names, list them in a CSV path,label,group; where they are a few among other images, save them as PNG."
+    "If removing names gave several patients one PatientID or StudyInstanceUID, list the files in a CSV "
+    "path,label,group; if they are only a few among other images, save those as PNG."
 )
 _MANY_GROUPS = 10  # of one PatientID among other images: lesions of one patient are seldom so many
 
@@ -66,7 +66,7 @@ def rows_of_folder(root: Path) -> tuple[list[Row], list[str]]:
         ignored += len(files) - len(images)
         paths = (image.relative_to(root).as_posix() for image in images)
         rows += [Row(path, folder.name.strip(), path) for path in paths]
-    warnings = [f"{ignored} files that are no images of a class were ignored."] if ignored else []
+    warnings = [f"{ignored} files that are not images of a class were ignored."] if ignored else []
     rows, told = _by_patient(rows, root)
     return rows, warnings + told + _masks({row.path for row in rows})
 

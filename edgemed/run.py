@@ -92,7 +92,9 @@ def finished_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         InputError: no run, or an unfinished one.
     """
     if not (path / "run.json").exists():
-        raise InputError(f"{path} is no edgemed run (it has no run.json); make one with `edgemed train DATA --out RUN`")
+        raise InputError(
+            f"{path} is not an edgemed run (it has no run.json); make one with `edgemed train DATA --out RUN`"
+        )
     if not (path / "metrics.json").exists():
         raise InputError(f"{path} is not finished; run its `edgemed train` command again: it goes on where it stopped")
     return read_json(path / "run.json"), read_metrics(path)
@@ -102,9 +104,9 @@ def read_metrics(run: Path) -> dict[str, Any]:
     """`metrics.json` of a run. InputError: it is damaged, or of another version of edgemed."""
     if (found := _metrics(run)) is None:
         raise InputError(
-            f"{run / 'metrics.json'} is of another version of edgemed; run the `edgemed train` (or `ablate`) that made "
-            "it again: it keeps the members and evaluates anew; an operating point of `edgemed calibrate` has to be "
-            "asked for again"
+            f"{run / 'metrics.json'} was written by another version of edgemed; run its `edgemed train` (or `ablate`) "
+            "command again: trained members are kept, only the evaluation is repeated; then repeat `edgemed calibrate` "
+            "if it was used"
         )
     return found
 

@@ -83,7 +83,7 @@ def _loaded(load: Any, pem: bytes, kind: str, type_name: str) -> Any:
         key = load(pem)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InputError(
-            f"the {kind} key is no unencrypted PEM key ({first_line(error)}); make one with "
+            f"the {kind} key is not an unencrypted PEM key ({first_line(error)}); make one with "
             "`openssl genpkey -algorithm ed25519 -out key.pem`"
         ) from error
     if not isinstance(key, getattr(ed25519, type_name)):

@@ -10,7 +10,8 @@ import numpy as np
 from edgemed.curves import risk_coverage
 from edgemed.evaluate import Table
 from edgemed.metrics import metrics_with_intervals, paired_difference
-from edgemed.report import Duplicate, Hard, MaskExample
+from edgemed.report_evidence import Duplicate, Hard
+from edgemed.report_training import MaskExample
 
 CLASSES = ["benign", "malignant", "normal"]
 EVIL = "<script>alert('x')</script>\"&<img src=x onerror=alert(1)>"

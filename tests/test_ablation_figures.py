@@ -13,9 +13,10 @@ import pytest
 pytest.importorskip("torch", reason="extra train is not installed")
 
 from edgemed.ablation import CELLS, ablation, ablation_html, sentence
-from edgemed.dataset import Dataset, Row
+from edgemed.dataset import Dataset
 from edgemed.files import write_atomic
 from edgemed.predictions import predictions_csv
+from edgemed.rows import Row
 
 CLASSES = ("a", "b", "c")
 

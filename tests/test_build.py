@@ -18,7 +18,7 @@ from torch import nn
 import edgemed
 from edgemed import build, prove, sources
 from edgemed.bundle import Bundle, open_bundle
-from edgemed.dataset import Dataset, Row
+from edgemed.dataset import Dataset
 from edgemed.ensemble import Ensemble, predict_callable
 from edgemed.errors import GateError, InputError
 from edgemed.evaluate import evaluation, predict_files
@@ -27,6 +27,7 @@ from edgemed.phantoms import CLASSES, write_dataset
 from edgemed.plans import PlanOptions
 from edgemed.predictions import MEMBERS, predictions_csv
 from edgemed.preprocess import FrontEnd
+from edgemed.rows import Row
 from edgemed.run import Run
 from edgemed.sources import source_from_run
 

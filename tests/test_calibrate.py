@@ -172,7 +172,7 @@ def test_what_cannot_be_calibrated_is_refused_and_nothing_is_written(tmp_path: P
     run = tmp_path / "run"
     write_run(run, 0)
     before = {path: path.read_bytes() for path in run.iterdir()}
-    with pytest.raises(InputError, match="no class"):
+    with pytest.raises(InputError, match="is not a class"):
         calibrate(run, Wanted("cyst", sensitivity=0.9))
     text = (run / "predictions.csv").read_text()
     (run / "predictions.csv").write_text(text.replace(",calibration,", ",validation,"))
@@ -181,5 +181,5 @@ def test_what_cannot_be_calibrated_is_refused_and_nothing_is_written(tmp_path: P
     (run / "predictions.csv").write_text(text)
     before[run / "predictions.csv"] = text.encode()
     assert {path: path.read_bytes() for path in run.iterdir()} == before
-    with pytest.raises(InputError, match="no edgemed run"):
+    with pytest.raises(InputError, match="not an edgemed run"):
         calibrate(tmp_path, Wanted())

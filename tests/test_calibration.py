@@ -21,13 +21,14 @@ from edgemed.bundle import open_bundle
 from edgemed.calibrate import calibrate
 from edgemed.calibration import at_a_limit, fitted_temperature, fitted_temperatures, with_calibration
 from edgemed.config import TrainConfig
-from edgemed.dataset import Dataset, Row, scan, split_dataset
+from edgemed.dataset import Dataset, scan, split_dataset
 from edgemed.ensemble import Ensemble
 from edgemed.errors import InputError
 from edgemed.infer import load
 from edgemed.operating import read_operating_point
 from edgemed.point import Wanted
 from edgemed.preprocess import FrontEnd
+from edgemed.rows import Row
 from edgemed.stages import _evaluate
 
 

@@ -81,11 +81,11 @@ def test_signatures_are_checked(build: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     for keys in ({"public_key": tmp_path / "empty"}, {"public_key": maker_key, "plan_key": tmp_path / "empty"}):
         assert "is empty" in opened(build, bundle.path, **keys)["message"]
-    assert "no Ed25519 key" in opened(build, bundle.path, public_key=bundle.path / "manifest.json")["message"]
+    assert "not an Ed25519 key" in opened(build, bundle.path, public_key=bundle.path / "manifest.json")["message"]
     other_kind = ec.generate_private_key(ec.SECP256R1()).public_key()
     form = (damaged.serialization.Encoding.PEM, damaged.serialization.PublicFormat.SubjectPublicKeyInfo)
     (tmp_path / "other kind").write_bytes(other_kind.public_bytes(*form))
-    assert "no Ed25519 key" in opened(build, bundle.path, public_key=tmp_path / "other kind")["message"]
+    assert "not an Ed25519 key" in opened(build, bundle.path, public_key=tmp_path / "other kind")["message"]
     signature = bundle.path / "manifest.sig"
     whole = signature.read_bytes()
     for content in (whole + b"x", whole[:-1], b""):

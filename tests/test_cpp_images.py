@@ -90,7 +90,7 @@ def test_what_it_decodes_has_pythons_pixels(build: Path, tmp_path: Path) -> None
     for name in found.keys() - taken.keys():
         message = found[name]
         assert isinstance(message, str)
-        assert "8-bit grey and RGB are decoded here" in message or "is no PNG or JPEG" in message, message
+        assert "8-bit grey and RGB are decoded here" in message or "is not a PNG or JPEG" in message, message
 
 
 def test_an_orientation_of_an_unusual_kind_is_refused(build: Path, tmp_path: Path) -> None:

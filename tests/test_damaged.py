@@ -193,7 +193,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a plan for another system": (with_plan(RTX, os="Windows"), "built for Windows, this is Linux"),
     "a plan for another GPU": (with_plan(RTX, targets=("sm80", "sm120")), "built for sm80, sm120, this GPU is sm86"),
     "a classic header under an RTX record": (with_plan(CLASSIC), "recorded as TensorRT-RTX, its header is classic"),
-    "bytes that are no plan": (with_plan(b"\x7fELF" + bytes(200)), "is no TensorRT plan"),
+    "bytes that are no plan": (with_plan(b"\x7fELF" + bytes(200)), "is not a TensorRT plan"),
     "a plan of a few bytes": (with_plan(b"vtrt"), "is cut off: 4 bytes"),
     "a plan of hardly a header": (with_plan(RTX[:63]), "is cut off: 63 bytes"),
     "a truncated plan": (cut_plan, "has not the 128 bytes that were built"),

@@ -158,5 +158,5 @@ def test_a_run_keeps_its_operating_point_to_the_last_digit(tmp_path: Path) -> No
 @pytest.mark.parametrize("text", ["{", '{"images": 5, "threshold": 0.5}', '{"images": 5, "max_disagreement": 2.0}'])
 def test_a_damaged_operating_point_is_refused_with_the_way_out(tmp_path: Path, text: str) -> None:
     (tmp_path / "operating_point.json").write_text(text)
-    with pytest.raises(InputError, match="operating_point.json is no operating point.* run `edgemed calibrate"):
+    with pytest.raises(InputError, match="operating_point.json is not an operating point.* run `edgemed calibrate"):
         read_operating_point(tmp_path)

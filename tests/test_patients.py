@@ -116,7 +116,7 @@ def test_a_folder_of_dicom_files_needs_no_suffixes(clinic: Path) -> None:
     (clinic / "oval" / "README").write_text("who scanned whom")
     dataset = scan(clinic)
     assert len(dataset.rows) == 36 and sorted(dataset.groups) == sorted(before.groups)
-    assert dataset.warnings == ("2 files that are no images of a class were ignored.",)
+    assert dataset.warnings == ("2 files that are not images of a class were ignored.",)
     assert set(image_files(clinic)) == set(dataset.files)
 
 

@@ -144,7 +144,7 @@ def test_wrong_answers_are_those_of_the_decisions_by_the_threshold() -> None:
 def test_what_so_few_images_cannot_promise_is_refused_with_what_they_can() -> None:
     table = drawn(np.random.default_rng(0), 8)
     with pytest.raises(
-        InputError, match=r"--coverage 0\.9 cannot be promised from 8 .* needs 9; ask for at most 0\.888"
+        InputError, match=r"--coverage 0\.9 needs at least 9 .*, and there are 8; ask for at most 0\.888"
     ):
         fitted_point(Wanted(), CLASSES, table)
     fitted_point(Wanted(coverage=0.888), CLASSES, table)
@@ -187,7 +187,7 @@ def test_a_limit_that_refers_every_image_is_no_operating_point() -> None:
         ({"positive": "a", "sensitivity": 0.9, "specificity": 0.9}, "one of"),
         ({"sensitivity": 0.9}, "--positive"),
         ({"answer": 0.9, "max_error": 0.1}, "give one"),
-        ({"coverage": 1.0}, "--coverage 1 is no share"),
+        ({"coverage": 1.0}, "--coverage 1 is not a share"),
         ({"coverage": math.nan}, "--coverage nan"),
         ({"max_error": 0.0}, "--max-error 0"),
         ({"coverage": 0.0}, "nothing is wanted"),

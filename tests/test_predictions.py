@@ -11,8 +11,9 @@ import pytest
 
 pytest.importorskip("cv2", reason="extra train is not installed")
 
-from edgemed.dataset import Dataset, Row
+from edgemed.dataset import Dataset
 from edgemed.predictions import predictions_csv, read_pixels, read_table
+from edgemed.rows import Row
 
 CLASSES = ("benign", "malignant", "normal")
 

@@ -72,7 +72,8 @@ def test_the_images_that_half_precision_is_tried_on_are_the_least_certain_of_all
 
     monkeypatch.setattr(build, "safe_half", noted)
     source = source_from_run(made.run.path)
-    build.build_bundle(source, tmp_path / "b", image_size=SIDES, rounded_images=classes)
+    monkeypatch.setattr(build, "ROUNDED_IMAGES", classes)
+    build.build_bundle(source, tmp_path / "b", image_size=SIDES)
     validation = [proof for proof in source.proofs if proof.split == "validation"]
     certain = source.noted.mean(axis=1).max(axis=1)
     of_image = {pixels_sha256(image_from_file(proof.file)): proof for proof in validation}
@@ -206,7 +207,8 @@ def test_a_stage_more_stays_float32_where_the_weights_alone_leave_no_room_on_an_
     monkeypatch.setattr(precision, "rounded_outputs", outputs)
     monkeypatch.setattr(precision, "half_ensemble", noted)
     source = source_from_run(made.run.path)
-    build.build_bundle(source, tmp_path / "b", image_size=SIDES, rounded_images=1)
+    monkeypatch.setattr(build, "ROUNDED_IMAGES", 1)
+    build.build_bundle(source, tmp_path / "b", image_size=SIDES)
     assert tried == [[], *([more] if more else [])]
 
 

@@ -220,7 +220,7 @@ def test_what_is_not_the_set_is_refused_with_what_it_should_look_like(tmp_path: 
     for name, source, out, reason in (
         ("bus", busi, "a.csv", "there is no recipe for 'bus'. Did you mean 'busi'?"),
         ("busi", busi, "folder", "give the CSV to write, such as"),
-        ("busi", tmp_path / "none", "a.csv", "is no folder; unpack"),
+        ("busi", tmp_path / "none", "a.csv", "is not a folder; unpack"),
         ("kvasir", busi, "a.csv", "does not hold the folders dyed-lifted-polyps, "),
         ("covid", busi, "a.csv", "COVID-19 Radiography Database"),
         ("busi", tmp_path / "empty", "a.csv", "holds no image of benign"),

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from report_parts import EVIL, Page, arguments, operating
 
-from edgemed.report import Duplicate, Hard, report_html
+from edgemed.report import report_html
+from edgemed.report_evidence import Duplicate, Hard
 from edgemed.report_plots import heat_map, without_removed
 
 

@@ -17,10 +17,11 @@ from answers import CLASSES, drawn
 
 from edgemed import examples
 from edgemed.config import TrainConfig
-from edgemed.dataset import Dataset, DuplicatePair, Row
+from edgemed.dataset import Dataset, DuplicatePair
 from edgemed.files import write_atomic
 from edgemed.pretrain import _tensors, autoencoder
 from edgemed.reporting import CONFLICTS, HARDEST, _duplicates, _hardest, _split_table
+from edgemed.rows import Row
 
 
 @pytest.fixture

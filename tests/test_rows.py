@@ -11,9 +11,10 @@ from PIL import Image
 pytest.importorskip("cv2", reason="extra train is not installed")
 
 from edgemed.columns import unused_columns
-from edgemed.dataset import Row, read_split_csv, scan, write_split_csv
+from edgemed.dataset import read_split_csv, scan, write_split_csv
 from edgemed.errors import InputError
 from edgemed.phantoms import phantom
+from edgemed.rows import Row
 
 
 def _save(path: Path, seed: int = 0) -> Path:

@@ -157,9 +157,9 @@ def test_evaluate_knows_what_a_bundle_was_validated_on(
         assert edgemed("evaluate", tiny_bundle, tmp_path / "data.csv", "--json") == 0
         return " ".join(capsys.readouterr().err.split())
 
-    assert "chose, calibrated or checked" not in said("test")
-    assert "images that a bundle was trained on are not known to it" in said("test")
-    assert "2 of the 4 images chose, calibrated or checked" in said("test", "validation")
+    assert "were used to choose, calibrate or check" not in said("test")
+    assert "a bundle does not know its training images" in said("test")
+    assert "2 of the 4 images were used to choose, calibrate or check" in said("test", "validation")
 
 
 def test_evaluate_judges_the_test_images_of_data_that_name_their_splits(

@@ -57,7 +57,7 @@ def test_figures_of_another_version_are_made_again_and_never_read_as_if_they_wer
     for command in (("evaluate", run, phantoms), ("calibrate", run), build):
         assert edgemed(*command) == 2
         said = " ".join(capsys.readouterr().err.split())
-        assert "metrics.json is of another version of edgemed; run the `edgemed train` (or `ablate`) that" in said
+        assert "metrics.json was written by another version of edgemed; run its `edgemed train` (or `ablate`)" in said
     assert not (tmp_path / "bundle").exists()
     assert edgemed("train", phantoms, "--out", run, *tiny_flags(weights)) == 0
     assert (run / "metrics.json").read_text() == now

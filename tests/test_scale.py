@@ -143,7 +143,7 @@ def test_folds_are_dealt_to_the_gpus_one_for_each_worker(tmp_path: Path, monkeyp
 def test_a_batch_that_the_ranks_cannot_share_is_refused_once(phantoms: Path, weights: Path, tmp_path: Path) -> None:
     done = launched("-m", "edgemed", "train", phantoms, "--out", tmp_path / "run", *tiny_flags(weights), "--batch", "9")
     lines = [line for line in done.stdout.splitlines() if "error: " in line]
-    assert lines == ["error: --batch 9 is no multiple of torchrun's 2 processes; try 8"], done.stdout
+    assert lines == ["error: --batch 9 is not a multiple of torchrun's 2 processes; try 8"], done.stdout
     assert not (tmp_path / "run").exists()
 
 

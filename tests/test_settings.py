@@ -19,13 +19,14 @@ from torch import Tensor, nn  # noqa: E402
 from edgemed import finetune as finetuning  # noqa: E402
 from edgemed import pretrain as pretraining  # noqa: E402
 from edgemed.config import TrainConfig  # noqa: E402
-from edgemed.dataset import Dataset, Row  # noqa: E402
+from edgemed.dataset import Dataset  # noqa: E402
 from edgemed.errors import EdgemedError  # noqa: E402
 from edgemed.loader import Batch, Loader  # noqa: E402
 from edgemed.loop import read_history  # noqa: E402
 from edgemed.mae import MaskedAutoencoder  # noqa: E402
 from edgemed.models import create_backbone, normalisation  # noqa: E402
 from edgemed.preprocess import FrontEnd  # noqa: E402
+from edgemed.rows import Row  # noqa: E402
 from edgemed.stages import new_member  # noqa: E402
 
 Tensors = dict[str, Tensor]

@@ -26,7 +26,7 @@ def parity(
     runtime: Runtime = "auto",
     precision: Precision = "fp32",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many images, evenly spaced.", show_default="all")
+        int | None, typer.Option(min=1, help="At most this many images, evenly spaced.", show_default="all")
     ] = None,
     threads: Threads = 0,
     verify: Verify = None,

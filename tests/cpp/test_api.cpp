@@ -262,7 +262,7 @@ void the_wrapper_gives_the_same(const std::string& bundle, const edgemed_options
         model.predict_encoded("GIF89a", 6);
         CHECK(false);
     } catch (const edgemed::Error& error) {
-        CHECK(error.status == EDGEMED_ERROR_INPUT && std::string(error.what()).find("no PNG or JPEG") != std::string::npos);
+        CHECK(error.status == EDGEMED_ERROR_INPUT && std::string(error.what()).find("not a PNG or JPEG") != std::string::npos);
     }
 }
 

@@ -91,7 +91,7 @@ Json json_from(const Bytes& data, const std::string& where) {
 }
 
 Fields::Fields(Json& object, std::string place) : object_(object), place_(std::move(place)) {
-    if (!object.is_object()) throw FieldError(place_, "is no object");
+    if (!object.is_object()) throw FieldError(place_, "is not an object");
 }
 
 Json& Fields::at(const char* name) {
@@ -110,7 +110,7 @@ bool Fields::null(const char* name) {
 std::string Fields::text(const char* name) {
     const Json& value = at(name);
     if (!value.is_string() || !is_visible(value.get_ref<const std::string&>()))
-        throw FieldError(place(name), "is no text, is empty, has space around it, or does not print");
+        throw FieldError(place(name), "is not text, is empty, has space around it, or does not print");
     return value;
 }
 
@@ -158,13 +158,13 @@ bool Fields::flag(const char* name) {
 
 Json& Fields::array(const char* name) {
     Json& value = at(name);
-    if (!value.is_array()) throw FieldError(place(name), "is no list");
+    if (!value.is_array()) throw FieldError(place(name), "is not a list");
     return value;
 }
 
 Json& Fields::object(const char* name) {
     Json& value = at(name);
-    if (!value.is_object()) throw FieldError(place(name), "is no object");
+    if (!value.is_object()) throw FieldError(place(name), "is not an object");
     return value;
 }
 
@@ -172,7 +172,7 @@ std::vector<std::string> Fields::texts(const char* name, size_t at_least) {
     std::vector<std::string> found;
     for (const Json& value : array(name)) {
         if (!value.is_string() || !is_visible(value.get_ref<const std::string&>()))
-            throw FieldError(place(name), "holds what is no text, is empty, has space around it, or does not print");
+            throw FieldError(place(name), "holds what is not text, is empty, has space around it, or does not print");
         found.push_back(value);
     }
     if (found.size() < at_least) throw FieldError(place(name), "should hold " + std::to_string(at_least) + " or more");
@@ -182,7 +182,7 @@ std::vector<std::string> Fields::texts(const char* name, size_t at_least) {
 std::vector<double> Fields::numbers(const char* name) {
     std::vector<double> found;
     for (Json& value : array(name)) {
-        if (!value.is_number()) throw FieldError(place(name), "holds what is no number");
+        if (!value.is_number()) throw FieldError(place(name), "holds what is not a number");
         value = value.get<double>();
         found.push_back(value.get<double>());
     }

@@ -24,7 +24,7 @@ Runtime* runtime_in(const std::string& file, std::string& why_not) {
     void* symbol = module ? ::dlsym(module, EDGEMED_RUNTIME_SYMBOL) : nullptr;
     if (!symbol) {
         const char* reason = ::dlerror();
-        why_not = reason ? reason : file + " is no module of this library";
+        why_not = reason ? reason : file + " is not a module of this library";
         return nullptr;
     }
     return reinterpret_cast<Runtime* (*)()>(symbol)();

@@ -176,7 +176,7 @@ void verify_signature(const Bytes& public_key, const void* data, size_t size, co
     ERR_clear_error();  // the host's own OpenSSL calls must not find our failures
     if (!key || EVP_PKEY_id(key.get()) != EVP_PKEY_ED25519)
         throw Error(EDGEMED_ERROR_BUNDLE,
-                    "the public key is no Ed25519 key in PEM; make one with `openssl genpkey -algorithm ed25519 -out "
+                    "the public key is not an Ed25519 key in PEM; make one with `openssl genpkey -algorithm ed25519 -out "
                     "key.pem` and `openssl pkey -in key.pem -pubout`");
     const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
     if (!context || EVP_DigestVerifyInit(context.get(), nullptr, nullptr, nullptr, key.get()) != 1 ||

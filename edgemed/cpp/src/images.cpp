@@ -69,7 +69,7 @@ void decode(const void* data, size_t size, const SideLimits& limits, Picture& pi
     int orientation = 1;
     if (starts("\x89PNG\r\n\x1a\n", 8)) orientation = decode_png(bytes, size, limits, picture);
     else if (starts("\xff\xd8\xff", 3)) orientation = decode_jpeg(bytes, size, limits, picture);
-    else throw refused("is no PNG or JPEG", "export it as one of these, or decode it yourself and pass its pixels");
+    else throw refused("is not a PNG or JPEG", "export it as one of these, or decode it yourself and pass its pixels");
     if (orientation >= 2 && orientation <= 8) {
         if (picture.turned.size() < picture.raw.size()) picture.turned.resize(picture.raw.size());
         turn(picture, orientation);

@@ -62,7 +62,7 @@ OperatingPoint operating_point_from(Json& document, const std::vector<std::strin
     if (together(fields, {"positive", "threshold", "target", "target_value"})) {
         const std::string positive = fields.text("positive");
         const auto found = std::find(labels.begin(), labels.end(), positive);
-        if (found == labels.end()) throw FieldError("operating_point", "names '" + positive + "', which is no label");
+        if (found == labels.end()) throw FieldError("operating_point", "names '" + positive + "', which is not a label");
         point.positive = size_t(found - labels.begin());
         point.threshold = fields.number("threshold", 0, 1);
         fields.choice("target", {"sensitivity", "specificity"});
@@ -115,7 +115,7 @@ void read_certificate(Json& document, PlanRecord& record) {
     fields.integer("unclear", 0, max_count);
     for (const Json& flip : fields.array("flips"))
         if (!flip.is_string() || !is_sha256(flip.get_ref<const std::string&>()))
-            throw FieldError("certificate.flips", "holds what is no sha256 in hex");
+            throw FieldError("certificate.flips", "holds what is not a sha256 in hex");
     if (!fields.null("auroc_change")) {
         Fields change(fields.object("auroc_change"), "certificate.auroc_change");
         change.number("value", -DBL_MAX, DBL_MAX);

@@ -47,7 +47,7 @@ void check_plan(const PlanRecord& record, const Bytes& plan, const Machine& here
     const std::string kind = std::memcmp(plan.data(), "vtrt", 4) == 0   ? "tensorrt-rtx"
                              : std::memcmp(plan.data(), "ftrt", 4) == 0 ? "tensorrt"
                                                                         : "";
-    require(!kind.empty(), " is no TensorRT plan: its first bytes are no engine's");
+    require(!kind.empty(), " is not a TensorRT plan: its first bytes are not an engine's");
     require(kind == record.runtime,
             " is recorded as " + kind_name(record.runtime) + ", its header is " + kind_name(kind) + "'s");
     require(kind == here.runtime, " was built for " + kind_name(kind) + ", this is " + kind_name(here.runtime));
