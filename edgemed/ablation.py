@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgemed.calibration import fitted_temperatures
 from edgemed.evaluate import Array, Table, comparison
 from edgemed.metrics import metrics_with_intervals
 from edgemed.predictions import joined, read_table
 from edgemed.report_page import Cell, bounds, charts, figure, number, page, section, signed, table
 from edgemed.report_plots import intervals_svg
+from edgemed.temperatures import fitted_temperatures
 
 CELLS = {
     "entropy-imagenet": "mae",

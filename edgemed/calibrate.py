@@ -15,10 +15,10 @@ from typing import Any
 from edgemed.errors import InputError
 from edgemed.files import held_alone, write_atomic, write_json
 from edgemed.operating import write_operating_point
-from edgemed.point import Wanted, fitted_point
-from edgemed.point_quality import Part, judged
+from edgemed.operating_fit import Wanted, fitted_point
+from edgemed.operating_quality import Part, judged
 from edgemed.predictions import read_table
-from edgemed.reporting import report_of_run
+from edgemed.report_data import report_of_run
 from edgemed.run import finished_run, fold_folders
 
 

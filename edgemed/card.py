@@ -15,7 +15,7 @@ from edgemed.gates import Comparison, changes
 from edgemed.images import Sides
 from edgemed.metrics import INTERVAL_METRICS
 from edgemed.operating import in_words
-from edgemed.point_quality import attained
+from edgemed.operating_quality import attained
 from edgemed.sources import Source
 
 

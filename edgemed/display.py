@@ -90,9 +90,8 @@ def metrics(result: dict[str, Any], as_json: bool, title: str) -> None:
         return
     table = Table(title=escape(title), title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     table.caption = f"{result['n']} images in {result['groups']} groups; 95 % intervals, from ten groups on"
-    chance = result["ensemble"]["ece_by_chance"]
-    of_exact = f"{chance['mean']:.3f}, up to {chance['high']:.3f}"
-    table.caption += f"\nby chance, even exact probabilities would show an ECE of {of_exact}"
+    mean, high = (f"{result['ensemble']['ece_by_chance'][key]:.3f}" for key in ("mean", "high"))
+    table.caption += f"\nby chance, even exact probabilities would show an ECE of {mean}, up to {high}"
     table.add_column("")
     for name in ("accuracy", "bal. accuracy", "macro F1", "AUROC", "ECE"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -285,7 +284,7 @@ def _state(plan: dict[str, Any]) -> str:
 
 def operating_point(metrics: dict[str, Any]) -> None:
     """What was asked of the operating point of a run, and what it attains on its test images."""
-    from edgemed.point_quality import attained  # here, since it costs the help a tenth of a second
+    from edgemed.operating_quality import attained  # here, since it costs the help a tenth of a second
 
     found = metrics["operating"]
     of_split = f" (split: {metrics['split']})" if "split" in metrics else ""

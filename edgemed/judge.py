@@ -23,7 +23,7 @@ from edgemed.evidence import REFERENCE_NAME
 from edgemed.infer import load
 from edgemed.manifest import MANIFEST_NAME, OperatingPoint
 from edgemed.operating import read_operating_point
-from edgemed.point_quality import Part, judged
+from edgemed.operating_quality import Part, judged
 from edgemed.progress import Count, Progress, counted
 
 log = logging.getLogger("edgemed")

@@ -14,7 +14,7 @@ from edgemed.by_class import BY_CLASS, figure_of_class
 from edgemed.curves import reliability, roc
 from edgemed.dataset import DuplicatePair
 from edgemed.evaluate import Table
-from edgemed.point_quality import attained
+from edgemed.operating_quality import attained
 from edgemed.report_page import Cell, bounds, charts, figure, grid, number, section, table
 from edgemed.report_plots import photo_jpeg, reliability_svg, risk_svg, roc_svg
 from edgemed.stats import FEWEST_GROUPS

@@ -22,7 +22,7 @@ from edgemed.files import visible
 from edgemed.images import SUFFIXES, is_image
 from edgemed.patients import STATED, pseudonyms
 
-KNOWN_SPLITS = ("train", "validation", "calibration", "test")  # calibration is for who asks for it: see calibration.py
+KNOWN_SPLITS = ("train", "validation", "calibration", "test")  # calibration is for who asks for it: see temperatures.py
 PLACEHOLDER = (
     "If removing names gave several patients one PatientID or StudyInstanceUID, list the files in a CSV "
     "path,label,group; if they are only a few among other images, save those as PNG."

@@ -1,7 +1,7 @@
 """The run folder, training's result: what is in it, how it is begun, resumed and read again.
 
     run.json  split.csv  duplicates.json  predictions.csv  metrics.json  report.html
-    operating_point.json    with a calibration split: see point.py
+    operating_point.json    with a calibration split: see operating_fit.py
     members/imagenet/{model.safetensors, history.jsonl}   members/mae/{pretrained.safetensors, model..., history...}
     folds/K/  with --folds: each a run of its own
 

@@ -27,7 +27,7 @@ from edgemed.evaluate import evaluation, predict_files
 from edgemed.manifest import OperatingPoint, sha256_of
 from edgemed.models import check_backbone, normalisation
 from edgemed.operating import read_operating_point
-from edgemed.point_quality import require_judged
+from edgemed.operating_quality import require_judged
 from edgemed.predictions import read_pixels, read_table
 from edgemed.preprocess import FrontEnd
 from edgemed.progress import Progress, counted, unseen

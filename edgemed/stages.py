@@ -13,7 +13,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from edgemed.calibration import at_a_limit, fitted_temperatures
 from edgemed.config import TrainConfig, derive_seed
 from edgemed.dataset import Dataset
 from edgemed.distributed import cpu_threads, on_all_ranks
@@ -25,15 +24,16 @@ from edgemed.finetune import finetune, logits_of_files
 from edgemed.loop import log
 from edgemed.models import create_backbone, imagenet_state, load_backbone, normalisation
 from edgemed.operating import POINT_NAME, write_operating_point
+from edgemed.operating_fit import Wanted, fitted_point
+from edgemed.operating_quality import require_judged, selective_metrics
 from edgemed.place import note_another_place
-from edgemed.point import Wanted, fitted_point
-from edgemed.point_quality import require_judged, selective_metrics
 from edgemed.predictions import MEMBERS, predictions_csv, read_table
 from edgemed.preprocess import FrontEnd
 from edgemed.pretrain import pretrain
 from edgemed.progress import Progress, counted
-from edgemed.reporting import report_of_run
+from edgemed.report_data import report_of_run
 from edgemed.run import METRICS_SCHEMA, evaluated, read_metrics, require_same_weights, timed, trained_member
+from edgemed.temperatures import at_a_limit, fitted_temperatures
 
 
 def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, progress: Progress) -> dict[str, Any]:

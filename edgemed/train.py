@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgemed.calibration import with_calibration
 from edgemed.config import TrainConfig, derive_seed
 from edgemed.dataset import (
     Dataset,
@@ -37,11 +36,11 @@ from edgemed.loader import check_backend
 from edgemed.loop import log
 from edgemed.metrics import INTERVAL_METRICS
 from edgemed.models import check_backbone, create_backbone, freeze_stages, imagenet_state, load_backbone, weights_digest
+from edgemed.operating_quality import require_judged, selective_metrics
 from edgemed.parallel import folds_at_once, gpus_of, run_jobs
-from edgemed.point_quality import require_judged, selective_metrics
 from edgemed.predictions import MEMBERS, joined, read_table
 from edgemed.progress import Progress, counted
-from edgemed.reporting import report_of_run
+from edgemed.report_data import report_of_run
 from edgemed.run import (
     METRICS_SCHEMA,
     begin_run,
@@ -54,6 +53,7 @@ from edgemed.run import (
     require_same_weights,
 )
 from edgemed.stages import train_one
+from edgemed.temperatures import with_calibration
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from edgemed.calibrate import calibrate
 from edgemed.curves import risk_coverage
 from edgemed.errors import InputError
 from edgemed.operating import read_operating_point
-from edgemed.point import Wanted, fitted_point
-from edgemed.point_quality import Part, judged, require_judged, selective_metrics
+from edgemed.operating_fit import Wanted, fitted_point
+from edgemed.operating_quality import Part, judged, require_judged, selective_metrics
 from edgemed.predictions import read_table
 from edgemed.run import METRICS_SCHEMA
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from edgemed.calibration import fitted_temperature
 from edgemed.config import TrainConfig, derive_seed
 from edgemed.errors import EdgemedError, InputError
 from edgemed.finetune import class_weights
 from edgemed.loop import cosine_schedule, load_checkpoint, require_finite, save_checkpoint
 from edgemed.masking import removed_units, unit_entropy, upsampled
 from edgemed.models import check_backbone, create_backbone, imagenet_state, load_backbone, weights_digest
+from edgemed.temperatures import fitted_temperature
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def calibrate(
     json_: Json = False,
 ) -> None:
     """Choose a run's threshold, referral and prediction sets anew. Nothing is trained."""
-    from edgemed.point import Wanted
+    from edgemed.operating_fit import Wanted
 
     wanted = Wanted(positive, sensitivity, specificity, answer, max_error, coverage)
     from edgemed.calibrate import calibrate as fit

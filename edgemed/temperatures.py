@@ -20,7 +20,7 @@ from torch import Tensor
 
 from edgemed.dataset import Dataset
 from edgemed.errors import InputError
-from edgemed.point import Wanted, allowed_failures
+from edgemed.operating_fit import Wanted, allowed_failures
 from edgemed.splits import held_out_groups
 
 LOWEST, HIGHEST = 0.1, 10.0

@@ -1,4 +1,4 @@
-"""The operating point, fitted on the calibration split; `point_quality.py` judges it on the test split.
+"""The operating point, fitted on the calibration split; `operating_quality.py` judges it on the test split.
 
     edgemed calibrate RUN --positive malignant --sensitivity 0.95 --answer 0.9 --coverage 0.9
 
@@ -141,7 +141,7 @@ def _max_disagreement(wanted: Wanted, point: OperatingPoint, classes: Sequence[s
     if (allowed := allowed_failures(wanted.max_error, len(table.groups), groups)) < 0:
         needed, least = math.ceil(1 / wanted.max_error - 1 - 1e-9), math.ceil(1000 / (groups + 1)) / 1000
         raise InputError(
-            f"--max-error {wanted.max_error:g} cannot be promised from {groups} calibration groups: it needs {needed}; "
+            f"--max-error {wanted.max_error:g} needs at least {needed} calibration groups, and there are {groups}; "
             f"ask for at least {least:g}, or give more images"
         )
     wrong = apart[~outcomes(point, classes, table).right]

@@ -15,12 +15,12 @@ pytest.importorskip("torch", reason="extra train is not installed")
 
 from answers import CLASSES, drawn
 
-from edgemed import examples
+from edgemed import report_examples
 from edgemed.config import TrainConfig
 from edgemed.dataset import Dataset, DuplicatePair
 from edgemed.files import write_atomic
 from edgemed.pretrain import _tensors, autoencoder
-from edgemed.reporting import CONFLICTS, HARDEST, _duplicates, _hardest, _split_table
+from edgemed.report_data import CONFLICTS, HARDEST, _duplicates, _hardest, _split_table
 from edgemed.rows import Row
 
 
@@ -84,10 +84,10 @@ def test_a_decoder_that_cannot_be_read_for_no_stated_reason_is_done_without(
     def refuses(path: Path) -> None:
         raise OSError
 
-    monkeypatch.setattr(examples, "load_file", refuses)
+    monkeypatch.setattr(report_examples, "load_file", refuses)
     Image.new("RGB", (64, 64)).save(tmp_path / "black.png")
     config = TrainConfig(backbone="tf_efficientnet_lite0", pretrain_size=64)
-    (found,) = examples.mask_examples(config, [tmp_path / "black.png"], tmp_path / "pretrained.safetensors")
+    (found,) = report_examples.mask_examples(config, [tmp_path / "black.png"], tmp_path / "pretrained.safetensors")
     assert found.reconstruction is None
     assert "cannot be read (OSError); the report shows masks" in caplog.text
 
@@ -103,7 +103,8 @@ def test_the_mask_examples_are_of_the_entropy_that_guided_and_need_no_decoder(tm
         config = TrainConfig(**base, renyi_order=order)  # type: ignore[arg-type]
         weights = save(_tensors(autoencoder(config, None, "")))
         write_atomic(tmp_path / "pretrained.safetensors", weights[: len(weights) - damage])
-        (found[order],) = examples.mask_examples(config, [tmp_path / "noise.png"], tmp_path / "pretrained.safetensors")
+        kept = tmp_path / "pretrained.safetensors"
+        (found[order],) = report_examples.mask_examples(config, [tmp_path / "noise.png"], kept)
     assert found[1.0].reconstruction is not None
     assert found[2.0].reconstruction is None  # fine-tuning needs that file no more, and the report is still written
     assert (found[2.0].entropy[0] < found[1.0].entropy[0] - 1).all()  # the flat part outweighs the noise

@@ -17,13 +17,13 @@ pytest.importorskip("torch", reason="extra train is not installed")
 
 from answers import CLASSES, drawn
 
-from edgemed import point_quality
+from edgemed import operating_quality
 from edgemed.errors import InputError
 from edgemed.evaluate import Table
 from edgemed.manifest import OperatingPoint
 from edgemed.operating import REFER, decide, disagreement
-from edgemed.point import Wanted, allowed_failures, fitted_point, outcomes
-from edgemed.point_quality import Part, judged, selective_metrics
+from edgemed.operating_fit import Wanted, allowed_failures, fitted_point, outcomes
+from edgemed.operating_quality import Part, judged, selective_metrics
 
 WANTED = Wanted("malignant", sensitivity=0.9, answer=0.8)
 
@@ -148,9 +148,9 @@ def test_what_so_few_images_cannot_promise_is_refused_with_what_they_can() -> No
     ):
         fitted_point(Wanted(), CLASSES, table)
     fitted_point(Wanted(coverage=0.888), CLASSES, table)
-    with pytest.raises(InputError, match=r"--sensitivity 0\.95 .* needs 19"):
+    with pytest.raises(InputError, match=r"--sensitivity 0\.95 needs at least 19 "):
         fitted_point(Wanted("malignant", sensitivity=0.95, coverage=0), CLASSES, table)
-    with pytest.raises(InputError, match=r"--max-error 0\.05 .* from 8 .* needs 19; ask for at least 0\.112"):
+    with pytest.raises(InputError, match=r"--max-error 0\.05 needs at least 19 .* are 8; ask for at least 0\.112"):
         fitted_point(Wanted(max_error=0.05, coverage=0), CLASSES, table)
     fitted_point(Wanted(max_error=0.112, coverage=0), CLASSES, table)
     with pytest.raises(InputError, match="Did you mean 'malignant'"):
@@ -265,14 +265,14 @@ def test_the_interval_of_the_coverage_is_honest_about_the_draw_of_the_calibratio
 
 def test_the_interval_of_the_coverage_is_that_of_the_sets_that_were_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fitted again on the very calibration images, the sets hold the true label as often as those that are stated."""
-    rng, seen, real = np.random.default_rng(2), list[float](), point_quality.group_bootstrap
+    rng, seen, real = np.random.default_rng(2), list[float](), operating_quality.group_bootstrap
 
     def noted(*arguments: Any, **settings: Any) -> Any:
         found = real(*arguments, **settings)
         seen.append(found.value)
         return found
 
-    monkeypatch.setattr(point_quality, "group_bootstrap", noted)
+    monkeypatch.setattr(operating_quality, "group_bootstrap", noted)
     calibration, test = drawn(rng, 40), drawn(rng, 400)
     found = judged([Part(fitted_point(Wanted(), CLASSES, calibration), calibration, test)], CLASSES)["sets"]
     assert seen == [pytest.approx(found["coverage"]["value"], abs=1 / 400)]
@@ -285,8 +285,8 @@ def test_folds_that_were_fitted_for_different_things_are_not_pooled(
     tables = [(drawn(rng, 60), drawn(rng, 60)) for _ in range(3)]
     parts = {Path(str(k)): Part(fitted_point(WANTED, CLASSES, own), own, test) for k, (own, test) in enumerate(tables)}
     found: dict[Path, Part | None] = dict(parts)
-    monkeypatch.setattr(point_quality, "part_of_run", lambda run, classes: found[run])
-    monkeypatch.setattr(point_quality, "read_table", lambda run, classes, split: parts[run].test)
+    monkeypatch.setattr(operating_quality, "part_of_run", lambda run, classes: found[run])
+    monkeypatch.setattr(operating_quality, "read_table", lambda run, classes, split: parts[run].test)
     runs = list(parts)
     assert selective_metrics(runs, CLASSES)["operating"] == judged(list(parts.values()), CLASSES)
     assert not caplog.records

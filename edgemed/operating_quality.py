@@ -20,7 +20,7 @@ from edgemed.errors import InputError
 from edgemed.evaluate import Table
 from edgemed.manifest import OperatingPoint
 from edgemed.operating import POINT_NAME, read_operating_point
-from edgemed.point import Flags, Outcomes, allowed_failures, outcomes
+from edgemed.operating_fit import Flags, Outcomes, allowed_failures, outcomes
 from edgemed.predictions import joined, read_table
 from edgemed.stats import group_bootstrap, group_count
 

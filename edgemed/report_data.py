@@ -15,13 +15,13 @@ from edgemed.config import TrainConfig
 from edgemed.dataset import Dataset, DuplicatePair, read_split_csv
 from edgemed.errors import InputError
 from edgemed.evaluate import Table
-from edgemed.examples import mask_examples
 from edgemed.files import read_json
 from edgemed.images import image_from_file
 from edgemed.loop import read_history
 from edgemed.predictions import MEMBERS, joined, read_table
 from edgemed.report import report_html
 from edgemed.report_evidence import Duplicate, Hard
+from edgemed.report_examples import mask_examples
 from edgemed.report_training import MaskExample
 from edgemed.rows import KNOWN_SPLITS
 from edgemed.run import fold_folders

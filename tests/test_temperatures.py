@@ -19,17 +19,17 @@ import torch
 
 from edgemed.bundle import open_bundle
 from edgemed.calibrate import calibrate
-from edgemed.calibration import at_a_limit, fitted_temperature, fitted_temperatures, with_calibration
 from edgemed.config import TrainConfig
 from edgemed.dataset import Dataset, scan, split_dataset
 from edgemed.ensemble import Ensemble
 from edgemed.errors import InputError
 from edgemed.infer import load
 from edgemed.operating import read_operating_point
-from edgemed.point import Wanted
+from edgemed.operating_fit import Wanted
 from edgemed.preprocess import FrontEnd
 from edgemed.rows import Row
 from edgemed.stages import _evaluate
+from edgemed.temperatures import at_a_limit, fitted_temperature, fitted_temperatures, with_calibration
 
 
 def test_the_ensemble_is_as_sure_as_it_is_right_though_its_members_differ() -> None:
