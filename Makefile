@@ -76,6 +76,12 @@ test-gpu: .venv/all  ## what only a machine with an NVIDIA GPU can show
 kernels: .venv/all  ## the CUDA kernels for nine GPU generations, into build/kernels (needs nvcc); Triton's for a table
 	$(BIN)/python -m edgemed.kernels.compile
 
+.PHONY: test-oldest
+test-oldest:  ## the tests with the oldest NumPy that pyproject.toml allows, in build/oldest
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/python -m pip install --quiet --disable-pip-version-check 'numpy==1.26.*' -e '.[train,lite0,rtx,sign,dicom,dev]'
+	build/oldest/bin/python -m pytest -m "not gpu and not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
+
 .PHONY: wheel
 wheel: .venv/all  ## build/dist/*.whl, with the kernels of `make kernels` where they were made
 	@rm -rf build/lib kernels/binaries; if [ -d build/kernels ]; then cp -r build/kernels kernels/binaries; fi

@@ -22,9 +22,9 @@ from typing import Any
 
 from common import keep
 
+from edgemed.allowance import usable_cores
 from edgemed.bench import results
 from edgemed.bench_diff import diff, read_report
-from edgemed.runtimes import usable_cores
 
 ALLOWED = 0.1  # share of repeats that may show a change that is none
 

@@ -20,9 +20,9 @@ from common import keep
 from cpp_library import BUILD, LIBRARY, Model, build
 
 import edgemed
+from edgemed.allowance import usable_cores
 from edgemed.conditions import changes, machine, snapshot, warnings
 from edgemed.phantoms import phantom
-from edgemed.runtimes import usable_cores
 from edgemed.timing import interleaved, percentile, ratio_interval
 
 BAR = 1.02

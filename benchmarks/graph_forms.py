@@ -20,10 +20,10 @@ import numpy as np
 from common import keep
 from twins import BACKBONE, LABELS, SIZE, twins
 
+from edgemed.allowance import usable_cores
 from edgemed.conditions import changes, machine, snapshot, warnings
 from edgemed.export import onnx_from_ensemble
 from edgemed.phantoms import phantom
-from edgemed.runtimes import usable_cores
 from edgemed.timing import interleaved, percentile_intervals, ratio_interval
 
 TOLERANCE = 1e-5

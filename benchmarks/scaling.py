@@ -18,11 +18,11 @@ from common import keep
 from PIL import Image
 from twins import SIZE, twins
 
+from edgemed.allowance import usable_cores
 from edgemed.conditions import changes, machine, snapshot, warnings
 from edgemed.gates import check, compare, default_gates
 from edgemed.infer import Model, load
 from edgemed.phantoms import phantom
-from edgemed.runtimes import usable_cores
 from edgemed.timing import interleaved, percentile_intervals, ratio_interval
 
 BATCHES, SIDES = (1, 2, 4, 8), (SIZE, 512, 1024, 2048)

@@ -24,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgemed.allowance import usable_cores
 from edgemed.errors import EdgemedError, GateError, InputError, first_line
 from edgemed.gates import TIE_MARGINS, check, compare, default_gates
 from edgemed.infer import Model
 from edgemed.manifest import sha256_of
-from edgemed.runtimes import PlanModule, runtime_module, usable_cores
+from edgemed.runtimes import PlanModule, runtime_module
 from edgemed.stats import Interval
 from edgemed.timing import interleaved, percentile_intervals, ratio_interval
 

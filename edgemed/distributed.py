@@ -39,6 +39,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from edgemed.allowance import usable_cores
 from edgemed.errors import EdgemedError, InputError
 from edgemed.norms import synchronise
 from edgemed.progress import unseen
@@ -80,7 +81,7 @@ def batch_of_rank(batch: int) -> int:
 def cpu_threads(asked: int) -> int:
     """`asked`, or for 0 this process's share of the cores that the command may use."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
-    return asked or max(1, len(os.sched_getaffinity(0)) // here)
+    return asked or max(1, usable_cores() // here)
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def held_alone(out: Path) -> Iterator[None]:
     Raises:
         InputError: one does, or the folder cannot be made.
     """
-    import fcntl  # Unix has it; training is for Linux (os.sched_getaffinity)
+    import fcntl  # Unix has it; training is for Linux
 
     try:
         out.mkdir(parents=True, exist_ok=True)

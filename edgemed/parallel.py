@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from edgemed.allowance import available_gib, usable_cores
 from edgemed.config import TrainConfig
 from edgemed.distributed import die_with_parent, world
 from edgemed.errors import EdgemedError
@@ -44,14 +45,14 @@ def folds_at_once(
     are rounded, and the same command is to give the same figures. One fold for each of `gpus`; one on a GPU by number,
     and under torchrun. files: the images.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     if gpus:
         return len(gpus), config.threads or max(1, cores // len(gpus))
     if device != "cpu" or world() > 1:
         return 1, config.threads
     at_once = min(config.folds, max(1, cores // (config.threads or 1)))
     threads = config.threads or cores // at_once
-    by_memory = max(1, int(_available_gib() / _gib_of_fold(config, files)))
+    by_memory = max(1, int(available_gib() / _gib_of_fold(config, files)))
     if by_memory < at_once and (more := cores // by_memory) > threads:
         logging.getLogger("edgemed").warning(
             "the memory is enough for %d of %d folds at once, which use %d of %d cores; --threads %d would use %d",
@@ -68,17 +69,6 @@ def _gib_of_fold(config: TrainConfig, files: Sequence[Path]) -> float:
     side = max(config.train_size or config.size, config.pretrain_size)
     sizes = sum(file.stat().st_size for file in files if file.is_file())
     return 1 + 0.11 * config.batch / config.accumulate * (side / 224) ** 2 + min(20 * sizes, 2 * MEMORY_LIMIT) / 2**30
-
-
-def _available_gib() -> float:
-    """The memory that the system could give, by Linux, and a container's limit; infinite where neither says."""
-    known = [float("inf")]
-    with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        known.append(next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) / 2**20)
-    with contextlib.suppress(OSError, ValueError):  # "max" where there is none
-        known.append(int(Path("/sys/fs/cgroup/memory.max").read_text()) / 2**30)
-    return min(known)
 
 
 def run_jobs(
@@ -128,7 +118,7 @@ def run_jobs(
                 failure = next((found for job in done if (found := job.exception())), failure)
     if isinstance(failure, BrokenProcessPool):
         message = "a fold's process was killed, perhaps for want of memory; the same command goes on where it stopped"
-        message += "" if gpus else f"; --threads {len(os.sched_getaffinity(0))} trains one fold at a time"
+        message += "" if gpus else f"; --threads {usable_cores()} trains one fold at a time"
         raise EdgemedError(message) from failure
     if failure is not None:
         raise failure

@@ -12,7 +12,7 @@ import pytest
 import tiny_bundles as tiny
 from cpp_build import ROOT, certificate_record, probe
 
-from edgemed import preflight, runtimes
+from edgemed import allowance, preflight
 from edgemed.errors import InputError
 from edgemed.manifest import Manifest, canonical_bytes, parse, sha256_of
 from edgemed.pack import write_bundle
@@ -144,7 +144,7 @@ def chunks(files: list[Path]) -> list[list[Path]]:
 def test_this_machine_is_described_as_in_python(build: Path) -> None:
     found = probe(build, "place")
     assert tuple(found["cpu"]) == preflight.cpu()
-    assert found["cores"] == runtimes.usable_cores()
+    assert found["cores"] == allowance.usable_cores()
 
 
 def test_every_cpu_is_described_by_the_features_that_python_looks_for() -> None:

@@ -16,8 +16,11 @@ from conftest import run_main, tiny_flags
 
 pytest.importorskip("torch", reason="extra train is not installed")
 
+from edgemed.allowance import available_gib
+from edgemed.config import TrainConfig
+from edgemed.distributed import cpu_threads
 from edgemed.errors import InputError
-from edgemed.parallel import run_jobs
+from edgemed.parallel import folds_at_once, run_jobs
 
 Edgemed = Callable[..., int]
 
@@ -25,6 +28,55 @@ Edgemed = Callable[..., int]
 def _rows(file: Path) -> list[dict[str, str]]:
     with file.open(newline="", encoding="utf-8") as handle:
         return list(csv.DictReader(handle))
+
+
+def test_the_folds_share_cores_and_memory_and_their_threads_depend_on_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cores, threads, expected in (
+        (1, 0, (1, 1)),
+        (2, 0, (2, 1)),
+        (16, 0, (5, 3)),
+        (16, 8, (2, 8)),
+        (2, 4, (1, 4)),
+        (64, 1, (5, 1)),
+    ):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        monkeypatch.setattr("edgemed.parallel.available_gib", lambda: 100.0)
+        assert folds_at_once(TrainConfig(folds=5, threads=threads), "cpu") == expected, (cores, threads)
+        assert folds_at_once(TrainConfig(folds=5, threads=threads), "cuda:1") == (1, threads)
+        for gpus in (["0"], ["0", "1"]):
+            share = threads or max(1, cores // len(gpus))
+            assert folds_at_once(TrainConfig(folds=5, threads=threads), "cuda", gpus) == (len(gpus), share)
+    images = tmp_path / "images"  # 200 MB, which may be 4 GB decoded
+    with images.open("wb") as file:
+        file.truncate(200_000_000)
+    for gib, at_once in ((1.0, 1), (14.0, 3), (24.0, 5)):  # a fold of convnext_tiny takes 4.5 GiB
+        monkeypatch.setattr("edgemed.parallel.available_gib", lambda gib=gib: gib)
+        assert folds_at_once(TrainConfig(folds=5), "cpu") == (at_once, 12)
+        assert folds_at_once(TrainConfig(folds=5, size=448, train_size=224), "cpu") == (at_once, 12)
+        assert folds_at_once(TrainConfig(folds=5, size=192, train_size=224, pretrain_size=64), "cpu") == (at_once, 12)
+        assert folds_at_once(TrainConfig(folds=5, threads=1), "cpu") == (at_once, 1)
+        assert folds_at_once(TrainConfig(folds=5), "cpu", files=[images] * 2) == ({1: 1, 3: 1, 5: 2}[at_once], 12)
+
+
+def test_training_starts_no_more_threads_than_a_container_has_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr("edgemed.allowance._quota", lambda _: 3)
+    assert cpu_threads(0) == 3
+    assert folds_at_once(TrainConfig(folds=5), "cpu")[1] == 1
+    assert folds_at_once(TrainConfig(folds=5), "cuda", ["0"]) == (1, 3)
+
+
+def test_the_memory_that_linux_and_a_container_could_give_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def limited(path: Path, *given: str, **named: str) -> str:
+        return "100000000\n" if path == Path("/sys/fs/cgroup/memory.max") else read_text(path, *given, **named)
+
+    total = next(int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
+    assert 0.1 < available_gib() < total / 2**20
+    read_text = Path.read_text
+    monkeypatch.setattr(Path, "read_text", limited)
+    assert available_gib() == pytest.approx(1e8 / 2**30)
 
 
 def test_a_failing_fold_stops_the_ones_that_have_not_begun(tmp_path: Path) -> None:

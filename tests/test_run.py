@@ -23,7 +23,6 @@ from edgemed.dataset import Dataset
 from edgemed.errors import InputError
 from edgemed.files import held_alone, read_json, write_json
 from edgemed.judge import _seen
-from edgemed.parallel import _available_gib, folds_at_once
 from edgemed.place import note_another_place, versions
 from edgemed.preflight import cpu
 from edgemed.run import note_root, require_same_settings
@@ -69,47 +68,6 @@ def test_results_are_forgotten_in_a_run_and_in_that_of_its_folds_and_nowhere_els
     (folders[1] / "metrics.json").touch()
     _forget_results(TrainConfig(), folders[1])
     assert there() == [True, False, False, False]
-
-
-def test_the_folds_share_cores_and_memory_and_their_threads_depend_on_no_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for cores, threads, expected in (
-        (1, 0, (1, 1)),
-        (2, 0, (2, 1)),
-        (16, 0, (5, 3)),
-        (16, 8, (2, 8)),
-        (2, 4, (1, 4)),
-        (64, 1, (5, 1)),
-    ):
-        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
-        monkeypatch.setattr("edgemed.parallel._available_gib", lambda: 100.0)
-        assert folds_at_once(TrainConfig(folds=5, threads=threads), "cpu") == expected, (cores, threads)
-        assert folds_at_once(TrainConfig(folds=5, threads=threads), "cuda:1") == (1, threads)
-        for gpus in (["0"], ["0", "1"]):
-            share = threads or max(1, cores // len(gpus))
-            assert folds_at_once(TrainConfig(folds=5, threads=threads), "cuda", gpus) == (len(gpus), share)
-    images = tmp_path / "images"  # 200 MB, which may be 4 GB decoded
-    with images.open("wb") as file:
-        file.truncate(200_000_000)
-    for gib, at_once in ((1.0, 1), (14.0, 3), (24.0, 5)):  # a fold of convnext_tiny takes 4.5 GiB
-        monkeypatch.setattr("edgemed.parallel._available_gib", lambda gib=gib: gib)
-        assert folds_at_once(TrainConfig(folds=5), "cpu") == (at_once, 12)
-        assert folds_at_once(TrainConfig(folds=5, size=448, train_size=224), "cpu") == (at_once, 12)
-        assert folds_at_once(TrainConfig(folds=5, size=192, train_size=224, pretrain_size=64), "cpu") == (at_once, 12)
-        assert folds_at_once(TrainConfig(folds=5, threads=1), "cpu") == (at_once, 1)
-        assert folds_at_once(TrainConfig(folds=5), "cpu", files=[images] * 2) == ({1: 1, 3: 1, 5: 2}[at_once], 12)
-
-
-def test_the_memory_that_linux_and_a_container_could_give_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    def limited(path: Path, *given: str, **named: str) -> str:
-        return "100000000\n" if path == Path("/sys/fs/cgroup/memory.max") else read_text(path, *given, **named)
-
-    total = next(int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
-    assert 0.1 < _available_gib() < total / 2**20
-    read_text = Path.read_text
-    monkeypatch.setattr(Path, "read_text", limited)
-    assert _available_gib() == pytest.approx(1e8 / 2**30)
 
 
 def test_compiling_for_a_cpu_is_refused_before_anything_is_written(

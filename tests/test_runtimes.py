@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny_bundles as tiny
 
-from edgemed import runtimes
+from edgemed import allowance, runtimes
 from edgemed.errors import InputError
 from edgemed.manifest import sha256_of
 from edgemed.runtimes import Session, onnxruntime, openvino
@@ -246,12 +246,12 @@ def test_cores_are_those_of_the_affinity_and_within_a_container_quota(tmp_path: 
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
-        assert runtimes.usable_cores() == 1
+        assert allowance.usable_cores() == 1
     finally:
         os.sched_setaffinity(0, before)
     for text, cpus in (("150000 100000", 1), ("400000 100000", 4)):
         (tmp_path / "cpu.max").write_text(text)
-        assert runtimes._quota(tmp_path / "cpu.max") == cpus
+        assert allowance._quota(tmp_path / "cpu.max") == cpus
     for text in ("max 100000", ""):
         (tmp_path / "cpu.max").write_text(text)
-        assert runtimes._quota(tmp_path / "cpu.max") > 4096
+        assert allowance._quota(tmp_path / "cpu.max") > 4096

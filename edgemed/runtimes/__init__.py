@@ -118,28 +118,6 @@ def runtime_module(name: str) -> RuntimeModule | PlanModule:
     return cast(RuntimeModule, importlib.import_module(f"edgemed.runtimes.{name}"))
 
 
-def usable_cores() -> int:
-    """Physical cores that this process may use: those of its affinity, within a container's quota."""
-    threads = os.sched_getaffinity(0)
-    siblings = set()
-    for number in threads:
-        topology = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
-        try:
-            siblings.add(topology.read_text(encoding="ascii").strip())
-        except OSError:  # no sysfs: every hardware thread counts as a core
-            siblings.add(str(number))
-    return max(1, min(len(siblings), _quota(Path("/sys/fs/cgroup/cpu.max"))))
-
-
-def _quota(path: Path) -> int:
-    """Whole CPUs that a container may use (cgroup 2: "MICROSECONDS PERIOD", or "max PERIOD"); very many without one."""
-    try:
-        allowed, period = path.read_text(encoding="ascii").split()
-        return int(allowed) // int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return 1 << 20
-
-
 def cache_folder(runtime: str, *key: str) -> Path:
     """A folder, mode 0700, for what a runtime compiles: ~/.cache/edgemed/RUNTIME/HASH-OF-KEY, or in $XDG_CACHE_HOME.
 

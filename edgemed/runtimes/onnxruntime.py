@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemed.allowance import usable_cores
 from edgemed.errors import InputError, one_line
 from edgemed.preflight import cpu
-from edgemed.runtimes import Session, outputs_of, usable_cores
+from edgemed.runtimes import Session, outputs_of
 
 
 def availability() -> str | None:

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemed.allowance import usable_cores
 from edgemed.errors import InputError
 from edgemed.preflight import cpu
-from edgemed.runtimes import Session, cache_folder, held, keep, kept, outputs_of, usable_cores
+from edgemed.runtimes import Session, cache_folder, held, keep, kept, outputs_of
 
 KEPT = "compiled.blob"
 _log = logging.getLogger(__name__)
