@@ -2,8 +2,8 @@
 
     make bench      (or: python benchmarks/readme.py)
 
-A row per result: what the first sentence of the script says, the figure, the command, the date and the machine. A
-script without a result is listed as not measured. Nothing is measured here.
+A section per script: what its first sentence says, the command, and of each result the figures, the date and the
+machine. A script without a result is listed as not measured. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -23,12 +23,9 @@ HEAD = """# Benchmarks
 
 One script per claim. Each checks its results before it times anything, ends in one line of JSON, and keeps
 `results/NAME.json` with machine, versions, date and commit, where "+" stands for changes on top of it (two files of
-patch entropy are older than that rule). This table is made from those files by `make bench`; `make bench-run
+patch entropy are older than that rule). This page is made from those files by `make bench`; `make bench-run
 DATA=FOLDER` measures those again that need no GPU, no run and few minutes (FOLDER: a folder of images per class).
 BUNDLE and RUN are made before; busi_leak.py follows busi_ablation.py. Figures in brackets are 95 % intervals.
-
-| claim | latest figure | command | date | machine |
-|---|---|---|---|---|
 """
 
 
@@ -51,7 +48,8 @@ def _peers(found: Document) -> str:
 
 
 def _scaling(found: Document) -> str:
-    return "; ".join(f"{name} {one['p50_ms']['value']:.0f} ms" for name, one in found["points"].items())
+    points = {"1 thread" if name == "1 threads" else name: one for name, one in found["points"].items()}
+    return "; ".join(f"{name} {one['p50_ms']['value']:.0f} ms" for name, one in points.items())
 
 
 def _graph_forms(found: Document) -> str:
@@ -88,8 +86,8 @@ def _inner(found: Document) -> str:
 
 
 def _ablation(found: Document) -> str:
-    pairs = "; ".join(f"{one['name']} {_interval(one['accuracy'], 3)}" for one in found["ensembles"])
-    return f"accuracy: {pairs}. {sentence(found)}"  # by today's rule; the result holds that of its day
+    pairs = "; ".join(f"{one['name']}: accuracy {_interval(one['accuracy'], 3)}" for one in found["ensembles"])
+    return f"{pairs}; {sentence(found).replace('; ', ', ')}"  # by today's rule; the result holds that of its day
 
 
 def _data_sets(found: Document) -> str:
@@ -233,7 +231,7 @@ FIGURES: dict[str, Callable[[Document], str]] = {
 
 
 def rows() -> list[list[str]]:
-    """Claim, figure, command, date, machine of every result, and of every script that has none."""
+    """Claim, command, figures, link, date, machine of every result, and of every script that has none."""
     found = []
     for script in sorted(Path(__file__).parent.glob("*.py")):
         source = script.read_text(encoding="utf-8")
@@ -249,11 +247,10 @@ def rows() -> list[list[str]]:
             document = json.loads(path.read_text(encoding="utf-8"))
             link = f"[{path.stem}](results/{path.name})"
             figure = FIGURES[path.stem](document) if path.stem in FIGURES else "see the result"
-            told = [f"{figure} ({link})", f"`{command}`", document.get("date", "not noted"), _machine(document)]
-            found.append([claim, *told])
+            found.append([claim, command, figure, link, document.get("date", "not noted"), _machine(document)])
         if not results:
             state = "not measured" if "keep(" in source else "prints its figures, and keeps none"
-            found.append([claim, state, f"`{command}`", "", ""])
+            found.append([claim, command, state, "", "", ""])
     return found
 
 
@@ -269,11 +266,22 @@ def _machine(document: Document) -> str:
     return ", ".join(parts)
 
 
+def page(found: list[list[str]]) -> str:
+    """The rows as Markdown, one section per script."""
+    text, before = HEAD, ""
+    for claim, command, figures, link, date, machine in found:
+        if command != before:
+            text += f"\n## {claim}\n\n`{command}`\n"
+        before = command
+        text += f"\n{link}, {date}, {machine}:\n\n" if link else "\n"
+        text += "".join(f"- {figure}\n" for figure in figures.split("; "))  # as each of `FIGURES` joins them
+    return text
+
+
 def main() -> None:
-    table = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows()]
-    target = ROOT / "benchmarks" / "README.md"
-    target.write_text(HEAD + "".join(f"| {row} |\n" for row in table), encoding="utf-8")
-    print(json.dumps({"readme": "benchmarks/README.md", "results": len(table)}))
+    found = rows()
+    (ROOT / "benchmarks" / "README.md").write_text(page(found), encoding="utf-8")
+    print(json.dumps({"readme": "benchmarks/README.md", "results": len(found)}))
 
 
 if __name__ == "__main__":

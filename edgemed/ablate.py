@@ -24,7 +24,7 @@ from edgemed.ablation import CELLS, ablation, ablation_html
 from edgemed.config import TrainConfig, derive_seed
 from edgemed.errors import InputError, did_you_mean
 from edgemed.files import read_json, write_atomic, write_json
-from edgemed.place import place_of
+from edgemed.place import place_line
 from edgemed.progress import Progress
 from edgemed.run import begin_run, evaluated, fold_folders
 from edgemed.train import Begun, begun, trained
@@ -116,7 +116,7 @@ def _places(out: Path, cells: Sequence[str]) -> dict[str, list[str]]:
     """The cells of each place that cells were begun in: figures of one place are compared best."""
     places: dict[str, list[str]] = {}
     for name in cells:
-        places.setdefault(place_of(read_json(out / "cells" / name / "run.json")), []).append(name)
+        places.setdefault(place_line(read_json(out / "cells" / name / "run.json")), []).append(name)
     return places
 
 

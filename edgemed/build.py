@@ -33,7 +33,7 @@ from edgemed.phantoms import CLASSES, MIN_SIDE, phantom
 from edgemed.plans import HOW_TO_INSTALL, PlanOptions, add_plans, plan_runtime
 from edgemed.precision import safe_half
 from edgemed.progress import Progress, unseen
-from edgemed.prove import Judge
+from edgemed.prove import Prover
 from edgemed.runtimes.tensorrt_builder import served_targets
 from edgemed.sources import Source
 
@@ -89,14 +89,14 @@ def build_bundle(
         Golden(image, *answers[k], entropy=maps[k] if maps else None) for k, image in enumerate(images)
     ]
     bounds = gates or {precision: default_gates(precision) for precision in precisions}
-    judge = Judge(source, CHECK_IMAGES, image_size, bounds, golden_images, progress)
+    prover = Prover(source, CHECK_IMAGES, image_size, bounds, golden_images, progress)
     kept: tuple[str, ...] = ()
     if "fp16" in precisions:
         found = safe_half(
             source.ensemble,
-            lambda: chain(judge.images(ROUNDED_IMAGES), images),
-            judge.has_room,
-            every=judge.each_image,
+            lambda: chain(prover.images(ROUNDED_IMAGES), images),
+            prover.has_room,
+            every=prover.each_image,
         )
         kept = found.kept
         if kept:
@@ -110,9 +110,9 @@ def build_bundle(
         )
     progress("export", len(graphs), len(precisions), "")
     for precision, graph in graphs.items():
-        judge.graph(graph, precision)
+        prover.graph(graph, precision)
     if "fp16" in precisions:
-        judge.rounded(found.rounded)
+        prover.rounded(found.rounded)
     low, typical, high = image_size
     weight_bytes = 4 * sum(value.numel() for value in source.ensemble.members.parameters())
     flops = flops_of(source.ensemble, typical)
@@ -120,7 +120,7 @@ def build_bundle(
     files |= golden_files(images, np.stack([one for one, _ in answers]), np.stack([each for _, each in answers]), maps)
     files[REFERENCE_NAME] = _reference(source, progress)
     files["model_card.md"] = model_card(
-        source, judge.checks, kept, image_size, flops, weight_bytes, judge.entropy_error
+        source, prover.checks, kept, image_size, flops, weight_bytes, prover.entropy_error
     ).encode()
     return write_bundle(
         out,

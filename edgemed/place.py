@@ -38,7 +38,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
-def place_of(info: dict[str, Any]) -> str:
+def place_line(info: dict[str, Any]) -> str:
     """The place of a `run.json` in a line, but for its threads and ranks."""
     named = {name: info["device"].get(name, "unknown") for name in ("device", "processor")}
     named["edgemed"] = info["edgemed"]

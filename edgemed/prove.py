@@ -49,7 +49,7 @@ ACCEPT = "ship the fp32 graph alone (--precision fp32), or accept more with that
 _log = logging.getLogger("edgemed")
 
 
-class Judge:
+class Prover:
     """PyTorch's answers on chosen images of a source, and the gates that every candidate has to pass on them."""
 
     def __init__(

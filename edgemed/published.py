@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Source:
+class PublishedSet:
     """Who published a set, under which terms, and how many images each class (or part) has."""
 
     title: str
@@ -22,7 +22,7 @@ class Source:
     note: str = ""  # what to know before a figure on this set is believed
 
 
-BUSI = Source(
+BUSI = PublishedSet(
     title="BUSI, breast ultrasound",
     licence="no licence file by its owners is known; MedMNIST states CC BY 4.0: attribute, ask before commercial use",
     citation="Al-Dhabyani et al., Dataset of breast ultrasound images, Data in Brief 28:104863 (2020)",
@@ -34,7 +34,7 @@ _KVASIR_CLASSES = (
     "dyed-lifted-polyps", "dyed-resection-margins", "esophagitis", "normal-cecum",
     "normal-pylorus", "normal-z-line", "polyps", "ulcerative-colitis",
 )  # fmt: skip
-KVASIR = Source(
+KVASIR = PublishedSet(
     title="Kvasir v2, endoscopy",
     licence="research and education only; anything else needs the owners' written consent (Simula)",
     citation="Pogorelov et al., KVASIR: a multi-class image dataset, ACM MMSys 2017, doi 10.1145/3083187.3083212",
@@ -44,7 +44,7 @@ KVASIR = Source(
 )
 ISIC_CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 ISIC_TRAINING = dict(zip(ISIC_CLASSES, (1113, 6705, 514, 327, 1099, 115, 142), strict=True))
-ISIC2018 = Source(
+ISIC2018 = PublishedSet(
     title="ISIC 2018 task 3 (HAM10000), dermoscopy",
     licence="CC BY-NC 4.0: not for commercial use",
     citation="Codella et al., arXiv:1902.03368; Tschandl et al., The HAM10000 dataset, Sci Data 5:180161 (2018)",
@@ -58,27 +58,27 @@ _EXTENSIVE_TERMS = (
 _AUGMENTED = "it holds mirrored and turned copies, and does not say of what: they leak, and flatter any figure"
 _PAIR = {"covid": ("COVID",), "non-covid": ("non-COVID",)}
 COVID = (
-    Source(
+    PublishedSet(
         _EXTENSIVE, *_EXTENSIVE_TERMS, {"covid": 9471, "non-covid": 8128},
         {"covid": ("CT/COVID", "X-ray/COVID"), "non-covid": ("CT/non-COVID", "X-ray/non-COVID")},
         note=f"{_AUGMENTED}; CT and X-ray are mixed, and CT is mostly covid: SRC may be one of its two folders",
     ),
-    Source(f"{_EXTENSIVE}: CT", *_EXTENSIVE_TERMS, {"covid": 5427, "non-covid": 2628}, _PAIR, note=_AUGMENTED),
-    Source(f"{_EXTENSIVE}: X-ray", *_EXTENSIVE_TERMS, {"covid": 4044, "non-covid": 5500}, _PAIR, note=_AUGMENTED),
-    Source(
+    PublishedSet(f"{_EXTENSIVE}: CT", *_EXTENSIVE_TERMS, {"covid": 5427, "non-covid": 2628}, _PAIR, note=_AUGMENTED),
+    PublishedSet(f"{_EXTENSIVE}: X-ray", *_EXTENSIVE_TERMS, {"covid": 4044, "non-covid": 5500}, _PAIR, note=_AUGMENTED),
+    PublishedSet(
         "SARS-CoV-2 CT-scan", "CC BY-NC-SA 4.0: not for commercial use",
         "Soares et al., SARS-CoV-2 CT-scan dataset, medRxiv 2020.04.24.20078584",
         {"covid": 1252, "non-covid": 1229}, _PAIR,
         note="it has slices of the same patients without their ids: they leak, and flatter any figure",
     ),
-    Source(
+    PublishedSet(
         "COVID-CT", "as the articles that the figures come from: research only",
         "Yang et al., COVID-CT-Dataset, arXiv:2003.13865",
         {"covid": 349, "non-covid": 397}, {"covid": ("CT_COVID",), "non-covid": ("CT_NonCOVID",)},
         {"covid": "Data-split/COVID/{}CT_COVID.txt", "non-covid": "Data-split/NonCOVID/{}CT_NonCOVID.txt"},
         "it has several slices of one patient, cut from printed figures",
     ),
-    Source(
+    PublishedSet(
         "COVID-19 Radiography Database", "as its sources: attribute, not for commercial use",
         "Chowdhury et al., IEEE Access 8:132665 (2020); Rahman et al., Comput Biol Med 132:104319 (2021)",
         {"covid": 3616, "normal": 10192, "lung opacity": 6012, "viral pneumonia": 1345},

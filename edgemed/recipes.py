@@ -22,7 +22,7 @@ from pathlib import Path
 from edgemed.errors import InputError, did_you_mean
 from edgemed.files import is_text, visible, write_atomic
 from edgemed.images import SUFFIXES
-from edgemed.published import BUSI, COVID, ISIC2018, ISIC_CLASSES, ISIC_TRAINING, KVASIR, Source
+from edgemed.published import BUSI, COVID, ISIC2018, ISIC_CLASSES, ISIC_TRAINING, KVASIR, PublishedSet
 
 _DEPTH = 3  # how far below SRC the class folders may lie
 _GROUPINGS = "ISIC2018_Task3_Training_LesionGroupings.csv"
@@ -44,7 +44,7 @@ class Prepared:
 
     csv: Path
     counts: Mapping[str, int]  # images per class, or per part and class
-    source: Source
+    source: PublishedSet
     warnings: tuple[str, ...]
 
 
@@ -87,14 +87,14 @@ def prepare(name: str, source: Path, out: Path) -> Prepared:
     return Prepared(out, counts, terms, tuple(warnings))
 
 
-Found = tuple[list[Item], Source, list[str]]
+Found = tuple[list[Item], PublishedSet, list[str]]
 
 
-def _folders_of(*sources: Source, skip: str = "(?!)") -> Callable[[Path], Found]:
+def _folders_of(*sources: PublishedSet, skip: str = "(?!)") -> Callable[[Path], Found]:
     """A recipe for one folder per class, in the folder nearest to SRC that has them; sources: sets of that layout."""
 
     def recipe(root: Path) -> Found:
-        fitting: dict[Path, list[Source]] = {}
+        fitting: dict[Path, list[PublishedSet]] = {}
         for base in _bases(root):
             if fitting and len(base.parts) > len(next(iter(fitting)).parts):
                 break  # what lies deeper is no other copy of the set
@@ -123,16 +123,16 @@ def _folders_of(*sources: Source, skip: str = "(?!)") -> Callable[[Path], Found]
     return recipe
 
 
-def _any_of(sources: Sequence[Source]) -> Source:
+def _any_of(sources: Sequence[PublishedSet]) -> PublishedSet:
     """What to know of a set that may be any of these."""
 
     def each(field: str) -> str:
         return "; or: ".join(dict.fromkeys(str(getattr(source, field)) for source in sources))
 
-    return Source(each("title"), each("licence"), each("citation"), counts={}, note=each("note"))
+    return PublishedSet(each("title"), each("licence"), each("citation"), counts={}, note=each("note"))
 
 
-def _by_lists(root: Path, source: Source, items: list[Item]) -> tuple[list[Item], list[str]]:
+def _by_lists(root: Path, source: PublishedSet, items: list[Item]) -> tuple[list[Item], list[str]]:
     """The images with the split of the publisher's lists, where there are some and they name each image once."""
     if not source.lists:
         return items, []
@@ -164,7 +164,7 @@ def _bases(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
         level = [entry for base in level for entry in visible(base) if entry.is_dir()]
 
 
-def _places(base: Path, source: Source) -> dict[str, list[Path]] | None:
+def _places(base: Path, source: PublishedSet) -> dict[str, list[Path]] | None:
     """The folders of every class below `base`, or None where one is missing."""
     found = {label: [_below(base, name) for name in names] for label, names in source.folders.items()}
     places = {label: [place for place in of if place is not None] for label, of in found.items()}

@@ -240,7 +240,7 @@ def note_root(out: Path, root: Path) -> None:
                 write_json(file, info)
 
 
-def timed(out: Path, stage: str, work: Callable[[], None]) -> None:
+def with_duration(out: Path, stage: str, work: Callable[[], None]) -> None:
     """Do `work` and note its seconds in run.json; after a kill only the last attempt's are known."""
     began = time.monotonic()
     work()

@@ -32,7 +32,7 @@ from edgemed.preprocess import FrontEnd
 from edgemed.pretrain import pretrain
 from edgemed.progress import Progress, counted
 from edgemed.report_data import report_of_run
-from edgemed.run import METRICS_SCHEMA, evaluated, read_metrics, require_same_weights, timed, trained_member
+from edgemed.run import METRICS_SCHEMA, evaluated, read_metrics, require_same_weights, trained_member, with_duration
 from edgemed.temperatures import at_a_limit, fitted_temperatures
 
 
@@ -56,7 +56,7 @@ def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, pro
         if not (mae / "pretrained.safetensors").exists():
             start = state if config.start == "imagenet" else None
             stage = partial(on_all_ranks, pretrain, config, training.files, start, source, mae, device)
-            timed(out, "pretrain", partial(stage, progress=progress))
+            with_duration(out, "pretrain", partial(stage, progress=progress))
         for member in MEMBERS:
             folder = out / "members" / member
             if (folder / "model.safetensors").exists():
@@ -64,11 +64,11 @@ def train_one(config: TrainConfig, dataset: Dataset, out: Path, device: str, pro
             model = new_member(config, member, len(dataset.classes), state, source, mae)
             front = FrontEnd(config.size, *normalisation(config.backbone))
             stage = partial(on_all_ranks, finetune, config, member, model, front, dataset, folder, device)
-            timed(out, f"finetune {member}", partial(stage, progress=progress))
+            with_duration(out, f"finetune {member}", partial(stage, progress=progress))
     for leftover in out.glob("members/*/*.ckpt"):  # of a kill between a stage's result and its clean-up
         leftover.unlink()
     if not evaluated(out):
-        timed(out, "evaluate", lambda: _evaluate(config, dataset, out, progress))
+        with_duration(out, "evaluate", lambda: _evaluate(config, dataset, out, progress))
     metrics = read_metrics(out)
     if not (out / "report.html").exists():
         require_judged(out, [out], metrics)

@@ -37,7 +37,7 @@ def test_a_kept_result_says_by_which_command_when_where_and_with_what_it_was_mad
     assert kept["machine"]["cpu"] and kept["machine"]["cores"] and kept["versions"]["numpy"] and kept["date"]
 
 
-def test_every_script_has_a_row_with_its_command_and_every_result_its_figure() -> None:
+def test_every_script_has_its_command_and_every_result_its_figure() -> None:
     import readme
 
     rows = readme.rows()
@@ -49,10 +49,12 @@ def test_every_script_has_a_row_with_its_command_and_every_result_its_figure() -
         tree = ast.parse(script.read_text(encoding="utf-8"))
         runs = any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
         if runs and script.name != "readme.py":
-            assert any(script.name in row[2] or row[2] == f"`make {script.stem}`" for row in rows), script.name
+            assert any(script.name in row[1] or row[1] == f"make {script.stem}" for row in rows), script.name
+    page = readme.page(rows)
+    assert all(page.count(f"\n## {row[0]}\n") == 1 for row in rows) and all(row[3] in page for row in rows)
 
 
-def test_the_table_shows_the_value_the_interval_and_what_disturbed(
+def test_the_page_shows_the_value_the_interval_and_what_disturbed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import readme
@@ -66,14 +68,14 @@ def test_the_table_shows_the_value_the_interval_and_what_disturbed(
     }
     (tmp_path / "loading.json").write_text(json.dumps(document))
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    (row,) = [row for row in readme.rows() if "loading.py" in row[2]]
-    assert row[1].startswith("dali 900 images/s, torch 720 images/s: 1.25 [1.20, 1.30] times")
-    assert row[3:] == [
+    (row,) = [row for row in readme.rows() if "loading.py" in row[1]]
+    assert row[2].startswith("dali 900 images/s, torch 720 images/s: 1.25 [1.20, 1.30] times")
+    assert row[4:] == [
         "2026-01-02",
         "A CPU, 4 cores, note: other processes used 1.5 of 4 CPUs during the measurement",
     ]
-    (other,) = [row for row in readme.rows() if "peers.py" in row[2]]
-    assert other[1] == "not measured"
+    (other,) = [row for row in readme.rows() if "peers.py" in row[1]]
+    assert other[2] == "not measured"
 
 
 def test_a_bar_is_judged_by_the_better_eager_network_and_the_bound_that_is_against_us() -> None:

@@ -159,7 +159,7 @@ def test_an_option_that_will_not_do_is_refused_before_the_proof(
     if option == "targets":
         pytest.importorskip("tensorrt_rtx", reason="extra rtx is not installed")
         given = {"plans": PlanOptions("tensorrt-rtx", ("sm99",))}
-    monkeypatch.setattr(build, "Judge", None)  # not reached
+    monkeypatch.setattr(build, "Prover", None)  # not reached
     with pytest.raises(InputError, match={"golden": "holds no image", "targets": "'sm99' is unknown"}[option]):
         build.build_bundle(source_from_run(made.run.path), tmp_path / "b", image_size=SIDES, **given)
 
@@ -170,7 +170,7 @@ def test_options_of_a_plan_that_is_not_built_are_refused(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str, says: str, given: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(build, "plan_runtime", lambda choice: None)
-    monkeypatch.setattr(build, "Judge", None)  # not reached
+    monkeypatch.setattr(build, "Prover", None)  # not reached
     with pytest.raises(InputError, match=says):
         build.build_bundle(source_from_run(made.run.path), tmp_path / "b", plans=PlanOptions(runtime, **given))
 
@@ -291,7 +291,7 @@ def test_a_folder_that_holds_something_else_is_refused_before_any_work(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    monkeypatch.setattr(build, "Judge", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(build, "Prover", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(InputError, match="something else"):
         build.build_bundle(source_from_run(made.run.path), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

@@ -105,7 +105,7 @@ def test_the_auroc_is_judged_on_images_that_lack_a_class_as_certify_does(made: M
     source = replace(source, proofs=tuple(source.proofs[k] for k in two), noted=source.noted[two])
     golden = made.bundle.golden()
     loose = Gates(max_flips=999, max_prob_error=1, max_auroc_drop=0.1)
-    judge = prove.Judge(source, 999, SIDES, {"fp16": loose}, golden, lambda *_: None)
+    judge = prove.Prover(source, 999, SIDES, {"fp16": loose}, golden, lambda *_: None)
     share = np.array([0.9 if proof.label == 0 else 0.1 for proof in judge.proofs], np.float32)  # the right way round
     judge._truth = np.stack([share, 1 - share, 0 * share], axis=1)
     worse = np.concatenate([judge._truth[:, [1, 0, 2]], [item.probabilities for item in golden]])
@@ -121,7 +121,7 @@ def test_in_half_precision_a_decision_that_the_reference_was_near_to_is_no_flip(
     point = OperatingPoint(images=9, coverage=0.9, min_probability=limit)
     source, golden = replace(source_from_run(made.run.path), operating_point=point), made.bundle.golden()
     gates = {"fp16": Gates(max_prob_error=1, max_auroc_drop=1)}
-    judge = prove.Judge(source, 9, SIDES, gates, golden, lambda *_: None)
+    judge = prove.Prover(source, 9, SIDES, gates, golden, lambda *_: None)
     judge._truth = np.tile(np.float32([0.9, 0.06, 0.04]), (len(judge.proofs), 1))  # within 1e-2 of the limit, or not
     lower = np.tile(np.float32([0.87, 0.08, 0.05]), (len(judge.proofs), 1))
     answers = np.concatenate([lower, [item.probabilities for item in golden]])
@@ -232,14 +232,14 @@ def test_a_graph_that_changes_a_decision_of_the_operating_point_is_not_shipped(
     limit = float(members.mean(axis=1)[0].min())
     point = OperatingPoint(images=9, coverage=0.9, min_probability=limit + 5e-4)
     source = replace(source_from_run(made.run.path), operating_point=point)
-    real = prove.Judge._judge
+    real = prove.Prover._judge
 
-    def off(self: prove.Judge, what: str, precision: str, mean: Any, members: Any) -> None:
+    def off(self: prove.Prover, what: str, precision: str, mean: Any, members: Any) -> None:
         wrong = mean.copy()
         wrong[np.abs(mean - limit) < 1e-5] += 8e-4  # within the gate of a probability, and across the limit
         real(self, what, precision, wrong, members)
 
-    monkeypatch.setattr(prove.Judge, "_judge", off)
+    monkeypatch.setattr(prove.Prover, "_judge", off)
     with pytest.raises(GateError, match="1 decision flips"):
         build.build_bundle(source, tmp_path / "b", image_size=SIDES, precisions=("fp32",))
 

@@ -17,7 +17,7 @@ pytest.importorskip("cv2", reason="extra train is not installed")
 from edgemed.dataset import scan
 from edgemed.errors import InputError
 from edgemed.phantoms import phantom
-from edgemed.published import BUSI, ISIC2018, ISIC_CLASSES, KVASIR, Source
+from edgemed.published import BUSI, ISIC2018, ISIC_CLASSES, KVASIR, PublishedSet
 from edgemed.recipes import prepare
 
 _SEEDS = itertools.count()
@@ -68,7 +68,7 @@ def test_busi_leaves_every_mask_out_and_the_csv_points_to_the_images_where_they_
 
 @pytest.mark.parametrize(("name", "source", "total"), [("busi", BUSI, 780), ("kvasir", KVASIR, 8000)])
 def test_the_publishers_counts_pass_and_one_image_less_is_noted(
-    name: str, source: Source, total: int, tmp_path: Path
+    name: str, source: PublishedSet, total: int, tmp_path: Path
 ) -> None:
     for label, count in source.counts.items():
         for k in range(count):
