@@ -70,7 +70,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value % UNIT or value < lowest:
                 near = max(lowest, round(value / UNIT) * UNIT)
-                raise InputError(f"{flag(name)} {value} is not a multiple of {UNIT}, at least {lowest}; try {near}")
+                raise InputError(f"{flag(name)} {value} must be a multiple of {UNIT}, at least {lowest}; try {near}")
         if self.start not in STARTS:
             raise InputError(f"--start '{self.start}' is unknown.{did_you_mean(self.start, STARTS)}")
         if self.loader not in LOADERS:

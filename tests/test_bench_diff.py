@@ -204,5 +204,5 @@ def test_a_folder_is_its_reports(tmp_path: Path) -> None:
 def test_another_document_is_refused(tmp_path: Path, document: Any) -> None:
     file = tmp_path / "other.json"
     file.write_text(json.dumps(document))
-    with pytest.raises(InputError, match="no report of this edgemed's bench"):
+    with pytest.raises(InputError, match="not a report of this edgemed's bench"):
         read_report(file)

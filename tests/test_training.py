@@ -26,9 +26,9 @@ from edgemed.temperatures import fitted_temperature
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("size", 100, "--size 100 is not a multiple of 32 from 32 on; try 96"),
+        ("size", 100, "--size 100 must be a multiple of 32, at least 32; try 96"),
         ("pretrain_size", 32, "try 64"),
-        ("train_size", 100, "--train-size 100 is not a multiple of 32 from 0 on; try 96"),
+        ("train_size", 100, "--train-size 100 must be a multiple of 32, at least 0; try 96"),
         ("random_erasing", 1.5, "--random-erasing 1.5 is outside 0.0 to 1.0"),
         ("start", "imagenett", "Did you mean 'imagenet'?"),
         ("loader", "dalli", "Did you mean 'dali'?"),
