@@ -39,10 +39,12 @@ def _missed(found: Document) -> str:
 
 
 def _peers(found: Document) -> str:
-    times = "; ".join(f"{name} {_interval(one['times_bundle'])}" for name, one in found["timed"].items())
+    times = "; ".join(
+        f"{name}: {_interval(one['times_bundle'])} times the bundle's latency" for name, one in found["timed"].items()
+    )
     return (
         f"bundle {found['bundle']['p50_ms']['value']:.0f} ms, {found['share_of_sgemm']['share']:.0%} of the sgemm "
-        f"rate (aim {found['share_of_sgemm']['aim']:.0%}); times the bundle's latency: {times}; "
+        f"rate (aim {found['share_of_sgemm']['aim']:.0%}); {times}; "
         f"bars missed: {_missed(found)}"
     )
 
@@ -54,8 +56,8 @@ def _scaling(found: Document) -> str:
 
 def _graph_forms(found: Document) -> str:
     others = {name: one for name, one in found["ways"].items() if name != found["base"]}
-    times = "; ".join(f"{name} {_interval(one['times_base'])}" for name, one in others.items())
-    return f"{found['base']} {found['ways'][found['base']]['p50_ms']['value']:.0f} ms; times its latency: {times}"
+    times = "; ".join(f"{name}: {_interval(one['times_base'])} times as long" for name, one in others.items())
+    return f"{found['base']}: {found['ways'][found['base']]['p50_ms']['value']:.0f} ms; {times}"
 
 
 def _loading(found: Document) -> str:
@@ -108,7 +110,7 @@ def _leak(found: Document) -> str:
             for name, each in one.items()
             if isinstance(each, dict) and each.get("images")
         )
-        told.append(f"groups by {way} ({one['pairs']} pairs): accuracy {one['accuracy']['mean']:.3f}; {apart}")
+        told.append(f"groups by {way} ({one['pairs']} pairs): accuracy {one['accuracy']['mean']:.3f}, {apart}")
     return "; ".join(told)
 
 

@@ -153,7 +153,7 @@ def open_bundle(
     message of its own each: no such folder, no manifest, a manifest that is damaged, changed, newer, unsigned or signed
     by another key, a file that is missing, is too many, is a symbolic link, or has another length.
     """
-    folder = Path(path)
+    folder = Path(path).absolute()  # for later reads, wherever the process works then
     if not folder.exists():
         raise InputError(f"{folder} does not exist; build a bundle with `edgemed build-engine RUN --out {folder}`")
     if not folder.is_dir():

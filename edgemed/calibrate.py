@@ -29,6 +29,12 @@ def calibrate(run: Path, wanted: Wanted) -> dict[str, Any]:
         InputError: no finished run, no calibration split, something that cannot be promised, or images that the report
             needs are gone; nothing is written then.
     """
+    finished_run(run)
+    with held_alone(run):
+        return _calibrated(run, wanted)
+
+
+def _calibrated(run: Path, wanted: Wanted) -> dict[str, Any]:
     info, metrics = finished_run(run)
     classes = info["dataset"]["classes"]
     folds = metrics.get("folds")
@@ -51,12 +57,11 @@ def calibrate(run: Path, wanted: Wanted) -> dict[str, Any]:
     for document in found.values():
         document["operating"]["wanted"] = asked
     reports = {folder: report_of_run(folder, document) for folder, document in found.items()}
-    with held_alone(run):
-        for folder in found:  # a kill leaves no page of the old point; of the new one, `require_judged` keeps it out
-            (folder / "report.html").unlink(missing_ok=True)
-        for folder, point in zip(runs, points, strict=True):
-            write_operating_point(folder, point)
-        for folder, document in found.items():
-            write_json(folder / "metrics.json", document)
-            write_atomic(folder / "report.html", reports[folder])
+    for folder in found:  # a kill leaves no page of the old point; of the new one, `require_judged` keeps it out
+        (folder / "report.html").unlink(missing_ok=True)
+    for folder, point in zip(runs, points, strict=True):
+        write_operating_point(folder, point)
+    for folder, document in found.items():
+        write_json(folder / "metrics.json", document)
+        write_atomic(folder / "report.html", reports[folder])
     return found[run]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,7 @@ def _too_few(compared: int, known: int) -> str | None:
         return "on the others nothing is proven; give training's whole data set, to an engine that takes its sizes"
     if compared < FEW:
         bound = 1 - 0.05 ** (1 / compared)
-        return f"none of these few changed, but up to {bound:.0%} of other images still could (95 % bound)"
+        return f"even if none of so few changes, up to {bound:.0%} of other images could (95 % bound)"
     return None
 
 
@@ -201,10 +201,17 @@ def _record_of_onnx(model: Model) -> PlanRecord:
     return PlanRecord.model_validate(values)
 
 
-def image_files(data: Path) -> Iterator[Path]:
-    """The image files below a folder but for hidden ones, or those that a CSV names: by the rules of training."""
+def _raised(error: InputError) -> None:
+    raise error
+
+
+def image_files(data: Path, unreadable: Callable[[InputError], None] = _raised) -> Iterator[Path]:
+    """The image files below a folder except hidden ones, or those that a CSV names: by the rules of training.
+
+    unreadable: called with the error of each folder below that cannot be read.
+    """
     if data.is_dir():
-        found = _below(data)
+        found = _below(data, unreadable)
         if not found:
             raise InputError(f"{data} holds no images; give a folder that does, or a CSV")
         yield from found
@@ -226,12 +233,17 @@ def image_files(data: Path) -> Iterator[Path]:
         yield whole if whole.is_file() else data.parent / name.strip()  # a name may have outer spaces
 
 
-def _below(folder: Path) -> list[Path]:
+def _below(folder: Path, unreadable: Callable[[InputError], None]) -> list[Path]:
     found = []
-    for entry in visible(folder):
-        if entry.is_dir():
-            if not folder.resolve().is_relative_to(entry.resolve()):  # a link back would never end
-                found += _below(entry)
-        elif is_image(entry):
-            found.append(entry)
+    try:
+        for entry in visible(folder):
+            if entry.is_dir():
+                if not folder.resolve().is_relative_to(entry.resolve()):  # a link back would never end
+                    found += _below(entry, unreadable)
+            elif is_image(entry):
+                found.append(entry)
+    except InputError as error:
+        unreadable(error)
+    except OSError as error:  # a folder that may be listed, and not entered
+        unreadable(InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions."))
     return found

@@ -263,9 +263,9 @@ def _separate(model: Model, ensemble: Ensemble) -> Predict:
 
 
 def _openvino(model: Model, shape: tuple[int, ...], threads: int) -> Predict:
-    import openvino
+    from edgemed.runtimes.openvino import imported
 
-    core = openvino.Core()
+    core = imported().Core()
     graph = core.read_model(model.bundle.read_model(model.precision))
     graph.reshape({"image": list(shape)})
     settings = {

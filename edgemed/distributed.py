@@ -124,7 +124,10 @@ def process_group(device: str, threads: int) -> Iterator[bool]:
             raise
         before = signal.SIG_IGN  # torchrun sends it in a moment: our line comes first
         signal.signal(signal.SIGTERM, before)
-        if rank() and not (rank() == 1 and _is_gone(*leader)):
+        if rank() == 1 and _is_gone(*leader):
+            message = "the first process of this training has ended or was killed; where it gave no reason above, "
+            raise EdgemedError(message + GOES_ON) from error
+        if rank():
             raise SystemExit(1) from error
         raise EdgemedError(f"another process of this training has ended or was killed; {GOES_ON}") from error
     else:

@@ -106,9 +106,11 @@ def held_alone(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"another edgemed is training in {out}; wait for it, or choose another --out") from error
+            raise InputError(f"another edgemed is at work in {out}; wait for it, or choose another folder") from error
         except OSError:
             logging.getLogger("edgemed").warning("%s cannot be locked: see that no other command trains there", out)
         yield
     finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # outright: a process that was forked meanwhile holds the folder open
         os.close(handle)

@@ -65,6 +65,8 @@ _CHANNELS: dict[str, tuple[int, ...]] = {"RGB": (0, 1, 2), "BGR": (2, 1, 0), "RG
 _PNG_EXTRAS = frozenset({"transparency", "exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp", "loop"})
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 
+NO_MEMORY = ("needs more memory than there is", "free some, scale the image down, or take it out")
+
 # What Pillow's parsers raise on malformed bytes. Some are written in Python and trip over what they read.
 _DECODER_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error,
@@ -109,6 +111,8 @@ def image_from_bytes(data: bytes, name: str, frame: int | None = None) -> Rgb:
             if damage is None:
                 image.load()
                 return _upright(_rgb(image), _orientation(image))
+        except MemoryError as error:
+            raise refusal(name, *NO_MEMORY) from error
         except _DECODER_ERRORS as error:
             damage = one_line(error)
     raise refusal(name, f"cannot be decoded: {damage}", "export it again, or take it out")
@@ -178,6 +182,8 @@ def _bytes_of(path: Path) -> bytes:
         if (size := path.stat().st_size) > MAX_BYTES:
             raise refusal(str(path), f"has {size} bytes, more than {MAX_BYTES}", "crop or scale it down first")
         return path.read_bytes()
+    except MemoryError as error:
+        raise refusal(str(path), *NO_MEMORY) from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         what = f"cannot be read: {one_line(error)}"
         raise refusal(str(path), what, "check the path and its permissions") from error

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +33,10 @@ from edgemed.operating import decide
 from edgemed.records import PlanRecord, least_batch
 from edgemed.runtimes import ENTROPY, Session
 
-Image: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[np.uint8]"
+Image: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[np.uint8]"
 """A path, an encoded file's bytes, or pixels (H, W, 3) uint8 ((H, W, 4) RGBA, (H, W) GRAY8: say so with `format`)."""
 
+One = TypeVar("One", bound=Image)  # of a list of one kind: a list[str] is not a list[Image]
 Probabilities: TypeAlias = "tuple[NDArray[np.float32], NDArray[np.float32]]"
 """(N, K) of the ensemble and (N, M, K) of its members, each row sums to 1."""
 
@@ -122,8 +123,12 @@ class Model:
     def __call__(
         self, image: list[Image] | tuple[Image, ...], *, format: PixelFormat = "RGB", batch: int = 1
     ) -> list[Prediction]: ...
+    @overload
     def __call__(
-        self, image: Image | list[Image] | tuple[Image, ...], *, format: PixelFormat = "RGB", batch: int = 1
+        self, image: list[One] | tuple[One, ...], *, format: PixelFormat = "RGB", batch: int = 1
+    ) -> list[Prediction]: ...
+    def __call__(
+        self, image: Image | list[Any] | tuple[Any, ...], *, format: PixelFormat = "RGB", batch: int = 1
     ) -> Prediction | list[Prediction]:
         """Classify an image, or a list of them in its order.
 

@@ -41,7 +41,7 @@ def judge(
 ) -> dict[str, Any]:
     """Metrics of each member and of the ensemble on `data`, by the names of the model's own classes.
 
-    With an operating point also `operating`: what its decisions are worth there, see `point_quality.judged`.
+    With an operating point also `operating`: what its decisions are worth there, see `operating_quality.judged`.
 
     Of data that name their splits, the test images are judged. Near-duplicates count as one group, as in training.
     Where `model` is a run that has learnt from some of these files, whatever they are called here, a warning says so.

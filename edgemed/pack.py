@@ -175,6 +175,8 @@ def _adding_to(bundle: Bundle) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # outright: a process that was forked meanwhile holds the folder open
         os.close(handle)
 
 

@@ -196,10 +196,10 @@ def _anywhere(root: Path, name: str) -> list[Path]:
 
 
 def _lacking(root: Path, what: str, step: str) -> InputError:
-    """The error for a part of a set that is not below `root`; a zip there may hold it."""
-    packed = (entry for base in _bases(root) for entry in visible(base) if entry.suffix.lower() == ".zip")
-    if (zipped := next(packed, None)) is not None:
-        step = f"unpack {zipped}, which may hold it"
+    """The error for a part of a set that is not below `root`; a zip there that was not unpacked may hold it."""
+    zips = (entry for base in _bases(root) for entry in visible(base) if entry.suffix.lower() == ".zip")
+    if (packed := next((entry for entry in zips if not entry.with_suffix("").exists()), None)) is not None:
+        step += f", or unpack {packed}, which may hold what is missing"
     return InputError(f"{root}: does not hold {what}; {step}.")
 
 

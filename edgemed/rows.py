@@ -92,7 +92,7 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as a CSV in UTF-8 ({error}); save it as one.") from error
     header = [name.strip().lower() for name in table[0]] if table else []
-    first = one_line(",".join(header)[:80])
+    first = one_line(",".join(header)[:80]) if any(header) else "empty"
     for column in COLUMNS:
         if (count := header.count(column)) > 1 or (not count and column in ("path", "label")):
             raise InputError(f"{path}: its first line ({first}) needs one column {column!r}, not {count}; make it "

@@ -51,6 +51,10 @@ def _room_of(module: str) -> str | None:
     return parts[1] if parts[0] == "edgemed" and len(parts) > 1 and parts[1] in FLOORS else None
 
 
+def test_every_file_has_one_place_and_every_place_a_file() -> None:
+    assert sorted(FLOORS) == sorted({room for room, _ in _files()})
+
+
 @pytest.mark.parametrize(("room", "path"), _files(), ids=[path.name for _, path in _files()])
 def test_a_file_imports_only_from_floors_below(room: str, path: Path) -> None:
     assert room in FLOORS, f"{path.name} has no place in docs/inside.md"

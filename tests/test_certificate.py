@@ -176,7 +176,7 @@ def test_a_gate_that_nothing_was_judged_by_is_not_among_those_that_were_kept(
         (33, 33, None),
         (62, 31, None),
         (63, 31, "certified on 31 of 63 known images: on the others nothing is proven"),
-        (29, 29, "certified on 29 of 29 known images: none of these few changed, but up to 10% of other"),
+        (29, 29, "certified on 29 of 29 known images: even if none of so few changes, up to 10% of other"),
         (30, 1, "certified on 1 of 30 known images: on the others"),
     ],
 )

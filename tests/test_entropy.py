@@ -68,7 +68,7 @@ def test_a_size_without_whole_patches_is_refused_before_the_proof(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = dataclasses.replace(source_from_run(made.run.path), size=80)
-    monkeypatch.setattr(build, "Judge", None)  # not reached
+    monkeypatch.setattr(build, "Prover", None)  # not reached
     with pytest.raises(InputError, match="resizes to 80 pixels, which are not whole patches of 32"):
         build.build_bundle(source, tmp_path / "b", image_size=SIDES, entropy=True)
 

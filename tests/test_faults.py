@@ -215,7 +215,9 @@ def test_a_killed_rank_ends_the_training_and_it_goes_on(phantoms: Path, weights:
             assert training.wait() != 0
         errors = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
         assert len(errors) == 1, log.read_text()
-        assert "another process of this training has ended or was killed; the same command goes on" in errors[0]
+        which = "another process" if killed else "the first process"
+        assert f"{which} of this training has ended or was killed; " in errors[0]
+        assert "the same command goes on where it stopped" in errors[0]
     done = launched(*command(run))
     assert done.returncode == 0, done.stdout
     assert _content(run) == _content(tmp_path / "whole")

@@ -41,7 +41,7 @@ def test_the_folds_share_cores_and_memory_and_their_threads_depend_on_no_memory(
         (2, 4, (1, 4)),
         (64, 1, (5, 1)),
     ):
-        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        monkeypatch.setattr("edgemed.parallel.usable_cores", lambda cores=cores: cores)
         monkeypatch.setattr("edgemed.parallel.available_gib", lambda: 100.0)
         assert folds_at_once(TrainConfig(folds=5, threads=threads), "cpu") == expected, (cores, threads)
         assert folds_at_once(TrainConfig(folds=5, threads=threads), "cuda:1") == (1, threads)

@@ -196,7 +196,7 @@ def _packed(root: Path) -> None:
     ("damage", "reason"),
     [
         (_half_the_lesions, "names no lesion for 42 of the 84 training images, the first ISIC_0024348: "),
-        (_packed, "LesionGroupings.csv; unpack "),
+        (_packed, "LesionGroupings.ZIP, which may hold what is missing"),
         (_without_groupings, "does not hold ISIC2018_Task3_Training_LesionGroupings.csv; download it from"),
         (_without_an_image, "lacks 1 of the 84 images that ISIC2018_Task3_Training_GroundTruth.csv lists, the first"),
         (_two_classes, "has 2 classes in place of one"),

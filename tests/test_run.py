@@ -196,7 +196,7 @@ def test_two_commands_do_not_train_in_one_folder(
     command = ("train", phantoms, "--out", tiny_run, *tiny_flags(weights))
     with held_alone(tiny_run):
         assert edgemed(*command) == 2
-        assert f"another edgemed is training in {tiny_run}" in capsys.readouterr().err.replace("\n", "")
+        assert f"another edgemed is at work in {tiny_run}" in capsys.readouterr().err.replace("\n", "")
     assert edgemed(*command) == 0
 
 

@@ -20,7 +20,7 @@ JSON_HELP = (
 
 def predict(
     bundle: Bundle,
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)],
+    images: Annotated[list[str], typer.Argument(help="Image files, or folders of them.", show_default=False)],
     runtime: Runtime = "auto",
     precision: Precision = "fp32",
     threads: Threads = 0,
@@ -42,21 +42,27 @@ def predict(
         plan_key=verify_plans,
         self_test=self_test,
     )
-    files, found, bad = list[Path](), [], 0
+    files, found, bad = list[str](), [], 0
+
+    def refused(error: InputError) -> None:
+        nonlocal bad
+        bad += 1
+        display.error(error)
+
     for path in images:
+        if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where a name is too long
+            files.append(path)  # as it was given: scripts match answers by it
+            continue
         try:
-            folder = os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises where a name is too long
-            files += image_files(path) if folder else [path]
+            files += map(str, image_files(Path(path), refused))
         except InputError as error:
-            bad += 1
-            display.error(error)
+            refused(error)
     with display.progress() as progress:
         for done, file in enumerate(files, 1):
             try:
                 found.append(model(file))
             except InputError as error:
-                bad += 1
-                display.error(error)
+                refused(error)
             progress("predict", done, len(files), "")
     if json_:
         display.document([prediction.as_dict() for prediction in found])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FoldThreads = Annotated[
     int,
-    typer.Option(min=0, help="CPU threads, 0 = all. With --folds: of each fold, 0 = the folds share the cores."),
+    typer.Option(min=0, help="CPU threads; 0 = all cores it may use. With --folds: of each fold; 0 = they share them."),
 ]
 
 

@@ -148,8 +148,11 @@ def held(folder: Path) -> Iterator[None]:
     import fcntl  # Unix has it; runtimes are for Linux
 
     with (folder / "lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # released when the file is closed, or the process ends
-        yield
+        fcntl.flock(handle, fcntl.LOCK_EX)  # released too when the process ends
+        try:
+            yield
+        finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)  # outright: a process that was forked meanwhile holds the file open
 
 
 def kept(file: Path) -> bytes | None:

@@ -15,8 +15,11 @@ bfloat16 where the CPU can. `python benchmarks/graph_forms.py` measures these on
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
+import os
+import sys
 import threading
 from typing import Any
 
@@ -37,10 +40,29 @@ def availability() -> str | None:
     if importlib.util.find_spec("openvino") is None:
         return "the package openvino is not installed (pip install openvino)"
     try:
-        import openvino
+        openvino = imported()
     except ImportError as error:
         return f"the package openvino does not load ({error}); pip install --force-reinstall openvino"
-    return None if "CPU" in openvino.Core().available_devices else "this openvino has no CPU plugin"
+    found = "CPU" in openvino.Core().available_devices
+    return None if found else "this openvino has no CPU plugin, or there is too little memory to load it"
+
+
+def imported() -> Any:
+    """The module openvino, without its telemetry.
+
+    By itself, importing it sends an event over the network, from a process that it forks, and writes into the home
+    folder. Without the package openvino_telemetry it takes a stub of its own; that package is hidden only meanwhile.
+    """
+    if "openvino" in sys.modules:
+        return sys.modules["openvino"]
+    hidden = sys.modules.pop("openvino_telemetry", None)
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # as Python marks what cannot be imported
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        del sys.modules["openvino_telemetry"]
+        if hidden is not None:
+            sys.modules["openvino_telemetry"] = hidden
 
 
 def open_session(model: bytes, *, threads: int | None, cache_key: str) -> Session:
@@ -56,14 +78,14 @@ def open_session(model: bytes, *, threads: int | None, cache_key: str) -> Sessio
 class _Session:
     """Compiled models by batch size, and a request of its own for each thread and batch size.
 
-    Thread-safe. With one stream, requests of several threads take turns on all cores, which is the shortest latency.
+    Thread-safe. With one stream, requests of several threads take turns on all cores, which is the shortest latency. A
+    forked process is refused: what it inherits may wait for a thread that it does not have, and then waits for ever.
     """
 
     name = "openvino"
 
     def __init__(self, model: bytes, threads: int, cache_key: str) -> None:
-        import openvino
-
+        openvino = imported()
         self.version: str = openvino.get_version()
         self.threads = threads
         self.from_cache: bool | None = None
@@ -75,6 +97,7 @@ class _Session:
         self._compiled: dict[int, Any] = {}
         self._lock = threading.Lock()
         self._local = threading.local()
+        self._process = os.getpid()
 
     def prepare(self, batch: int) -> Any:
         """The compiled model for a batch size, made on first use."""
@@ -82,6 +105,10 @@ class _Session:
             if batch not in self._compiled:
                 try:
                     self._compiled[batch] = self._compile(batch)
+                except MemoryError as error:
+                    raise InputError(
+                        "there is not enough memory to compile the engine; free some, or use a smaller --threads"
+                    ) from error
                 except RuntimeError as error:
                     raise InputError(
                         f"OpenVINO {self.version} refuses the graph ({_last_line(error)}); "
@@ -91,6 +118,11 @@ class _Session:
 
     def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """See `runtimes.Session.run`. The pixels are not copied where the array is contiguous and writable."""
+        if os.getpid() != self._process:
+            raise InputError(
+                "this process was forked after the bundle was loaded, and OpenVINO's threads stayed behind; call "
+                "edgemed.load in each process, after the fork (gunicorn: without --preload; multiprocessing: spawn)"
+            )
         requests: dict[int, Any] = self._local.__dict__.setdefault("requests", {})
         request = requests.get(len(images))
         if request is None:
@@ -138,8 +170,6 @@ class _Session:
         model = self._core.read_model(self._model)
         model.reshape({"image": [batch, -1, -1, 3]})
         return self._core.compile_model(model, "CPU", settings)
-
-
 
 
 def _last_line(error: Exception) -> str:

@@ -131,7 +131,10 @@ Lock::Lock(const std::string& folder) : file_(::open((folder + "/lock").c_str(),
     ::flock(file_, LOCK_EX);
 }
 
-Lock::~Lock() { ::close(file_); }
+Lock::~Lock() {
+    ::flock(file_, LOCK_UN);  // outright: a process that was forked meanwhile holds the file open
+    ::close(file_);
+}
 
 std::string cache_folder(const std::string& runtime, std::initializer_list<std::string> key) {
     const char* configured = std::getenv("XDG_CACHE_HOME");
