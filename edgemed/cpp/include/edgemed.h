@@ -15,6 +15,7 @@
  *     edgemed_close(model);
  *
  * Threads: a handle serves one thread at a time; give each thread its own `edgemed_clone`, which shares the engine.
+ * A forked process has to open for itself: the runtime's threads stay with its parent, and a handle would wait for them.
  * Handles, clones and threads may otherwise be mixed freely, and closed in any order. With OpenVINO, clones take turns
  * on all cores, which is the shortest latency.
  * Memory: the caller owns every buffer that it passes; none is kept after a call returns, but `warn` and `user` have to
