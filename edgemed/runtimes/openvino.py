@@ -15,7 +15,6 @@ bfloat16 where the CPU can. `python benchmarks/graph_forms.py` measures these on
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import logging
 import os
@@ -53,16 +52,15 @@ def imported() -> Any:
     By itself, importing it sends an event over the network, from a process that it forks, and writes into the home
     folder. Without the package openvino_telemetry it takes a stub of its own; that package is hidden only meanwhile.
     """
-    if "openvino" in sys.modules:
-        return sys.modules["openvino"]
-    hidden = sys.modules.pop("openvino_telemetry", None)
+    hidden = sys.modules.get("openvino_telemetry")
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # as Python marks what cannot be imported
     try:
-        return importlib.import_module("openvino")
+        import openvino
     finally:
-        del sys.modules["openvino_telemetry"]
+        sys.modules.pop("openvino_telemetry", None)
         if hidden is not None:
             sys.modules["openvino_telemetry"] = hidden
+    return openvino
 
 
 def open_session(model: bytes, *, threads: int | None, cache_key: str) -> Session:
