@@ -56,6 +56,7 @@ class Reference(NamedTuple):
     probabilities: NDArray[np.float32]  # (R, K)
     members: NDArray[np.float32]  # (R, M, K)
 
+
 # What numpy, zipfile and zlib raise on a damaged archive.
 _DAMAGED = (
     KeyError, ValueError, OSError, EOFError, TypeError, AttributeError, NotImplementedError, RuntimeError, MemoryError,

@@ -35,8 +35,8 @@ from edgemed.runtimes import ENTROPY, Session
 
 Image: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[np.uint8]"
 """A path, an encoded file's bytes, or pixels (H, W, 3) uint8 ((H, W, 4) RGBA, (H, W) GRAY8: say so with `format`)."""
-
 One = TypeVar("One", bound=Image)  # of a list of one kind: a list[str] is not a list[Image]
+
 Probabilities: TypeAlias = "tuple[NDArray[np.float32], NDArray[np.float32]]"
 """(N, K) of the ensemble and (N, M, K) of its members, each row sums to 1."""
 

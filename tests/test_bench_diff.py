@@ -100,6 +100,7 @@ def test_a_figure_without_bounds_is_not_compared() -> None:
     rows = diff([report(latencies(0))], [report(latencies(1, n=150))])["rows"]
     assert [row["figure"] for row in rows] == ["mean", "p50", "p90"]  # p95 takes 200 samples, p99 takes 1,000
 
+
 @pytest.mark.parametrize("n", [1, 5])
 def test_a_handful_of_samples_is_not_compared_and_said_to_be_too_few(n: int) -> None:
     found = diff([report(latencies(0))], [report(latencies(1, n=n))])
