@@ -237,9 +237,9 @@ def test_build_engine_refuses_what_is_no_finished_run(
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (("--out", "b", "--golden", "images"), "leave out --out, --golden"),
+        (("--out", "b", "--golden", "images"), "leave out --golden, --out"),
         (("--check", "images", "--size", "96"), "leave out --check, --size"),
-        (("--max-flips", "2", "--max-auroc-drop", "0.1", "--overwrite"), "--overwrite, --max-flips, --max-auroc-drop"),
+        (("--max-flips", "0", "--max-auroc-drop", "0.1", "--overwrite"), "--max-auroc-drop, --max-flips, --overwrite"),
     ],
 )
 def test_build_engine_refuses_flags_that_a_bundle_has_no_use_for(

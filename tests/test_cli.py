@@ -28,6 +28,7 @@ from edgemed.errors import InputError
 from edgemed.gates import Gates, default_gates
 from edgemed.infer import Prediction
 from edgemed.manifest import IMAGE_SIZE, OperatingPoint
+from edgemed.runtimes.tensorrt_builder import TARGETS
 
 
 def _edgemed(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -105,7 +106,9 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_the_command_lines_own_defaults_are_those_of_the_rooms_that_help_must_not_load() -> None:
     options = inspect.signature(build_engine, eval_str=True).parameters
-    shown = {name: options[name].annotation.__metadata__[0].show_default for name in ("image_size", "max_prob_error")}
+    names = ("image_size", "max_prob_error", "targets")
+    shown = {name: options[name].annotation.__metadata__[0].show_default for name in names}
+    assert shown["targets"] == ",".join(TARGETS)
     assert shown["image_size"] == ",".join(map(str, IMAGE_SIZE))
     errors = [default_gates(precision).max_prob_error for precision in ("fp32", "fp16")]
     assert [float(figure) for figure in re.findall(r"\de-\d", shown["max_prob_error"])] == errors

@@ -50,6 +50,14 @@ Verify = Annotated[
 ]
 
 
+def typed_flags(context: typer.Context) -> set[str]:
+    """The flags that a command was given, those at the value of their default included."""
+    from edgemed.config import flag
+
+    given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+    return {flag(name.rstrip("_")) for name in given}
+
+
 @contextmanager
 def goes_on(out: Path) -> Iterator[None]:
     """Whoever interrupts a long command is told that nothing is lost."""

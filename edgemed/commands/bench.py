@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgemed import display
-from edgemed.commands import Plan, Precision, Threads, Verify, VerifyPlans
+from edgemed.commands import Plan, Precision, Threads, Verify, VerifyPlans, typed_flags
 from edgemed.errors import InputError, UnstableError
 
 if TYPE_CHECKING:
@@ -75,15 +75,13 @@ def bench(
     from edgemed import bench as bench_module
     from edgemed import bench_diff, bench_report, contenders
     from edgemed.bundle import opened_by_keys
-    from edgemed.config import flag
     from edgemed.files import write_atomic
 
     if (bundle is None) == (diff is None):
         raise InputError("give a bundle to measure, or --diff OLD.json NEW.json to compare two measurements")
     if diff is not None:
-        given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
-        if idle := [flag(name.rstrip("_")) for name in given if name not in ("diff", "json_")]:
-            raise InputError(f"--diff compares two documents and measures nothing; leave out {', '.join(sorted(idle))}")
+        if idle := sorted(typed_flags(context) - {"--diff", "--json"}):
+            raise InputError(f"--diff compares two documents and measures nothing; leave out {', '.join(idle)}")
         difference = bench_diff.diff(*map(bench_diff.read_reports, diff))
         _show(difference, bench_diff.table, json_)
         return

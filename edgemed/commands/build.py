@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgemed import display
-from edgemed.commands import MAX_AUROC_DROP, Json, MaxAurocDrop, MaxFlips, MaxProbError, Sign, Verify
+from edgemed.commands import MAX_AUROC_DROP, Json, MaxAurocDrop, MaxFlips, MaxProbError, Sign, Verify, typed_flags
 from edgemed.errors import InputError, did_you_mean
 from edgemed.progress import Progress
 
 if TYPE_CHECKING:
+    from edgemed.bundle import Bundle
+    from edgemed.plans import PlanOptions
     from edgemed.sources import Source
 
+OF_CHECKPOINTS = {"--member", "--backbone", "--labels", "--size", "--check"}
+OF_A_NEW_BUNDLE = {
+    "--out", "--golden", "--with-entropy", "--overwrite", "--max-flips", "--max-prob-error", "--max-auroc-drop"
+}  # fmt: skip
 PRECISIONS = {"both": ("fp32", "fp16"), "fp32": ("fp32",), "fp16": ("fp16",)}
 
 
 def build_engine(
+    context: typer.Context,
     source: Annotated[
         Path | None,
         typer.Argument(
@@ -86,64 +93,49 @@ def build_engine(
     json_: Json = False,
 ) -> None:
     """Fuse a run into one engine, and prove it. Of a bundle: add plans to it."""
-    from edgemed.bundle import open_bundle
     from edgemed.gates import default_gates
-    from edgemed.manifest import IMAGE_SIZE, MANIFEST_NAME, MODEL_FILES
-    from edgemed.plans import PlanOptions, add_plans
-    from edgemed.signature import read_key, read_private_key
+    from edgemed.manifest import IMAGE_SIZE, MANIFEST_NAME
+    from edgemed.plans import PlanOptions
+    from edgemed.signature import read_private_key
 
     if precision not in PRECISIONS:
         raise InputError(f"--precision '{precision}' is unknown.{did_you_mean(precision, PRECISIONS)}")
-    precisions = PRECISIONS[precision]
     key = None if sign is None else read_private_key(sign)
     sides = None if image_size is None else _range("--image-size", image_size)
-    wanted = tuple(targets.split(",")) if targets else None
-    limits = _range("--batch", batch)
-    of_checkpoints = {"--member": member, "--backbone": backbone, "--labels": labels, "--check": check,
-                      "--size": size}  # fmt: skip
-    of_a_new_bundle = {"--out": out, "--golden": golden, "--with-entropy": with_entropy,
-                       "--overwrite": overwrite, "--max-flips": max_flips,
-                       "--max-prob-error": max_prob_error is not None,
-                       "--max-auroc-drop": max_auroc_drop != MAX_AUROC_DROP}  # fmt: skip
-    with display.progress() as progress:
-        if source is not None and (source / MANIFEST_NAME).is_file():
-            not_here = of_checkpoints | of_a_new_bundle
-            _refuse(f"{source} is a bundle, proven when it was built; plans are put into it", not_here)
-            opened = open_bundle(source, public_key=None if verify is None else read_key(verify))
-            opened = replace(opened, plan_key=None)  # devices sign plans by keys of their own
-            if precision == "both":  # of those that the bundle was built with
-                precisions = tuple(each for each in precisions if MODEL_FILES[each] in opened.manifest.files)
-            options = PlanOptions(runtime, wanted, limits, sides)
-            add_plans(opened, options, precisions=precisions, signing_key=key, progress=progress)
-            bundle = opened
-        else:
-            if source is not None and not source.exists():
-                raise InputError(f"{source} does not exist; make a run with `edgemed train DATA --out RUN`")
-            _refuse("only a bundle's signature is verified", {"--verify": verify})
-            if source is not None:
-                _refuse(f"{source} is a run, whose own images and settings count", of_checkpoints)
-            if out is None:
-                raise InputError("build-engine writes a bundle: give --out BUNDLE")
-            if "fp32" not in precisions:
-                raise InputError("--precision fp16: a bundle always holds the fp32 graph, its reference; take both")
-            from edgemed.build import build_bundle
-            from edgemed.pack import check_target
+    plans = PlanOptions(runtime, tuple(targets.split(",")) if targets else None, _range("--batch", batch))
+    typed = typed_flags(context)
+    if source is not None and (source / MANIFEST_NAME).is_file():
+        idle = OF_CHECKPOINTS | OF_A_NEW_BUNDLE
+        _refuse(f"{source} is a bundle, proven when it was built; plans are put into it", typed, idle)
+        with display.progress() as progress:
+            bundle = _with_plans(source, replace(plans, image_size=sides), precision, key, verify, progress)
+    else:
+        if source is not None and not source.exists():
+            raise InputError(f"{source} does not exist; make a run with `edgemed train DATA --out RUN`")
+        _refuse("only a bundle's signature is verified", typed, {"--verify"})
+        if source is not None:
+            _refuse(f"{source} is a run, whose own images and settings count", typed, OF_CHECKPOINTS)
+        if out is None:
+            raise InputError("build-engine writes a bundle: give --out BUNDLE")
+        if precision == "fp16":
+            raise InputError("--precision fp16: a bundle always holds the fp32 graph, its reference; take both")
+        from edgemed.build import build_bundle
+        from edgemed.pack import check_target
 
-            check_target(out, overwrite=overwrite)
-            made = _source(source, member or [], backbone, labels, size, check, progress)
-            gates = {
-                name: default_gates(
-                    name, max_flips=max_flips, max_prob_error=max_prob_error, max_auroc_drop=max_auroc_drop
-                )
-                for name in precisions
-            }
+        check_target(out, overwrite=overwrite)
+        with display.progress() as progress:
             bundle = build_bundle(
-                made,
+                _source(source, member or [], backbone, labels, size, check, progress),
                 out,
                 image_size=sides or IMAGE_SIZE,
-                precisions=precisions,
-                plans=PlanOptions(runtime, wanted, limits),
-                gates=gates,
+                precisions=PRECISIONS[precision],
+                plans=plans,
+                gates={
+                    name: default_gates(
+                        name, max_flips=max_flips, max_prob_error=max_prob_error, max_auroc_drop=max_auroc_drop
+                    )
+                    for name in PRECISIONS[precision]
+                },
                 golden=golden,
                 entropy=with_entropy,
                 signing_key=key,
@@ -154,10 +146,28 @@ def build_engine(
     display.inspection(bundle, None, json_)
 
 
-def _refuse(why: str, given: dict[str, Any]) -> None:
-    """Raise InputError where a flag was given that nothing would be done with."""
-    if flags := [flag for flag, value in given.items() if value]:
+def _refuse(why: str, typed: set[str], idle: set[str]) -> None:
+    """Raise InputError where a flag was typed that nothing would be done with."""
+    if flags := sorted(typed & idle):
         raise InputError(f"{why}; leave out {', '.join(flags)}")
+
+
+def _with_plans(
+    path: Path, plans: PlanOptions, precision: str, key: bytes | None, verify: Path | None, progress: Progress
+) -> Bundle:
+    """The bundle at `path`, with plans for this device put into it."""
+    from edgemed.bundle import open_bundle
+    from edgemed.manifest import MODEL_FILES
+    from edgemed.plans import add_plans
+    from edgemed.signature import read_key
+
+    bundle = open_bundle(path, public_key=None if verify is None else read_key(verify))
+    bundle = replace(bundle, plan_key=None)  # devices sign plans by keys of their own
+    precisions = PRECISIONS[precision]
+    if precision == "both":  # of those that the bundle was built with
+        precisions = tuple(each for each in precisions if MODEL_FILES[each] in bundle.manifest.files)
+    add_plans(bundle, plans, precisions=precisions, signing_key=key, progress=progress)
+    return bundle
 
 
 def _source(
