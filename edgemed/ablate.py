@@ -26,7 +26,7 @@ from edgemed.errors import InputError, did_you_mean
 from edgemed.files import read_json, write_atomic, write_json
 from edgemed.place import place_line
 from edgemed.progress import Progress
-from edgemed.run import begin_run, evaluated, fold_folders
+from edgemed.run import begin_run, evaluated, fold_folders, read_info
 from edgemed.train import Begun, begun, trained
 
 LAST = "ablation.html"  # the last file that is written
@@ -64,8 +64,8 @@ def ablate(
     made, step = all((out / name).exists() for name in ("ablation.json", LAST)), "delete it and run this command again"
     if waiting or not made or read_json(out / "ablation.json", step)["cells"] != finished:
         progress("compare", 0, 1, "")
-        found = ablation({name: _runs(out, name, run) for name in finished}, run.dataset.classes,
-                         read_json(out / "run.json"))  # fmt: skip
+        runs = {name: _runs(out, name, run) for name in finished}
+        found = ablation(runs, run.dataset.classes, read_info(out))
         found["places"] = _places(out, finished)
         (out / LAST).unlink(missing_ok=True)  # so that a kill here leaves no page of fewer cells
         write_json(out / "ablation.json", found)
@@ -116,7 +116,7 @@ def _places(out: Path, cells: Sequence[str]) -> dict[str, list[str]]:
     """The cells of each place that cells were begun in: figures of one place are compared best."""
     places: dict[str, list[str]] = {}
     for name in cells:
-        places.setdefault(place_line(read_json(out / "cells" / name / "run.json")), []).append(name)
+        places.setdefault(place_line(read_info(out / "cells" / name)), []).append(name)
     return places
 
 

@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
 
 def place_line(info: dict[str, Any]) -> str:
     """The place of a `run.json` in a line, but for its threads and ranks."""
-    named = {name: info["device"].get(name, "unknown") for name in ("device", "processor")}
+    named = {name: info["device"][name] for name in ("device", "processor")}
     named["edgemed"] = info["edgemed"]
     return ", ".join(f"{key} {value}" for key, value in (named | info["versions"]).items())
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from edgemed.config import TrainConfig
 from edgemed.dataset import Dataset, DuplicatePair, read_split_csv
-from edgemed.errors import InputError
 from edgemed.evaluate import Table
 from edgemed.files import read_json
 from edgemed.images import image_from_file
@@ -24,7 +23,7 @@ from edgemed.report_evidence import Duplicate, Hard
 from edgemed.report_examples import mask_examples
 from edgemed.report_training import MaskExample
 from edgemed.rows import KNOWN_SPLITS
-from edgemed.run import fold_folders
+from edgemed.run import fold_folders, read_info
 
 HARDEST, CONFLICTS, EXAMPLES = 12, 12, 6
 """So many pictures are shown of each at most; the tables are longer."""
@@ -36,7 +35,7 @@ def report_of_run(run: Path, metrics: dict[str, Any]) -> str:
     Raises:
         InputError: an image that it shows cannot be read.
     """
-    info = read_json(run / "run.json")
+    info = read_info(run)
     config = TrainConfig(**info["config"] | {"split": tuple(info["config"]["split"])})
     dataset = read_split_csv(run / "split.csv", Path(info["dataset"]["root"]))
     folded = "folds" in metrics
@@ -45,16 +44,13 @@ def report_of_run(run: Path, metrics: dict[str, Any]) -> str:
     for k, fold in enumerate(runs if folded else []):
         fold_table |= _split_table(read_split_csv(fold / "split.csv", dataset.root), f"fold {k + 1}, ")
     whole = run.resolve().parents[1] if config.folds and not folded else run  # a fold has no file of its own
-    try:
-        pairs = [DuplicatePair(**pair) for pair in read_json(whole / "duplicates.json")]
-    except TypeError as error:
-        raise InputError(f"{whole / 'duplicates.json'} is of another version of edgemed; train anew") from error
+    pairs = [DuplicatePair(**pair) for pair in read_json(whole / "duplicates.json")]
     test = joined([read_table(each, dataset.classes, "test") for each in runs])
     histories = {member: read_history(run / "members" / member / "history.jsonl") for member in MEMBERS}
     stages = {name: [row for row in rows if row["stage"] == "finetune"] for name, rows in histories.items()}
     stages["pretraining"] = [row for row in histories["mae"] if row["stage"] == "pretrain"]
     return report_html(
-        info=info | {"config": config.as_dict()},  # with the settings that a run of an older version did not have
+        info=info,
         metrics=metrics,
         histories=stages,
         split_table=_split_table(dataset),
@@ -63,7 +59,7 @@ def report_of_run(run: Path, metrics: dict[str, Any]) -> str:
         test=test,
         hardest=_hardest(test, dataset),
         duplicates=_duplicates(pairs, dataset),
-        warnings=_warnings([info, *(read_json(each / "run.json") for each in runs if folded)]),
+        warnings=_warnings([info, *(read_info(each) for each in runs if folded)]),
     )
 
 

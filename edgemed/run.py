@@ -34,6 +34,8 @@ from edgemed.preprocess import FrontEnd
 
 RETRAIN = "delete it and run its `edgemed train` command again: the members are kept"
 """What to do about a `metrics.json` that is damaged."""
+RUN_SCHEMA = 1
+"""Of `run.json` and `duplicates.json`. A setting that is added needs no other number: see `read_info`."""
 METRICS_SCHEMA = 2
 """Of `metrics.json`: 2 has intervals of each class, by groups as `stats.py` counts them, and the calibration error by
 chance."""
@@ -97,7 +99,19 @@ def finished_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     if not (path / "metrics.json").exists():
         raise InputError(f"{path} is not finished; run its `edgemed train` command again: it goes on where it stopped")
-    return read_json(path / "run.json"), read_metrics(path)
+    return read_info(path), read_metrics(path)
+
+
+def read_info(run: Path) -> dict[str, Any]:
+    """`run.json` of a run; a setting that is younger than it has its default there, as it had in effect.
+
+    Raises:
+        InputError: it is missing, damaged, or of another version of edgemed.
+    """
+    info = read_json(run / "run.json")
+    if not isinstance(info, dict) or info.get("schema") != RUN_SCHEMA:
+        raise InputError(f"{run} was begun by another version of edgemed, which alone can go on; choose another --out")
+    return info | {"config": TrainConfig().as_dict() | info["config"]}
 
 
 def read_metrics(run: Path) -> dict[str, Any]:
@@ -163,8 +177,7 @@ def previous_run(out: Path) -> dict[str, Any] | None:
         InputError: the folder holds something else.
     """
     if (out / "run.json").exists():
-        document: dict[str, Any] = read_json(out / "run.json")
-        return document
+        return read_info(out)
     if not out.exists():
         return None
     begun = ("duplicates.json", "split.csv", "run.json")  # written in this order: a kill may leave some, or a temporary
@@ -180,8 +193,7 @@ def require_same_settings(previous: dict[str, Any], config: TrainConfig, out: Pa
     Raises:
         InputError: naming each flag that differs.
     """
-    # A setting that is younger than the run had its default there.
-    old, new = TrainConfig().as_dict() | previous["config"], config.as_dict() | {"split": list(config.split)}
+    old, new = previous["config"], config.as_dict() | {"split": list(config.split)}
     # `require_same_weights` looks at what is in the weights, wherever they lie; `note_another_place` notes a device.
     free = ("device", "threads", "compile", "weights")
     differ = [name for name in new if name not in free and old[name] != new[name]]
@@ -211,7 +223,7 @@ def begin_run(
     write_json(
         out / "run.json",
         {
-            "schema": 1,
+            "schema": RUN_SCHEMA,
             "edgemed": __version__,
             "config": config.as_dict(),
             "dataset": {

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from conftest import tiny_flags
 
 from edgemed.errors import InputError
 from edgemed.predictions import read_table
-from edgemed.run import METRICS_SCHEMA
+from edgemed.run import METRICS_SCHEMA, RUN_SCHEMA
 
 Edgemed = Callable[..., int]
 
@@ -62,6 +63,20 @@ def test_figures_of_another_version_are_made_again_and_never_read_as_if_they_wer
     assert edgemed("train", phantoms, "--out", run, *tiny_flags(weights)) == 0
     assert (run / "metrics.json").read_text() == now
     assert "<html" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("document", [{"schema": RUN_SCHEMA + 1}, []])
+def test_a_run_of_another_version_is_told_in_one_line_by_every_command(
+    tiny_run: Path, phantoms: Path, weights: Path, tmp_path: Path, document: Any, edgemed: Edgemed,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / "run.json").write_text(json.dumps(document))
+    build = ("build-engine", run, "--out", tmp_path / "bundle")
+    resume = ("train", phantoms, "--out", run, *tiny_flags(weights))
+    for command in (("evaluate", run, phantoms), ("calibrate", run), build, resume):
+        assert edgemed(*command) == 2
+        assert "was begun by another version of edgemed" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "a word"])
