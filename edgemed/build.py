@@ -83,13 +83,10 @@ def build_bundle(
         check_patches(source.size)
     plans = plans if builder else None
     images = _phantoms(image_size) if golden is None else _images_of(golden, image_size)
-    answers = [predict_callable(source.ensemble)(image) for image in images]
-    maps = [entropy_map(source.ensemble.front, image) for image in images] if entropy else None
-    golden_images = [
-        Golden(image, *answers[k], entropy=maps[k] if maps else None) for k, image in enumerate(images)
-    ]
+    predict, front = predict_callable(source.ensemble), source.ensemble.front
+    self_test = [Golden(image, *predict(image), entropy_map(front, image) if entropy else None) for image in images]
     bounds = gates or {precision: default_gates(precision) for precision in precisions}
-    prover = Prover(source, CHECK_IMAGES, image_size, bounds, golden_images, progress)
+    prover = Prover(source, CHECK_IMAGES, image_size, bounds, self_test, progress)
     kept: tuple[str, ...] = ()
     if "fp16" in precisions:
         found = safe_half(
@@ -117,7 +114,7 @@ def build_bundle(
     weight_bytes = 4 * sum(value.numel() for value in source.ensemble.members.parameters())
     flops = flops_of(source.ensemble, typical)
     files = {MODEL_FILES[precision]: graph for precision, graph in graphs.items()}
-    files |= golden_files(images, np.stack([one for one, _ in answers]), np.stack([each for _, each in answers]), maps)
+    files |= golden_files(self_test)
     files[REFERENCE_NAME] = _reference(source, progress)
     files["model_card.md"] = model_card(
         source, prover.checks, kept, image_size, flops, weight_bytes, prover.entropy_error

@@ -1,6 +1,6 @@
 """The command line: the list of commands, the global options, errors as one line and an exit code.
 
-edgemed --help
+    edgemed --help
 """
 
 from __future__ import annotations

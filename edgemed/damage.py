@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 from PIL import ImageFile
+from PIL.ExifTags import Base as Tag
 
 from edgemed.errors import one_line
 
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> samples per pixel
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-_BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _SUBSAMPLING = 258, 262, 277, 284, 530  # TIFF tags; planar 2: a plane a sample
-_STRIP_BYTES, _TILE_BYTES = 279, 325
 
 
 def misread(image: ImageFile.ImageFile) -> str | None:
@@ -31,11 +30,13 @@ def misread(image: ImageFile.ImageFile) -> str | None:
         return None
     tags: Any = getattr(image, "tag_v2", {})
     pixels = image.width * image.height
-    whole = (1, 1) if int(np.sum(tags.get(_STRIP_BYTES, tags.get(_TILE_BYTES, 0)))) >= 3 * pixels else (2, 2)
+    stored = int(np.sum(tags.get(Tag.StripByteCounts, tags.get(Tag.TileByteCounts, 0))))
+    whole = (1, 1) if stored >= 3 * pixels else (2, 2)
+    bits = np.max(np.ravel(tags.get(Tag.BitsPerSample, 1)), initial=0)
     what = ""
-    if tags.get(_PLANAR) == 2 and tags.get(_SAMPLES, 1) > 1 and max(np.ravel(tags.get(_BITS, 1))) > 8:
+    if tags.get(Tag.PlanarConfiguration) == 2 and tags.get(Tag.SamplesPerPixel, 1) > 1 and bits > 8:
         what = "colours of more than 8 bits in planes (PlanarConfiguration 2)"
-    elif tags.get(_PHOTOMETRIC) == 6 and tags.get(_SUBSAMPLING, whole) != (1, 1):
+    elif tags.get(Tag.PhotometricInterpretation) == 6 and tags.get(Tag.YCbCrSubSampling, whole) != (1, 1):
         what = "subsampled YCbCr colours (YCbCrSubSampling)"
     return f"{what} are read only where they are compressed (LZW, Deflate), or from a PNG" if what else None
 
@@ -48,7 +49,7 @@ def gap(image: ImageFile.ImageFile) -> str | None:
         plane = str(tile.args[0] if isinstance(tile.args, tuple) else tile.args)
         area[plane] = area.get(plane, 0) + (right - left) * (bottom - top)
     tags = getattr(image, "tag_v2", {})
-    planes = int(tags.get(_SAMPLES, 1)) if tags.get(_PLANAR) == 2 else 0
+    planes = int(tags.get(Tag.SamplesPerPixel, 1)) if tags.get(Tag.PlanarConfiguration) == 2 else 0
     if image.tile and image.tile[0].codec_name != "libtiff" and len(area) < planes:  # libtiff counts them itself
         return f"it lacks colours: {len(area)} of {planes} planes are there"
     missing = not area or min(area.values()) < image.width * image.height

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgemed import dicom
 from edgemed.errors import one_line
-from edgemed.images import MODES_16, ORIENTATION, Rgb, decodes_alike
+from edgemed.images import MODES_16, Rgb, decodes_alike
 
 Decode = Callable[[bytes], "Rgb | None"]
 """An encoded file -> its pixels (H, W, 3) uint8 RGB, or None where this decoder cannot read it."""
@@ -97,7 +97,7 @@ def _dali() -> tuple[str, Decode]:
 
 def kind_of(file: Path) -> str:
     """`PLAIN`, or by which rule of `images.py` the file is read, like "16 bit" or "orientation"."""
-    from PIL import Image
+    from PIL import ExifTags, Image
 
     path, _ = dicom.frame_of(file)
     if dicom.is_dicom(path.read_bytes()):
@@ -111,7 +111,7 @@ def kind_of(file: Path) -> str:
             for name, holds in {
                 "16 bit": image.mode in MODES_16 or "16" in raw,
                 "transparency": image.has_transparency_data,
-                "orientation": image.getexif().get(ORIENTATION, 1) != 1,
+                "orientation": image.getexif().get(ExifTags.Base.Orientation, 1) != 1,
                 "palette": image.mode in ("P", "PA"),
                 image.mode: image.mode in ("CMYK", "YCbCr"),
                 "fewer than 8 bits": image.mode == "1" or ";4" in raw or ";2" in raw,

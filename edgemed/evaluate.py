@@ -34,11 +34,12 @@ class Table:
     labels: NDArray[np.int64]  # (N,)
     groups: tuple[str, ...]
     members: Array  # (N, M, K) probabilities
+    fused: Array | None = None  # (N, K): the ensemble's, where it computes them itself
 
     @property
     def probabilities(self) -> Array:
-        """The ensemble's, (N, K)."""
-        return np.asarray(self.members.mean(axis=1), np.float32)
+        """The ensemble's, (N, K): its own, or the mean of its members'."""
+        return np.asarray(self.members.mean(axis=1), np.float32) if self.fused is None else self.fused
 
 
 def decoded(files: Sequence[Path]) -> Iterator[NDArray[np.uint8]]:
@@ -69,37 +70,26 @@ def predict_files(predict: Predict, files: Sequence[Path], progress: Count | Non
     return Predicted(np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows]), pixels)
 
 
-def evaluation(
-    labels: Sequence[int] | NDArray[np.int64],
-    probabilities: Array,
-    members: Array,
-    member_names: Sequence[str],
-    groups: Sequence[Any],
-    classes: Sequence[str],
-) -> dict[str, Any]:
+def evaluation(table: Table, member_names: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:
     """The metrics of the ensemble and of each member with 95 % intervals over groups, and how they compare, paired.
 
-    `probabilities` (N, K), `members` (N, M, K). "Better" is the member of higher accuracy on these very images: the
-    stricter comparison for the ensemble. `comparisons` are of the ensemble with each member and of a member with those
-    before it.
+    "Better" is the member of higher accuracy on these very images: the stricter comparison for the ensemble.
+    `comparisons` are of the ensemble with each member and of a member with those before it.
     """
-    known = np.asarray(labels)
+    known, groups, probabilities = table.labels, table.groups, table.probabilities
+    of_member = {name: table.members[:, m] for m, name in enumerate(member_names)}
     result: dict[str, Any] = {
         "classes": list(classes),
         "n": len(known),
         "groups": len(set(groups)),
         "ensemble": metrics_with_intervals(known, probabilities, groups, classes),
-        "members": {
-            name: metrics_with_intervals(known, members[:, m], groups, classes)
-            for m, name in enumerate(member_names)
-        },
+        "members": {name: metrics_with_intervals(known, each, groups, classes) for name, each in of_member.items()},
     }
     if len(member_names) > 1:
-        accuracy = [(members[:, m].argmax(1) == known).mean() for m in range(len(member_names))]
-        better = int(np.argmax(accuracy))
-        interval = paired_difference(known, probabilities, members[:, better], groups)
-        result["ensemble_minus_better"] = {"better": member_names[better], **interval.as_dict()}
-    predictors = {name: members[:, m] for m, name in enumerate(member_names)} | {"ensemble": probabilities}
+        better = max(of_member, key=lambda name: (of_member[name].argmax(1) == known).mean())  # the first of equal ones
+        interval = paired_difference(known, probabilities, of_member[better], groups)
+        result["ensemble_minus_better"] = {"better": better, **interval.as_dict()}
+    predictors = of_member | {"ensemble": probabilities}
     pairs = [("ensemble", name) for name in member_names]
     pairs += [(later, name) for k, later in enumerate(member_names) for name in member_names[:k]]
     result["comparisons"] = [

@@ -64,36 +64,16 @@ _DAMAGED = (
 )  # fmt: skip
 
 
-def golden_files(
-    images: Sequence[NDArray[np.uint8]],
-    probabilities: ArrayLike,
-    members: ArrayLike,
-    entropy: Sequence[NDArray[np.float32]] | None = None,
-) -> dict[str, bytes]:
-    """The golden files by their names in the bundle: pass them to `write_bundle`.
-
-    images: n of (H, W, 3) uint8 RGB, of any sizes; probabilities (n, K) and members (n, M, K): the reference's outputs;
-    entropy: n of (S/32, S/32), bits, for a bundle whose graphs give it. The same input gives the same bytes. Raises
-    InputError where there is no image, or counts do not match.
-    """
-    mean = np.asarray(probabilities, dtype=np.float32)
-    each = np.asarray(members, dtype=np.float32)
-    if not images or mean.ndim != 2 or each.ndim != 3 or {
-        len(part) for part in (mean, each, entropy) if part is not None
-    } != {len(images)}:
-        raise InputError(
-            f"golden images need one row of outputs each: {len(images)} images, "
-            f"probabilities {mean.shape}, members {each.shape}, "
-            f"entropy maps {None if entropy is None else len(entropy)}"
-        )
+def golden_files(golden: Sequence[Golden]) -> dict[str, bytes]:
+    """The golden files by their names in the bundle, for `write_bundle`. The same images give the same bytes."""
     files: dict[str, bytes] = {}
     rows = []
-    for k, image in enumerate(images):
+    for k, item in enumerate(golden):
         buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, format="PNG")
+        Image.fromarray(item.image).save(buffer, format="PNG")
         files[f"golden/{k:03d}.png"] = buffer.getvalue()
-        row = {"file": f"{k:03d}.png", "probabilities": mean[k].tolist(), "members": each[k].tolist()}
-        rows.append(row if entropy is None else row | {"entropy": entropy[k].tolist()})
+        row = {"file": f"{k:03d}.png", "probabilities": item.probabilities.tolist(), "members": item.members.tolist()}
+        rows.append(row if item.entropy is None else row | {"entropy": item.entropy.tolist()})
     files[GOLDEN_OUTPUTS] = canonical_bytes({"schema_version": 1, "images": rows})
     return files
 

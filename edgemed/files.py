@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgemed.errors import InputError, cannot_write
 
@@ -95,22 +95,34 @@ def held_alone(out: Path) -> Iterator[None]:
     Raises:
         InputError: one does, or the folder cannot be made.
     """
-    import fcntl  # Unix has it; training is for Linux
-
     try:
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise cannot_write(out, error) from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another edgemed is at work in {out}; wait for it, or choose another folder") from error
-        except OSError:
+    with locked(handle, wait=False) as state:
+        if state == "taken":
+            raise InputError(f"another edgemed is at work in {out}; wait for it, or choose another folder")
+        if state == "no locks":
             logging.getLogger("edgemed").warning("%s cannot be locked: see that no other command trains there", out)
         yield
+
+
+@contextlib.contextmanager
+def locked(handle: int, *, wait: bool = True) -> Iterator[Literal["held", "taken", "no locks"]]:
+    """Hold the lock of an open file or folder, and close it at the end. Says "taken" only where it shall not `wait`."""
+    import fcntl  # Unix has it; edgemed is for Linux
+
+    state: Literal["held", "taken", "no locks"] = "held"
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            state = "taken"
+        except OSError:
+            state = "no locks"
+        yield state
     finally:
         with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_UN)  # outright: a process that was forked meanwhile holds the folder open
+            fcntl.flock(handle, fcntl.LOCK_UN)  # outright: a process that was forked meanwhile holds it open
         os.close(handle)

@@ -41,6 +41,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.ExifTags import Base as Tag
 
 from edgemed import dicom
 from edgemed.damage import gap, misread, png_damage
@@ -57,13 +58,11 @@ Rgb = NDArray[np.uint8]  # (H, W, 3), C-contiguous, R first
 Sides = tuple[int, int, int]  # min, opt, max in pixels, of what an engine takes
 
 MODES_16 = frozenset({"I;16", "I;16L", "I;16B"})  # Pillow's, of 16 bits
-ORIENTATION = 274  # EXIF's and TIFF's tag
 
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 _MODES_ALIKE = frozenset({"L", "RGB"})
 _CHANNELS: dict[str, tuple[int, ...]] = {"RGB": (0, 1, 2), "BGR": (2, 1, 0), "RGBA": (0, 1, 2), "GRAY8": (0, 0, 0)}
 _PNG_EXTRAS = frozenset({"transparency", "exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp", "loop"})
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 
 NO_MEMORY = ("needs more memory than there is", "free some, scale the image down, or take it out")
 
@@ -166,9 +165,10 @@ def decodes_alike(path: str | Path) -> bool:
             if image.format == "PNG":  # its raw mode is L;4 for 4 bit, RGB;16B for 16 bit, P;1 for a palette of two
                 plain = not _PNG_EXTRAS & image.info.keys() and b"eXIf" not in data
                 return plain and image.tile[0].args in _MODES_ALIKE
-            exif, orientation = image.info.get("exif", b""), image.getexif().get(ORIENTATION)
+            exif, orientation = image.info.get("exif", b""), image.getexif().get(Tag.Orientation)
             # Where Pillow passes over a damaged entry, DALI may still turn the image.
-            hidden = orientation is None and any(ORIENTATION.to_bytes(2, order) in exif for order in ("big", "little"))
+            named = any(Tag.Orientation.to_bytes(2, order) in exif for order in ("big", "little"))
+            hidden = orientation is None and named
             return image.format == "JPEG" and image.mode in _MODES_ALIKE and _orientation(image) == 1 and not hidden
     except (InputError, *_DECODER_ERRORS):
         return False
@@ -216,7 +216,7 @@ def _opened(data: bytes, name: str) -> ImageFile.ImageFile:
         raise refusal(name, f"has {width} x {height} pixels", "export it again, or take it out")
     if pages > 1:
         raise refusal(name, f"holds {pages} pages or frames", "export the one that matters as an image of its own")
-    if 2 in np.ravel(getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, 1)):
+    if 2 in np.ravel(getattr(image, "tag_v2", {}).get(Tag.SampleFormat, 1)):
         what = "holds signed values, for which no range is defined"
         raise refusal(name, what, "export it with unsigned ones")
     if image.mode not in _MODES | MODES_16:
@@ -236,9 +236,9 @@ def _rgb(image: ImageFile.ImageFile) -> Rgb:
     if image.mode in MODES_16:
         values = np.asarray(image).astype(np.uint16)  # whatever its byte order was
         tags: Any = getattr(image, "tag_v2", {})
-        bits = min(int(np.ravel(tags.get(_BITS_PER_SAMPLE, 16))[0]), 16)
+        bits = min(int(np.ravel(tags.get(Tag.BitsPerSample, 16))[0]), 16)
         grey = (values >> max(bits - 8, 0)).astype(np.uint8)
-        if tags.get(_PHOTOMETRIC) == 0:
+        if tags.get(Tag.PhotometricInterpretation) == 0:
             grey = 255 - grey
         if (key := image.info.get("transparency")) is not None:
             grey[values == key] = 0
@@ -261,7 +261,7 @@ def _over_black(rgba: NDArray[np.uint8]) -> Rgb:
 def _orientation(image: ImageFile.ImageFile) -> int:
     """Orientation 1..8 of a loaded image by EXIF, else by XMP. Pillow has already turned a TIFF, and says 1."""
     with contextlib.suppress(*_DECODER_ERRORS):  # a damaged block counts as none, as in viewers
-        if (stated := image.getexif().get(ORIENTATION)) is not None:
+        if (stated := image.getexif().get(Tag.Orientation)) is not None:
             return int(stated)
     found = re.search(rb'tiff:Orientation(="|>)([0-9])', image.info.get("xmp", b""))  # Pillow leaves it out then
     return int(found[2]) if found else 1

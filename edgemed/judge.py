@@ -1,6 +1,6 @@
 """A run or a bundle on labelled images that it was not trained on.
 
-edgemed evaluate RUN|BUNDLE DATA [--json]
+    edgemed evaluate RUN|BUNDLE DATA [--json]
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,25 @@ from edgemed.dicom import frame_of
 from edgemed.errors import InputError, did_you_mean
 from edgemed.evaluate import Predict, Table, evaluation, predict_files
 from edgemed.evidence import REFERENCE_NAME
-from edgemed.infer import load
+from edgemed.infer import Model, load
 from edgemed.manifest import MANIFEST_NAME, OperatingPoint
 from edgemed.operating import read_operating_point
 from edgemed.operating_quality import Part, judged
 from edgemed.progress import Count, Progress, counted
 
 log = logging.getLogger("edgemed")
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is judged, and what it is known to have seen."""
+
+    predict: Predict
+    classes: Sequence[str]
+    member_names: Sequence[str]
+    point: OperatingPoint | None
+    learnt: Sequence[Path] = ()  # of a run: the files that it learnt from
+    split_of: Mapping[str, str] = field(default_factory=dict)  # of a bundle: splits of images, by their pixels' hash
 
 
 def judge(
@@ -51,35 +64,47 @@ def judge(
     Raises:
         InputError: `model` is neither a run nor a bundle, or the data have a class that it does not know.
     """
-    predict, classes, member_names, learnt, known, point = _predictor(
-        model, runtime, precision, (public_key, plan_key)
-    )
+    if (model / "run.json").exists():
+        if (runtime, precision, public_key, plan_key) != ("auto", "fp32", None, None):
+            raise InputError(
+                f"{model} is a run, which PyTorch evaluates; --runtime, --precision and --verify are for a bundle"
+            )
+        subject = _of_run(model)
+    elif (model / MANIFEST_NAME).exists():
+        subject = _of_bundle(
+            load(model, runtime=runtime, precision=precision, public_key=public_key, plan_key=plan_key)
+        )
+    else:
+        raise InputError(
+            f"{model} is neither a run (`edgemed train DATA --out RUN`) nor a bundle (`edgemed build-engine RUN`)"
+        )
+    classes = subject.classes
     dataset = scan(data, min_classes=1, progress=counted(progress, "scan images"))
     dataset = _test_rows(dataset)
     for row in dataset.rows:
         if row.label not in classes:
             hint = did_you_mean(row.label, classes)
             raise InputError(f"{dataset.file(row)}: {model} has no class '{row.label}'.{hint}")
-    if seen := _seen(dataset.files, learnt):
+    if seen := _seen(dataset.files, subject.learnt):
         log.warning(
             f"{seen} of the {len(dataset.rows)} images are not of {model}'s test split: it has learnt from them, "
             f"and looks better than it is; {model / 'metrics.json'} has its figures on images that it has not seen"
         )
     groups = _groups(dataset, counted(progress, "compare images"))
-    probabilities, members, pixels = predict_files(predict, dataset.files, counted(progress, "evaluate"))
-    if met := sum(known.get(sha256, "test") != "test" for sha256 in pixels):
+    probabilities, members, pixels = predict_files(subject.predict, dataset.files, counted(progress, "evaluate"))
+    if met := sum(subject.split_of.get(sha256, "test") != "test" for sha256 in pixels):
         log.warning(
             f"{met} of the {len(dataset.rows)} images were used to choose, calibrate or check {model}: on these it "
             "looks better than it is"
         )
-    if known:
+    if subject.split_of:
         log.info("a bundle does not know its training images: make sure that none of them is here")
-    labels = [classes.index(row.label) for row in dataset.rows]
+    labels = np.array([classes.index(row.label) for row in dataset.rows])
+    table = Table(tuple(row.path for row in dataset.rows), labels, tuple(groups), members, probabilities)
     result: dict[str, Any] = {"model": str(model), "data": str(data)}
-    result |= evaluation(labels, probabilities, members, member_names, groups, classes)
-    if point is not None:
-        table = Table(tuple(row.path for row in dataset.rows), np.array(labels), tuple(groups), members)
-        result["operating"] = judged([Part(point, None, table)], classes)
+    result |= evaluation(table, subject.member_names, classes)
+    if subject.point is not None:
+        result["operating"] = judged([Part(subject.point, None, table)], classes)
     return result
 
 
@@ -109,40 +134,28 @@ def _seen(files: Sequence[Path], learnt: Sequence[Path]) -> int:
     return sum((digest(file), frame) in known for file, frame in frames) if known else 0
 
 
-def _predictor(
-    model: Path, runtime: str, precision: str, keys: tuple[Path | None, Path | None]
-) -> tuple[Predict, Sequence[str], Sequence[str], Sequence[Path], Mapping[str, str], OperatingPoint | None]:
-    """A predict callable, classes, the members' names, what it is known to have seen, its point.
+def _of_run(path: Path) -> _Subject:
+    from edgemed.ensemble import predict_callable
+    from edgemed.run import load_run
 
-    Of a run (PyTorch), the files that it learnt from; of a bundle (a runtime), the splits of images by their pixels.
-    """
-    if (model / "run.json").exists():
-        if (runtime, precision, *keys) != ("auto", "fp32", None, None):
-            raise InputError(
-                f"{model} is a run, which PyTorch evaluates; --runtime, --precision and --verify are for a bundle"
-            )
-        from edgemed.ensemble import predict_callable
-        from edgemed.run import load_run
-
-        run = load_run(model)
-        learnt = [run.dataset.file(row) for row in run.dataset.rows if row.split != "test"]
-        if missing := sum(not frame_of(file)[0].is_file() for file in learnt):
-            log.warning(
-                f"{missing} of the images that {model} has learnt from are no longer below {run.dataset.root}: whether "
-                "they are among these cannot be told"
-            )
-        return predict_callable(run.ensemble), run.classes, run.member_names, learnt, {}, read_operating_point(model)
-    if not (model / MANIFEST_NAME).exists():
-        raise InputError(
-            f"{model} is neither a run (`edgemed train DATA --out RUN`) nor a bundle (`edgemed build-engine RUN`)"
+    run = load_run(path)
+    learnt = [run.dataset.file(row) for row in run.dataset.rows if row.split != "test"]
+    if missing := sum(not frame_of(file)[0].is_file() for file in learnt):
+        log.warning(
+            f"{missing} of the images that {path} has learnt from are no longer below {run.dataset.root}: whether "
+            "they are among these cannot be told"
         )
-    loaded = load(model, runtime=runtime, precision=precision, public_key=keys[0], plan_key=keys[1])
-    manifest = loaded.bundle.manifest
-    known = loaded.bundle.reference() if REFERENCE_NAME in manifest.files else None
+    point = read_operating_point(path)
+    return _Subject(predict_callable(run.ensemble), run.classes, run.member_names, point, learnt=learnt)
+
+
+def _of_bundle(model: Model) -> _Subject:
+    manifest = model.bundle.manifest
+    known = model.bundle.reference() if REFERENCE_NAME in manifest.files else None
     split_of = dict(zip(known.sha256.tolist(), known.split.tolist(), strict=True)) if known else {}
 
     def predict(image: Any) -> Any:
-        probabilities, members = loaded.predict_pixels(image[None])
+        probabilities, members = model.predict_pixels(image[None])
         return probabilities[0], members[0]
 
-    return predict, manifest.labels, manifest.member_names, [], split_of, manifest.operating_point
+    return _Subject(predict, manifest.labels, manifest.member_names, manifest.operating_point, split_of=split_of)

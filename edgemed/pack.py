@@ -15,7 +15,7 @@ from pathlib import Path
 from edgemed import __version__, signature
 from edgemed.bundle import Bundle, open_bundle
 from edgemed.errors import InputError, cannot_write
-from edgemed.files import flush_folder, write_atomic, write_through
+from edgemed.files import flush_folder, locked, write_atomic, write_through
 from edgemed.manifest import (
     MANIFEST_NAME,
     PLANS_FOLDER,
@@ -162,22 +162,14 @@ def check_writable(bundle: Bundle) -> None:
 @contextlib.contextmanager
 def _adding_to(bundle: Bundle) -> Iterator[None]:
     """Others that add to the bundle wait meanwhile, where its file system has locks."""
-    import fcntl  # Unix has it; plans and certificates are for Linux
-
     folder = bundle.path / PLANS_FOLDER
     try:
         folder.mkdir(exist_ok=True)
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise cannot_write(folder, error, COPY) from error
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    with locked(handle):
         yield
-    finally:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_UN)  # outright: a process that was forked meanwhile holds the folder open
-        os.close(handle)
 
 
 def _put(bundle: Bundle, record: PlanRecord, signing_key: bytes | None) -> Path:

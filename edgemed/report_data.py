@@ -1,6 +1,6 @@
 """Gathers from a run folder what its report shows, and from the data the images that are worth a look.
 
-edgemed train DATA --out RUN        # writes RUN/report.html
+    edgemed train DATA --out RUN        # writes RUN/report.html
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from edgemed.dataset import Dataset, join_near_duplicates, scan
 from edgemed.ensemble import Ensemble, predict_callable
 from edgemed.errors import InputError
-from edgemed.evaluate import evaluation, predict_files
+from edgemed.evaluate import Table, evaluation, predict_files
 from edgemed.manifest import OperatingPoint, sha256_of
 from edgemed.models import check_backbone, normalisation
 from edgemed.operating import read_operating_point
@@ -146,8 +146,10 @@ def source_from_members(
         Proof(file, labels.index(row.label), groups[row.group], "validation", sha256)
         for file, row, sha256 in zip(dataset.files, dataset.rows, found.pixels, strict=True)
     )
-    truth = [proof.label for proof in proofs]
-    metrics = evaluation(truth, found.probabilities, found.members, names, [proof.group for proof in proofs], labels)
+    truth = np.array([proof.label for proof in proofs])
+    paths = tuple(row.path for row in dataset.rows)
+    table = Table(paths, truth, tuple(dataset.groups), found.members, found.probabilities)
+    metrics = evaluation(table, names, labels)
     digests = ", ".join(f"{path.name} (sha256 {sha256_of(path.read_bytes())[:16]})" for path in members)
     return Source(
         name=", ".join(map(str, members)),

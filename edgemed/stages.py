@@ -118,15 +118,16 @@ def _evaluate(config: TrainConfig, dataset: Dataset, out: Path, progress: Progre
             "could not be calibrated; give more of them, or train longer", ", ".join(beyond), len(fitted_on.rows),
         )  # fmt: skip
     ensemble = Ensemble(front, members, temperatures).eval()
-    results, predictions = {}, []
+    predictions = []
     for split in ("validation", *(["calibration"] if calibrated else []), "test"):
         part = dataset.subset(split)
         found = predict_files(predict_callable(ensemble), part.files, counted(progress, f"evaluate {split}"))
-        results[split] = evaluation(
-            part.labels, found.probabilities, found.members, MEMBERS, part.groups, part.classes
-        )
         predictions.append((part, found.members, found.pixels))
     write_atomic(out / "predictions.csv", predictions_csv(predictions))
+    validation, test = (
+        evaluation(read_table(out, dataset.classes, split), MEMBERS, dataset.classes)
+        for split in ("validation", "test")
+    )
     if calibrated:
         write_operating_point(
             out, fitted_point(Wanted(), dataset.classes, read_table(out, dataset.classes, "calibration"))
@@ -134,7 +135,7 @@ def _evaluate(config: TrainConfig, dataset: Dataset, out: Path, progress: Progre
     write_json(
         out / "metrics.json",
         {"schema": METRICS_SCHEMA, "split": "test"}
-        | results["test"]
-        | {"temperatures": dict(zip(MEMBERS, temperatures, strict=True)), "validation": results["validation"]}
+        | test
+        | {"temperatures": dict(zip(MEMBERS, temperatures, strict=True)), "validation": validation}
         | selective_metrics([out], dataset.classes),
     )

@@ -255,7 +255,7 @@ def _pooled_folds(config: TrainConfig, dataset: Dataset, out: Path) -> dict[str,
     runs = fold_folders(out, config.folds)
     folds = [read_metrics(run) for run in runs]
     table = joined([read_table(run, dataset.classes, "test") for run in runs])
-    pooled = evaluation(table.labels, table.probabilities, table.members, MEMBERS, table.groups, dataset.classes)
+    pooled = evaluation(table, MEMBERS, dataset.classes)
     of_fold = {"ensemble": [fold["ensemble"] for fold in folds]}
     of_fold |= {member: [fold["members"][member] for fold in folds] for member in MEMBERS}
     summary = {

@@ -21,7 +21,7 @@ from edgemed.bundle import Bundle, open_bundle
 from edgemed.dataset import Dataset
 from edgemed.ensemble import Ensemble, predict_callable
 from edgemed.errors import GateError, InputError
-from edgemed.evaluate import evaluation, predict_files
+from edgemed.evaluate import Table, evaluation, predict_files
 from edgemed.images import image_from_file, pixels_sha256
 from edgemed.phantoms import CLASSES, write_dataset
 from edgemed.plans import PlanOptions
@@ -66,7 +66,8 @@ def _run(folder: Path) -> Run:
         part = dataset.subset(split)
         found = predict_files(predict_callable(ensemble), part.files)
         parts.append((part, found.members, found.pixels))
-        results[split] = evaluation(part.labels, found.probabilities, found.members, MEMBERS, part.groups, CLASSES)
+        table = Table((), np.array(part.labels), tuple(part.groups), found.members, found.probabilities)
+        results[split] = evaluation(table, MEMBERS, CLASSES)
     path = folder / "run"
     path.mkdir()
     (path / "predictions.csv").write_text(predictions_csv(parts))

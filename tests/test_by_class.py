@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from edgemed.auroc import auroc_interval
 from edgemed.by_class import BY_CLASS, figure_of_class, intervals_by_class
 from edgemed.card import model_card
-from edgemed.evaluate import evaluation
+from edgemed.evaluate import Table, evaluation
 from edgemed.metrics import metrics_with_intervals
 from edgemed.stats import group_resamples, share, tail
 
@@ -97,7 +97,7 @@ def test_members_and_ensemble_have_them_all() -> None:
     labels, shares, groups = predicted()
     members = np.stack([shares, predicted(seed=0)[1] ** 2], axis=1).astype(np.float32)
     members /= members.sum(axis=2, keepdims=True)
-    found = evaluation(labels, members.mean(axis=1), members, ("imagenet", "mae"), groups, CLASSES)
+    found = evaluation(Table((), labels, tuple(groups), members), ("imagenet", "mae"), CLASSES)
     for predictor in (found["ensemble"], *found["members"].values()):
         for key in BY_CLASS:
             for name in CLASSES:

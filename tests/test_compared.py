@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from answers import predictor
 
-from edgemed.evaluate import evaluation
+from edgemed.evaluate import Table, evaluation
 from edgemed.metrics import auroc_change, mcnemar, metrics_with_intervals, paired_difference
 
 CLASSES = ("a", "b", "c")
@@ -74,8 +74,8 @@ def test_mcnemar_counts_the_images_that_one_alone_gets_right(only_a: int, only_b
 def test_every_two_predictors_of_a_run_are_compared_on_the_same_images() -> None:
     labels, first = predictor(90, 0, 1.0)
     members = np.stack([first, predictor(90, 0, 2.0)[1]], axis=1).astype(np.float32)
-    groups = [k // 3 for k in range(90)]
-    found = evaluation(labels.tolist(), members.mean(axis=1), members, ("imagenet", "mae"), groups, CLASSES)
+    groups = tuple(str(k // 3) for k in range(90))
+    found = evaluation(Table((), labels, groups, members), ("imagenet", "mae"), CLASSES)
     figures = found["members"] | {"ensemble": found["ensemble"]}
     pairs = [(pair["a"], pair["b"]) for pair in found["comparisons"]]
     assert pairs == [("ensemble", "imagenet"), ("ensemble", "mae"), ("mae", "imagenet")]

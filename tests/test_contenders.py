@@ -53,13 +53,12 @@ def ensemble_of(seed: int) -> Any:
 def built(ensemble: Any, out: Path) -> Model:
     """The bundle of an ensemble, on OpenVINO."""
     from edgemed.ensemble import predict_callable
-    from edgemed.evidence import golden_files
+    from edgemed.evidence import Golden, golden_files
     from edgemed.export import onnx_from_ensemble
 
     graph = onnx_from_ensemble(ensemble, image_size=(16, 48, 512))
     images = [tiny.image(seed) for seed in range(3)]
-    answers = [predict_callable(ensemble)(image) for image in images]
-    golden = golden_files(images, np.stack([one for one, _ in answers]), np.stack([each for _, each in answers]))
+    golden = golden_files([Golden(image, *predict_callable(ensemble)(image)) for image in images])
     files = {"model.fp32.onnx": graph, "model.fp16.onnx": graph, **tiny.evidence_files(), **golden}
     return load(tiny.bundle(out, files=files), runtime="openvino", threads=1)
 

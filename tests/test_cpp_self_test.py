@@ -13,7 +13,7 @@ from cpp_build import BUNDLE, GATE, INPUT, OK, opened
 
 import edgemed
 from edgemed.errors import GateError, InputError
-from edgemed.evidence import golden_files
+from edgemed.evidence import Golden, golden_files
 from edgemed.manifest import canonical_bytes
 from edgemed.pack import write_bundle
 
@@ -51,10 +51,11 @@ def test_the_self_test_looks_at_every_row_of_a_batch(
     image = tiny.image(100)
     image[0, 0] = (255, 0, marker)
     shares = 1 + image.reshape(-1, 3).mean(0)
-    members = np.stack([np.roll(shares, -m) / shares.sum() for m in range(2)])[None]
+    members = np.stack([np.roll(shares, -m) / shares.sum() for m in range(2)])
     files = tiny.fields()["files"]
     files = {name: content for name, content in files.items() if not name.startswith("golden/")}
-    bundle = tiny.bundle(tmp_path / "bundle", files=files | golden_files([image], members.mean(1), members)).path
+    files |= golden_files([Golden(image, members.mean(0), members)])
+    bundle = tiny.bundle(tmp_path / "bundle", files=files).path
     damaged.with_plan(damaged.RTX, batch=(least, least, 4))(bundle)
     assert opened(build, bundle, self_test=1)["status"] == status
 
@@ -65,11 +66,11 @@ def test_the_self_test_looks_at_the_map_of_every_row(build: Path, tmp_path: Path
         image = tiny.image(100)
         image[0, 0] = (255, 0, marker)
         shares = 1 + image.reshape(-1, 3).mean(0)
-        members = np.stack([np.roll(shares, -m) / shares.sum() for m in range(2)])[None]
-        maps = [(shares[0] - 1 + np.arange(4).reshape(2, 2)).astype(np.float32)]
+        members = np.stack([np.roll(shares, -m) / shares.sum() for m in range(2)])
+        entropy = (shares[0] - 1 + np.arange(4).reshape(2, 2)).astype(np.float32)
         fields = tiny.entropy_fields()
         files = {name: content for name, content in fields["files"].items() if not name.startswith("golden/")}
-        fields["files"] = files | golden_files([image], members.mean(1), members, maps)
+        fields["files"] = files | golden_files([Golden(image, members.mean(0), members, entropy)])
         bundle = write_bundle(tmp_path / str(marker), **fields).path
         damaged.with_plan(damaged.RTX, batch=(2, 2, 4))(bundle)
         assert opened(build, bundle, self_test=1)["status"] == status, marker
@@ -89,7 +90,7 @@ WRONG_BY = {  # what the reference has above 1/3 for each label: two members, th
 def test_the_self_test_has_the_tolerances_of_python(kind: str, build: Path, tmp_path: Path) -> None:
     """The graph answers 1/3 for each label of every image."""
     *members, mean, single, half = WRONG_BY[kind]
-    golden = golden_files([tiny.image(1)], [np.add(mean, 1 / 3)], [np.add(members, 1 / 3)])
+    golden = golden_files([Golden(tiny.image(1), np.add(mean, 1 / 3), np.add(members, 1 / 3))])
     graphs = {f"model.{each}.onnx": tiny.model(np.zeros_like(tiny.WEIGHTS)) for each in ("fp32", "fp16")}
     bundle = tiny.bundle(tmp_path / "bundle", files={**tiny.evidence_files(), **graphs, **golden}).path
     for precision, status in (("fp32", single), ("fp16", half)):

@@ -23,7 +23,8 @@ def predictor(wrong: int) -> np.ndarray:
 @pytest.mark.parametrize(("errors", "better"), [((4, 12), "imagenet"), ((12, 4), "mae")])
 def test_the_ensemble_is_compared_with_the_better_of_its_members(errors: tuple[int, int], better: str) -> None:
     members = np.stack([predictor(wrong) for wrong in errors], axis=1)
-    found = evaluate.evaluation(LABELS, predictor(2), members, ("imagenet", "mae"), range(40), ("a", "b"))
+    table = evaluate.Table((), LABELS, tuple(map(str, range(40))), members, predictor(2))
+    found = evaluate.evaluation(table, ("imagenet", "mae"), ("a", "b"))
     gain = found["ensemble_minus_better"]
     assert (gain["better"], gain["value"]) == (better, pytest.approx((4 - 2) / 40))  # above 0: the ensemble is better
     assert gain["low"] <= gain["value"] <= gain["high"]

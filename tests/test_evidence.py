@@ -11,13 +11,14 @@ import pytest
 import tiny_bundles as tiny
 
 from edgemed.errors import InputError
-from edgemed.evidence import golden_files, golden_from_files, reference_file, reference_from_file
+from edgemed.evidence import Golden, golden_files, golden_from_files, reference_file, reference_from_file
 
 
 def test_evidence_is_the_same_bytes_for_the_same_facts_in_any_order() -> None:
     images = [tiny.image(1), tiny.image(2)]
     outputs = tiny.expected(np.stack(images))
-    assert golden_files(images, *outputs) == golden_files(images, *outputs)
+    golden = [Golden(*each) for each in zip(images, *outputs, strict=True)]
+    assert golden_files(golden) == golden_files(golden)
     hashes, members = ["f" * 64, "0" * 64], outputs[1]
     forward = reference_file(hashes, [0, 1], [5, 6], ["validation", "test"], members)
     backward = reference_file(hashes[::-1], [1, 0], [6, 5], ["test", "validation"], members[::-1])
@@ -36,9 +37,7 @@ def test_evidence_is_the_same_bytes_for_the_same_facts_in_any_order() -> None:
 
 
 def test_evidence_that_does_not_fit_together_is_refused() -> None:
-    probabilities, members = tiny.expected(tiny.image(1)[None])
-    with pytest.raises(InputError, match="one row of outputs each"):
-        golden_files([tiny.image(1), tiny.image(2)], probabilities, members)
+    _, members = tiny.expected(tiny.image(1)[None])
     with pytest.raises(InputError, match="64 lower-case hex"):
         reference_file(["patient 7"], [0], [0], ["test"], members)
     with pytest.raises(InputError, match="one hash, label, group"):
@@ -53,7 +52,7 @@ def test_evidence_that_does_not_fit_together_is_refused() -> None:
 
 
 def test_outputs_of_another_shape_are_refused(tmp_path: Path) -> None:
-    other = golden_files([tiny.image(1)], np.ones((1, 2)) / 2, np.ones((1, 2, 2)) / 2)
+    other = golden_files([Golden(tiny.image(1), np.ones(2) / 2, np.ones((2, 2)) / 2)])
     opened = tiny.bundle(tmp_path / "bundle", files={"model.fp32.onnx": tiny.model(), **other})
     with pytest.raises(InputError, match="other labels or members"):
         opened.golden()

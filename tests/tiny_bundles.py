@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgemed.bundle import Bundle
-from edgemed.evidence import golden_files, reference_file
+from edgemed.evidence import Golden, golden_files, reference_file
 from edgemed.manifest import ImageInput
 from edgemed.pack import write_bundle
 
@@ -101,12 +101,20 @@ def image(seed: int, height: int = 40, width: int = 56) -> NDArray[np.uint8]:
 
 def evidence_files(golden_weights: NDArray[np.float32] = WEIGHTS) -> dict[str, bytes]:
     """Two golden images of different sizes and a reference table of two rows."""
-    images = [image(100), image(101, 64, 48)]
-    outputs = [expected(one[None], golden_weights) for one in images]
-    probabilities = np.concatenate([each for each, _ in outputs])
-    members = np.concatenate([members for _, members in outputs])
+    images = golden(golden_weights)
+    members = np.stack([each.members for each in images])
     table = reference_file(["ab" * 32, "cd" * 32], [0, 1], [0, 1], ["validation", "test"], members)
-    return {**golden_files(images, probabilities, members), "reference.npz": table, "model_card.md": b"# Tiny\n"}
+    return {**golden_files(images), "reference.npz": table, "model_card.md": b"# Tiny\n"}
+
+
+def golden(weights: NDArray[np.float32] = WEIGHTS) -> list[Golden]:
+    """Two images of different sizes with what the graph answers, if it has these weights."""
+    images = [image(100), image(101, 64, 48)]
+    answers = [expected(one[None], weights) for one in images]
+    return [
+        Golden(one, mean[0].astype(np.float32), members[0].astype(np.float32))
+        for one, (mean, members) in zip(images, answers, strict=True)
+    ]
 
 
 def fields(**changes: Any) -> dict[str, Any]:
@@ -127,10 +135,9 @@ def fields(**changes: Any) -> dict[str, Any]:
 
 def entropy_fields(error: float = 0) -> dict[str, Any]:
     """`fields` of a bundle with the output `entropy`; `error`: how far off its golden images say that it should be."""
-    images = [image(100), image(101, 64, 48)]
-    outputs = [np.concatenate(each) for each in zip(*(expected(one[None]) for one in images), strict=True)]
-    golden = golden_files(images, *outputs, [entropy(one[None])[0] + np.float32(error) for one in images])
-    files = fields()["files"] | {f"model.{each}.onnx": model(entropy=True) for each in ("fp32", "fp16")} | golden
+    images = [each._replace(entropy=entropy(each.image[None])[0] + np.float32(error)) for each in golden()]
+    graphs = {f"model.{each}.onnx": model(entropy=True) for each in ("fp32", "fp16")}
+    files = fields()["files"] | graphs | golden_files(images)
     return fields(entropy=True, size=64, files=files)
 
 

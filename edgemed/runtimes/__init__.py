@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.errors import InputError, did_you_mean
-from edgemed.files import write_atomic
+from edgemed.files import locked, write_atomic
 from edgemed.manifest import sha256_of
 from edgemed.preflight import Here
 from edgemed.records import PlanRecord
@@ -145,14 +145,10 @@ def cache_folder(runtime: str, *key: str) -> Path:
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """One process at a time works in a folder of the cache; the others wait. C++ holds the same lock."""
-    import fcntl  # Unix has it; runtimes are for Linux
-
-    with (folder / "lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # released too when the process ends
-        try:
-            yield
-        finally:
-            fcntl.flock(handle, fcntl.LOCK_UN)  # outright: a process that was forked meanwhile holds the file open
+    with locked(os.open(folder / "lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)) as state:
+        if state != "held":
+            raise OSError(f"{folder} has no locks")
+        yield
 
 
 def kept(file: Path) -> bytes | None:
