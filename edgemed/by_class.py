@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.auroc import auroc_interval
-from edgemed.stats import share
+from edgemed.stats import Interval, share
 
 BY_CLASS = ("sensitivity", "specificity", "auroc_per_class")
 
@@ -31,25 +31,23 @@ def intervals_by_class(
     *,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, dict[str, dict[str, float | None]]]:
-    """By figure of `BY_CLASS` and class: {"low", "high"}, the bounds of 95 % over groups; ready for JSON.
+) -> dict[str, dict[str, Interval]]:
+    """By figure of `BY_CLASS`, and "f1", and by class: the figure with its bounds of 95 % over groups.
 
-    truth (N,), scores (N, K), groups (N,). Sensitivity is of the images of the class, specificity of the others, and
-    each draws the groups that hold one: see `stats.share`. The bounds are None where these are too few
-    (`stats.FEWEST_GROUPS`), where the figure is undefined, and of an AUROC that no resample changes, such as 1.
+    truth (N,), scores (N, K), groups (N,). Sensitivity is of the images of the class, specificity of the others, F1 of
+    those that are of the class or decided as it; each draws the groups that hold one: see `stats.share`. The bounds are
+    NaN where these are too few (`stats.FEWEST_GROUPS`), and all is where the figure is undefined.
     """
     decided = scores.argmax(axis=1)
-    found: dict[str, dict[str, dict[str, float | None]]] = {key: {} for key in BY_CLASS}
+    found: dict[str, dict[str, Interval]] = {key: {} for key in (*BY_CLASS, "f1")}
     for k, name in enumerate(classes):
-        own = truth == k
-        intervals = (
-            share(decided == k, own, groups),
-            share(decided != k, ~own, groups),
-            auroc_interval(own, scores[:, k], groups, resamples=resamples, seed=seed),
-        )
-        for key, interval in zip(BY_CLASS, intervals, strict=True):
-            bounds = interval.as_dict()
-            found[key][name] = {"low": bounds["low"], "high": bounds["high"]}
+        own, called = truth == k, decided == k
+        found["sensitivity"][name] = share(called, own, groups)
+        found["specificity"][name] = share(~called, ~own, groups)
+        found["auroc_per_class"][name] = auroc_interval(own, scores[:, k], groups, resamples=resamples, seed=seed)
+        # 2 TP / (2 TP + FP + FN) rises with TP / (TP + FP + FN), which is a share; a class that no label names has 0.
+        both = share(own & called, own | called, groups) if own.any() or not called.any() else Interval(0.0, 0.0, 0.0)
+        found["f1"][name] = Interval(*(2 * each / (1 + each) for each in both))
     return found
 
 

@@ -15,7 +15,7 @@ from edgemed.gates import Comparison, changes
 from edgemed.images import Sides
 from edgemed.metrics import INTERVAL_METRICS
 from edgemed.operating import in_words
-from edgemed.operating_quality import attained
+from edgemed.operating_quality import PROMISE, attained
 from edgemed.sources import Source
 
 
@@ -134,7 +134,7 @@ def _attained(found: Mapping[str, Any] | None) -> str:
         return ""
     return "\n| by the operating point | asked | on these images |\n|---|---|---|\n" + _table(
         (line.name, line.asked, _interval(line.found)) for line in attained(found)
-    )
+    ) + f"\n\n{PROMISE}\n"
 
 
 def _table(rows: Iterable[Sequence[object]]) -> str:

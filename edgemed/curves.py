@@ -16,7 +16,7 @@ from edgemed.auroc import auroc_interval
 from edgemed.evaluate import Table
 from edgemed.metrics import equal_mass
 from edgemed.operating import disagreement
-from edgemed.stats import FEWEST_GROUPS, Interval, group_times, rarest, tail
+from edgemed.stats import FEWEST_GROUPS, Interval, exact, group_count, group_times, rarest, tail
 
 Floats = NDArray[np.float64]
 POINTS = 100
@@ -85,7 +85,8 @@ def risk_coverage(table: Table) -> dict[str, Any]:
 def roc(table: Table, positive: int, resamples: int = 300) -> Roc | None:
     """The ROC of class `positive` against the rest, bootstrapped over groups; None without both kinds of image.
 
-    Band and bounds are NaN where either kind is in too few groups; the area is that of `metrics.json`.
+    The band holds `stats.exact` of the sensitivity, too: at the height of a curve no resample differs. Band and bounds
+    are NaN where either kind is in too few groups; the area is that of `metrics.json`.
     """
     scores, truth = table.probabilities[:, positive].astype(np.float64), table.labels == positive
     if truth.all() or not truth.any():
@@ -109,5 +110,7 @@ def roc(table: Table, positive: int, resamples: int = 300) -> Roc | None:
         nowhere = np.full(len(rates), np.nan)
         return Roc(rates, whole, nowhere, nowhere, area)
     drawn = [found for times in group_times(table.groups, resamples=resamples) if (found := curve(times)) is not None]
+    worth = group_count([group for group, own in zip(table.groups, truth.tolist(), strict=True) if own])
+    alone = np.array([exact(min(each, 1.0), worth) for each in whole.tolist()])
     low, high = np.quantile(drawn, [tail(count), 1 - tail(count)], axis=0)
-    return Roc(rates, whole, low, high, area)
+    return Roc(rates, whole, np.minimum(low, alone[:, 1]), np.maximum(high, alone[:, 2]), area)

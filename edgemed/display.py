@@ -95,9 +95,9 @@ def metrics(result: dict[str, Any], as_json: bool, title: str) -> None:
     table.add_column("")
     for name in ("accuracy", "bal. accuracy", "macro F1", "AUROC", "ECE"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name, values in (*result["members"].items(), ("ensemble", result["ensemble"])):
-        cells = [_interval(values[key]) for key in ("accuracy", "balanced_accuracy", "macro_f1", "auroc")]
-        table.add_row(escape(name), *cells, f"{values['ece']:.3f}", style="bold" if name == "ensemble" else "")
+    for name, each in (*result["members"].items(), ("ensemble", result["ensemble"])):
+        cells = [_interval(each[key]) for key in ("accuracy", "balanced_accuracy", "macro_f1", "auroc")]
+        table.add_row(escape(name), *cells, f"{each['ece']:.3f}", style="bold" if name == "ensemble" else "")
     _out.print(table)
     _out.print(_by_class(result["ensemble"], result["classes"]))
     if difference := result.get("ensemble_minus_better"):
@@ -113,8 +113,8 @@ def metrics(result: dict[str, Any], as_json: bool, title: str) -> None:
         )
     if folds := result.get("folds"):
         accuracy = folds["ensemble"]["accuracy"]
-        each = ", ".join(f"{value:.3f}" for value in accuracy["folds"])
-        say(f"ensemble accuracy by fold: {each}; mean {accuracy['mean']:.3f}, sd {accuracy['std']:.3f}")
+        by_fold = ", ".join(f"{value:.3f}" for value in accuracy["folds"])
+        say(f"ensemble accuracy by fold: {by_fold}; mean {accuracy['mean']:.3f}, sd {accuracy['std']:.3f}")
 
 
 def _by_class(ensemble: dict[str, Any], classes: Sequence[str]) -> Table:
@@ -284,17 +284,17 @@ def _state(plan: dict[str, Any]) -> str:
 
 def operating_point(metrics: dict[str, Any]) -> None:
     """What was asked of the operating point of a run, and what it attains on its test images."""
-    from edgemed.operating_quality import attained  # here, since it costs the help a tenth of a second
+    from edgemed.operating_quality import PROMISE, attained  # here, since it costs the help a tenth of a second
 
     found = metrics["operating"]
-    of_split = f" (split: {metrics['split']})" if "split" in metrics else ""
-    say(f"operating point, judged on {metrics['n']} images{of_split}; 95 % intervals:")
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("")
+    split = f" (split: {metrics['split']})" if "split" in metrics else ""
+    say(f"operating point, judged on {metrics['n']} images{split}; 95 % intervals:")
+    table = Table("", box=SIMPLE_HEAD)
     table.add_column("asked", justify="right")
     table.add_column("attained", justify="right", no_wrap=True)
     for line in attained(found):
         table.add_row(escape(line.name), line.asked, _interval(line.found))
     _out.print(table)
+    say(PROMISE)
     if sets := found.get("sets"):
         say(f"{sets['mean_size']:.2f} labels in a prediction set")

@@ -22,14 +22,24 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score, roc_auc_score
 
 from edgemed.auroc import auroc_of, ranked
-from edgemed.by_class import intervals_by_class
+from edgemed.by_class import BY_CLASS, intervals_by_class
 from edgemed.errors import InputError
-from edgemed.stats import FEWEST_GROUPS, Interval, exact, group_bootstrap, group_count, rarest, share
+from edgemed.stats import (
+    FEWEST_GROUPS,
+    TOO_FEW,
+    Interval,
+    exact,
+    group_bootstrap,
+    group_count,
+    mean_of,
+    rarest,
+    share,
+    wider,
+)
 
+AVERAGED = {"balanced_accuracy": "sensitivity", "macro_f1": "f1", "auroc": "auroc_per_class"}
 INTERVAL_METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 BINS = 10  # of the calibration error
-TOO_FEW = 6
-"""Fewer groups in which two predictors differ show no difference: five of five, by the sign test, has p = 0.06."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -86,12 +96,12 @@ def metrics_with_intervals(
 ) -> dict[str, Any]:
     """`classification_metrics`, where accuracy, balanced_accuracy, macro_f1 and auroc are {"value", "low", "high"}.
 
-    groups: (N,) patients or lesions. low and high bound 95 %: for the accuracy, see `stats.share`; for the others, a
-    bootstrap that draws whole groups. The resamples depend on the groups and the seed only, so every predictor of a run
-    is judged on the same ones. One that lacks a class is left out of the averages over classes, which would be of
-    others there. The bounds are None with too few groups (`stats.FEWEST_GROUPS`), for averages over classes of any
-    class, and for these where no resample differs from another, as where every image is right. All three are None where
-    the metric is undefined.
+    groups: (N,) patients or lesions. low and high bound 95 %. Of the accuracy: see `stats.share`. Of the averages over
+    classes, they hold both a bootstrap that draws whole groups and `stats.mean_of` of the classes' own intervals: no
+    resample knows that a class which is all right here could be otherwise. The resamples depend on groups and seed
+    only, so every predictor of a run is judged on the same ones. One that lacks a class is left out: it would average
+    others. The bounds are None with too few groups (`stats.FEWEST_GROUPS`), for an average with those of any class;
+    all three are None where the metric is undefined.
     intervals holds the bounds of sensitivity, specificity and auroc_per_class: see `by_class.intervals_by_class`.
     ece_by_chance is what `ece` would be of exact probabilities: {"mean", "high"}, see `calibration_error_by_chance`.
     """
@@ -101,12 +111,18 @@ def metrics_with_intervals(
     statistics = _statistics(truth, scores)
     metrics["accuracy"] = share(scores.argmax(axis=1) == truth, np.full(len(truth), True), groups).as_dict()
     fewest = rarest(truth, groups)
+    by_class = intervals_by_class(truth, scores, groups, classes, resamples=resamples, seed=seed)
     for name, statistic in statistics.items():
         found = Interval(math.nan, math.nan, math.nan)
         if metrics[name] is not None:
             found = group_bootstrap(statistic, groups, resamples=resamples, seed=seed, fewest=fewest)
+            parts = [part for part in by_class[AVERAGED[name]].values() if not math.isnan(part.value)]
+            found = wider(found, mean_of(parts)) if fewest >= FEWEST_GROUPS else found
         metrics[name] = found.as_dict() | {"value": metrics[name]}
-    metrics["intervals"] = intervals_by_class(truth, scores, groups, classes, resamples=resamples, seed=seed)
+    metrics["intervals"] = {
+        key: {name: {bound: part.as_dict()[bound] for bound in ("low", "high")} for name, part in by_class[key].items()}
+        for key in BY_CLASS
+    }
     metrics["ece_by_chance"] = calibration_error_by_chance(scores, seed=seed, resamples=resamples)
     return metrics
 

@@ -132,6 +132,12 @@ def judged(parts: Sequence[Part], classes: Sequence[str]) -> dict[str, Any]:
     return result
 
 
+PROMISE = (
+    "What is asked holds on average over calibration sets of this size; one set may miss it. Of this one are the "
+    "brackets, but for that of the sets' coverage."
+)
+
+
 class Attained(NamedTuple):
     """A line of what an operating point is worth, for people to read."""
 

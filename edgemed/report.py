@@ -113,7 +113,8 @@ def _verdict(metrics: Mapping[str, Any]) -> str:
     elif gain["low"] > 0:
         says = "the interval lies above 0, so the ensemble is more accurate on images like these."
     elif gain["high"] < 0:
-        says = "the interval lies below 0, so the better member alone is more accurate on images like these."
+        says = "the interval lies below 0: the better member alone is more accurate on images like these, though it is "
+        says += "flattered by having been picked on them."
     else:
         says = "the interval contains 0, so these images do not show that the two differ."
     return (
@@ -129,8 +130,7 @@ def _basis(metrics: Mapping[str, Any]) -> str:
         f'<p class="note">Measured on {metrics["n"]:,} images in {metrics["groups"]:,} groups (patients, lesions or '
         f"near-duplicates), split: {escape(str(metrics['split']))}. Brackets: 95 % intervals over groups, none from "
         f"fewer than {FEWEST_GROUPS} (of one size; a few that hold most images count for less); of averages over "
-        "classes, none where any class is in fewer. Where all images are right, each group counts as one image: a "
-        "single error can raise the lower bound.</p>"
+        "classes, none where any class is in fewer.</p>"
     )
 
 

@@ -14,7 +14,7 @@ from edgemed.by_class import BY_CLASS, figure_of_class
 from edgemed.curves import reliability, roc
 from edgemed.dataset import DuplicatePair
 from edgemed.evaluate import Table
-from edgemed.operating_quality import attained
+from edgemed.operating_quality import PROMISE, attained
 from edgemed.report_page import Cell, bounds, charts, figure, grid, number, section, table
 from edgemed.report_plots import photo_jpeg, reliability_svg, risk_svg, roc_svg
 from edgemed.stats import FEWEST_GROUPS
@@ -57,7 +57,7 @@ def classes_html(predictors: Mapping[str, Mapping[str, Any]], classes: Sequence[
     says = (
         "Decided for the most probable class, each against the rest. Brackets: 95 % over the groups that hold an image "
         f"of the class (sensitivity) or of another (specificity); none from fewer than {FEWEST_GROUPS} of these, for "
-        "the AUROC of either kind, nor for an AUROC that no resample changes, such as 1."
+        "the AUROC of either kind."
     )
     width = 400 + 8 * min(25, max(map(len, classes)))  # of three intervals, and of the longest name
     return f'{grid(tables, width)}<p class="note">{says}</p>'
@@ -123,10 +123,9 @@ def operating_section(metrics: Mapping[str, Any]) -> str:
     images = ", ".join(str(point["images"]) for point in points)
     note = (
         f'<p class="note">Fitted on {images} calibration images{" (fold by fold)" if len(points) > 1 else ""}, which '
-        "served for the temperatures too and for nothing else; judged on the test images. What is asked holds on "
-        "average over calibration sets of that size, less surely where a few groups are much larger than others. The "
-        "bracket of the sets' coverage draws the calibration images anew as well. Sensitivity and specificity count "
-        "each decision before any referral, but where they say otherwise.</p>"
+        f"served for the temperatures too and for nothing else; judged on the test images. {PROMISE} It holds less "
+        "surely where a few groups are much larger than others. Sensitivity and specificity count each decision before "
+        "any referral, but where they say otherwise.</p>"
     )
     return section(title, f'{table(["", "asked", "on test images"], rows)}<ul class="limits">{listed}</ul>{note}')
 

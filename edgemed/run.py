@@ -36,9 +36,8 @@ RETRAIN = "delete it and run its `edgemed train` command again: the members are 
 """What to do about a `metrics.json` that is damaged."""
 RUN_SCHEMA = 1
 """Of `run.json` and `duplicates.json`. A setting that is added needs no other number: see `read_info`."""
-METRICS_SCHEMA = 2
-"""Of `metrics.json`: 2 has intervals of each class, by groups as `stats.py` counts them, and the calibration error by
-chance."""
+METRICS_SCHEMA = 3
+"""Of `metrics.json`: 3 has intervals that hold near 1, too."""
 
 
 @dataclass(frozen=True)

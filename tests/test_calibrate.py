@@ -18,10 +18,10 @@ from edgemed.calibrate import calibrate
 from edgemed.curves import risk_coverage
 from edgemed.errors import InputError
 from edgemed.operating import read_operating_point
-from edgemed.operating_fit import Wanted, fitted_point
+from edgemed.operating_fit import Wanted, allowed_failures, fitted_point
 from edgemed.operating_quality import Part, judged, require_judged, selective_metrics
 from edgemed.predictions import read_table
-from edgemed.run import METRICS_SCHEMA
+from edgemed.run import METRICS_SCHEMA, RUN_SCHEMA
 
 
 def write_run(run: Path, seed: int) -> None:
@@ -37,7 +37,8 @@ def write_run(run: Path, seed: int) -> None:
             for k, (label, members) in enumerate(zip(table.labels, table.members, strict=True)):
                 name = f"{split}{k}.png"
                 writer.writerow([name, CLASSES[label], name, split, *map(float, members.ravel())])
-    (run / "run.json").write_text(json.dumps({"config": {"folds": 0}, "dataset": {"classes": CLASSES}}))
+    info = {"schema": RUN_SCHEMA, "config": {"folds": 0}, "dataset": {"classes": CLASSES}}
+    (run / "run.json").write_text(json.dumps(info))
     (run / "metrics.json").write_text(json.dumps({"schema": METRICS_SCHEMA, "n": 80}))
 
 
@@ -47,6 +48,15 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 WANTED = Wanted("malignant", sensitivity=0.9, answer=0.8)
+
+
+def test_fewer_may_be_wrong_where_the_threshold_was_fitted_on_the_same_images() -> None:
+    """By simulation, 0.05 would else be 0.058 in the mean, with 80 calibration images and --sensitivity 0.9."""
+    assert [allowed_failures(0.05, 80, 80, spare) for spare in (1, 2)] == [3, 2]
+    assert [allowed_failures(0.05, 240, 80, spare) for spare in (1, 2)] == [9, 6]
+    table = drawn(np.random.default_rng(0), 30)
+    with pytest.raises(InputError, match=r"--max-error 0\.05 needs at least 39 .* are 30; ask for at least 0\.065"):
+        fitted_point(Wanted("malignant", sensitivity=0.8, max_error=0.05, coverage=0), CLASSES, table)
 
 
 @pytest.mark.usefixtures("no_report")
@@ -145,7 +155,8 @@ def test_a_folded_run_gets_a_point_in_every_fold_and_their_pooled_figures(tmp_pa
     run = tmp_path / "run"
     for k in range(3):
         write_run(run / "folds" / str(k), k)
-    (run / "run.json").write_text(json.dumps({"config": {"folds": 3}, "dataset": {"classes": CLASSES}}))
+    info = {"schema": RUN_SCHEMA, "config": {"folds": 3}, "dataset": {"classes": CLASSES}}
+    (run / "run.json").write_text(json.dumps(info))
     (run / "metrics.json").write_text(json.dumps({"schema": METRICS_SCHEMA, "n": 240, "folds": {"ensemble": {}}}))
     metrics = calibrate(run, WANTED)
     points = [read_operating_point(run / "folds" / str(k)) for k in range(3)]

@@ -81,6 +81,14 @@ def test_the_roc_is_scikit_learns(digits: int) -> None:
     assert (found.high >= found.sensitivity - 1e-9).all()
 
 
+def test_the_band_is_no_line_where_the_curve_is_at_its_height() -> None:
+    table = of([[0.1, 0.9]] * 20 + [[0.9, 0.1]] * 100, [1] * 20 + [0] * 100)
+    found = roc(table, 1, resamples=50)
+    assert found is not None
+    assert (found.sensitivity[-1], found.high[-1]) == (1, 1)
+    assert found.low[1:-1] == pytest.approx(np.full(99, 0.025 ** (1 / 20)))  # 20 of 20
+
+
 def test_a_class_without_images_has_no_roc() -> None:
     table = drawn(np.random.default_rng(1), 50)
     assert roc(replace(table, labels=np.zeros(50, np.int64)), 1) is None

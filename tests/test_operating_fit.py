@@ -138,7 +138,7 @@ def test_wrong_answers_are_those_of_the_decisions_by_the_threshold() -> None:
     point = fitted_point(Wanted("malignant", sensitivity=0.98, max_error=0.2, coverage=0), CLASSES, table)
     truth = [CLASSES[k] for k in table.labels]
     wrong = [one.decision not in (REFER, name) for one, name in zip(decisions(point, table), truth, strict=True)]
-    assert sum(wrong) == allowed_failures(0.2, 200, 200)  # as few are referred as that takes
+    assert sum(wrong) == allowed_failures(0.2, 200, 200, spare=2)  # as few are referred as that takes
 
 
 def test_what_so_few_images_cannot_promise_is_refused_with_what_they_can() -> None:

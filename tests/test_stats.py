@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from edgemed.errors import InputError
-from edgemed.stats import exact, group_bootstrap, group_count, group_resamples, group_times, rarest, share, tail
+from edgemed.stats import (
+    Interval,
+    exact,
+    group_bootstrap,
+    group_count,
+    group_resamples,
+    group_times,
+    mean_of,
+    rarest,
+    share,
+    tail,
+)
 
 
 def test_an_ordinary_bootstrap_of_a_mean_has_the_textbook_width() -> None:
@@ -65,6 +76,31 @@ def test_the_interval_of_a_share_holds_the_truth_in_95_of_100_cases_however_alik
         _, low, high = share(rng.random(100) < np.repeat(of_patients, 5), every, groups)
         held += low <= chance <= high
     assert held / 400 > 0.93
+
+
+def test_one_miss_does_not_raise_the_lower_bound() -> None:
+    """Of one group that misses, no one can tell how alike the images of a group are."""
+    groups, every = np.repeat(range(12), 20).tolist(), np.full(240, True)
+    of_all, of_all_but_one = (share(np.arange(240) >= misses, every, groups).low for misses in (0, 1))
+    assert of_all == pytest.approx(0.025 ** (1 / 12))
+    assert of_all_but_one < of_all
+
+
+@pytest.mark.parametrize(("groups", "images", "chance"), [(12, 20, 0.95), (30, 5, 0.95), (60, 10, 0.98)])
+def test_a_share_near_1_lies_below_its_interval_in_few_cases(groups: int, images: int, chance: float) -> None:
+    """Where half of what an image does is its patient's. By the design effect alone: in 10 of 100 cases."""
+    rng, below = np.random.default_rng(0), 0
+    of_group, every = np.repeat(range(groups), images).tolist(), np.full(groups * images, True)
+    for _ in range(300):
+        hits = rng.random(len(every)) < np.repeat(rng.beta(chance, 1 - chance, groups), images)
+        below += share(hits, every, of_group).low > chance
+    assert below / 300 < 0.05
+
+
+def test_the_mean_of_two_alike_is_surer_than_either_by_the_root_of_two() -> None:
+    found = mean_of([Interval(0.8, 0.7, 0.9), Interval(0.6, 0.5, 0.7)])
+    assert found == pytest.approx((0.7, 0.7 - 0.1 / 2**0.5, 0.7 + 0.1 / 2**0.5))
+    assert np.isnan(mean_of([Interval(0.8, 0.7, 0.9), Interval(0.6, np.nan, np.nan)]).low)
 
 
 def test_images_that_are_alike_count_as_one_and_those_that_balance_each_other_as_no_more_than_they_are() -> None:
