@@ -48,7 +48,9 @@ class TrainConfig:
     label_smoothing: float = 0.1
     class_weighting: float = 0.5
     mixup: float = 0.0
+    sam: float = 0.0
     ema_decay: float = 0.99
+    crop_area: float = 0.3
     vertical_flip: bool = False
     quarter_turns: bool = False
     random_erasing: float = 0.0
@@ -91,6 +93,8 @@ class TrainConfig:
             ("renyi_order", 0.01, 100.0),
             ("weight_decay", 0.0, 1.0),
             ("mixup", 0.0, 10.0),
+            ("sam", 0.0, 10.0),
+            ("crop_area", 0.01, 1.0),
             ("random_erasing", 0.0, 1.0),
             ("label_smoothing", 0.0, 0.5),
             ("class_weighting", 0.0, 1.0),

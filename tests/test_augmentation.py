@@ -1,4 +1,4 @@
-"""What fine-tuning does to its images beyond crops: mixup, erased rectangles, quarter turns, crops of another side."""
+"""What fine-tuning does to its images: crops of a least area and of another side, mixup, erased rectangles, turns."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from edgemed.models import create_backbone, freeze_stages, normalisation, train_
 from edgemed.phantoms import write_dataset
 from edgemed.preprocess import FrontEnd
 from edgemed.pretrain import pretrain
+from edgemed.sam import sharpness_aware
 
 
 @pytest.mark.parametrize("doubt", [False, True])
@@ -118,3 +119,53 @@ def test_more_stages_than_there_are_cannot_be_frozen(backbone: str, stages: int)
     assert any(parameter.requires_grad for parameter in model.get_classifier().parameters())
     with pytest.raises(InputError, match=f"--freeze {stages + 1}: this backbone has {stages} stages"):
         freeze_stages(model, stages + 1)
+
+
+def test_sharpness_aware_gradients_are_those_a_radius_uphill_and_all_else_is_as_it_was() -> None:
+    """Of w . diag(1, 9) w / 2, whose gradient is (w1, 9 w2)."""
+    weights, frozen = torch.nn.Parameter(torch.tensor([3.0, 4.0 / 9])), torch.nn.Parameter(torch.ones(1), False)
+    norm = torch.nn.BatchNorm1d(2)
+    model = torch.nn.ParameterDict({"weights": weights, "frozen": frozen})
+    model.add_module("norm", norm.train())
+    seen = []
+
+    def backward() -> torch.Tensor:
+        norm(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+        loss = (weights**2 * torch.tensor([1.0, 9.0])).sum() / 2
+        loss.backward()
+        seen.append(weights.detach().clone())
+        return loss.detach()
+
+    loss = sharpness_aware(model, 0.5, backward)  # the gradient is (3, 4), of length 5
+    torch.testing.assert_close(seen[1], torch.tensor([3.3, 4 / 9 + 0.4]))
+    torch.testing.assert_close(weights.grad, torch.tensor([3.3, 4 + 3.6]))
+    assert torch.equal(seen[0], weights) and float(loss) == pytest.approx(4.5 + 8 / 9)
+    torch.testing.assert_close(norm.running_mean, torch.tensor([0.2, 0.4]))  # learnt once, by a momentum of 0.1
+    assert norm.momentum == 0.1
+
+
+def test_a_loss_that_is_not_finite_uphill_is_not_passed_over() -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0]))
+
+    def backward() -> torch.Tensor:
+        loss = weight.sum() * (1 if weight < 1.2 else torch.inf)
+        loss.backward()
+        return loss.detach()
+
+    assert float(sharpness_aware(torch.nn.ParameterList([weight]), 0.1, backward)) == 1.0
+    assert not sharpness_aware(torch.nn.ParameterList([weight]), 0.5, backward).isfinite()
+
+
+@pytest.mark.parametrize(("option", "value"), [("sam", 0.05), ("crop_area", 0.8)])
+def test_training_is_another_by_each_of_them(option: str, value: float, phantoms: Path, tmp_path: Path) -> None:
+    dataset, front = split_dataset(scan(phantoms), (0.6, 0.2, 0.2), 0), FrontEnd(32, *normalisation("resnet18"))
+    losses = []
+    for changes in ({}, {option: value}):
+        torch.manual_seed(0)
+        config = TrainConfig(backbone="resnet18", size=32, epochs=2, batch=8, threads=1, loader="torch", **changes)
+        folder = tmp_path / str(len(changes))
+        folder.mkdir()
+        model = create_backbone("resnet18", 3)
+        module.finetune(config, "imagenet", model, front, dataset, folder, "cpu", lambda *_: None)
+        losses.append([row["train_loss"] for row in read_history(folder / "history.jsonl")])
+    assert losses[0][1] != losses[1][1]

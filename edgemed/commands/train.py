@@ -64,7 +64,9 @@ def train(
     label_smoothing: Annotated[float, typer.Option(help="Label smoothing in fine-tuning.")] = 0.1,
     class_weighting: Annotated[float, typer.Option(help="0 = none, 1 = balanced classes.")] = 0.5,
     mixup: Annotated[float, typer.Option(help="Mixup's alpha: pairs of images are mixed; 0 = off.")] = 0.0,
+    sam: Annotated[float, typer.Option(help="Radius of sharpness-aware minimisation, twice the time; 0 = off.")] = 0.0,
     ema_decay: Annotated[float, typer.Option(help="Decay of the weights' moving average.")] = 0.99,
+    crop_area: Annotated[float, typer.Option(help="Random crops keep this share of an image's area, at least.")] = 0.3,
     vertical_flip: Annotated[
         bool, typer.Option("--vertical-flip", help="Flip upside down too: where up and down are alike.")
     ] = False,
