@@ -23,16 +23,12 @@ from common import ROOT, keep
 RUN = Path("build") / "busi-folds"
 
 
-def recipe(pretrain_epochs: int) -> str:
-    """The flags of a training, but for what is held out."""
-    return (
-        "--backbone tf_efficientnet_lite0 --size 192 --pretrain-size 192 --epochs 30 "
-        f"--pretrain-epochs {pretrain_epochs} --batch 16 --learning-rate 1e-3 --layer-decay 0.9 --freeze 2 "
-        "--pretrain-learning-rate 2e-4 --drop-path 0.2 --class-weighting 0 --patience 30 --seed 0"
-    )
-
-
-FLAGS = f"{recipe(40)} --folds 5 --split 0.8,0.08,0.12 --calibration 0.1 --threads 1"
+RECIPE = (
+    "--backbone tf_efficientnet_lite0 --size 192 --pretrain-size 192 --epochs 30 --pretrain-epochs 40 --batch 16 "
+    "--learning-rate 1e-3 --layer-decay 0.9 --freeze 2 --pretrain-learning-rate 2e-4 --drop-path 0.2 "
+    "--class-weighting 0 --patience 30 --seed 0"
+)
+FLAGS = f"{RECIPE} --folds 5 --split 0.8,0.08,0.12 --calibration 0.1 --threads 1"
 
 CHOSEN = {
     "on": "fold 0's training side, which is tested in folds 1 to 4: only fold 0 is untouched by the choice",

@@ -43,7 +43,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from busi_folds import recipe
+from busi_folds import RECIPE
 from common import RESULTS, ROOT, commit, keep
 
 from edgemed.conditions import machine
@@ -54,7 +54,7 @@ SMALL = (
     "--learning-rate 1e-3 --layer-decay 0.9 --freeze 2 --calibration 0.1 --seed 0"
 )
 FLAGS = {
-    "busi": f"{recipe(40)} --split 0.86,0.04,0.1 --calibration 0.06",
+    "busi": f"{RECIPE} --sam 0.05 --crop-area 0.6 --split 0.86,0.04,0.1 --calibration 0.06",
     "ham10000": "--backbone tf_efficientnet_lite0 --size 224 --train-size 192 --pretrain-size 160 --epochs 20 "
     "--pretrain-epochs 1 --split 0.8,0.08,0.12 --learning-rate 1e-3 --layer-decay 0.9 --freeze 2 --drop-path 0.2 "
     "--class-weighting 0.65 --calibration 0.1 --vertical-flip --quarter-turns --random-erasing 0.25 --seed 0",

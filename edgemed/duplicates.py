@@ -91,11 +91,14 @@ def thumbnails_of_files(files: Sequence[Path], progress: Count | None = None) ->
     return made
 
 
-def duplicate_pairs(thumbnails: Sequence[Thumbnail], *, progress: Count | None = None) -> list[tuple[int, int, float]]:
+def duplicate_pairs(
+    thumbnails: Sequence[Thumbnail], *, progress: Count | None = None, first_side: int = 0
+) -> list[tuple[int, int, float]]:
     """Sorted (i, j, correlation) with i < j for images that show the same picture; 1.0 for equal thumbnails.
 
     Of k equal thumbnails the first is compared with the others of the data set, and paired with its k - 1 copies.
-    `progress(done, all)` counts the pairs that reach the alignment.
+    `progress(done, all)` counts the pairs that reach the alignment. first_side: of unequal thumbnails, only one of so
+    many first ones is compared, with one of the rest; 0: each with each.
     """
     first: dict[tuple[tuple[int, ...], bytes], int] = {}
     pairs = []
@@ -107,7 +110,11 @@ def duplicate_pairs(thumbnails: Sequence[Thumbnail], *, progress: Count | None =
     if len(unique) < 2:
         return sorted(pairs)
     images = np.stack([thumbnails[k] for k in unique])
-    candidates, crops = _screened(images, _proposed(images))
+    proposed = _proposed(images)
+    if first_side:
+        place = np.array(unique)[proposed]
+        proposed = proposed[(place[:, 0] < first_side) & (place[:, 1] >= first_side)]
+    candidates, crops = _screened(images, proposed)
     with ThreadPoolExecutor(max_workers=2) as pool:
         scores = pool.map(partial(_confirmation, images), candidates[:, 0], candidates[:, 1], crops)
         for done, ((i, j), score) in enumerate(zip(candidates, scores, strict=True), start=1):
@@ -117,6 +124,15 @@ def duplicate_pairs(thumbnails: Sequence[Thumbnail], *, progress: Count | None =
             if progress is not None:
                 progress(done, len(candidates))
     return sorted(pairs)
+
+
+def shown_in(images: Sequence[Thumbnail], others: Sequence[Thumbnail], progress: Count | None = None) -> list[bool]:
+    """Whether each of `images` shows the same picture as one of `others`."""
+    both = [*images, *others]
+    pairs = duplicate_pairs(both, progress=progress, first_side=len(images))
+    picture = merged_groups([str(k) for k in range(len(both))], [(i, j) for i, j, _ in pairs])
+    known = set(picture[len(images) :])
+    return [each in known for each in picture[: len(images)]]
 
 
 def merged_groups(groups: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[str]:

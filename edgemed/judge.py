@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +16,7 @@ import numpy as np
 
 from edgemed.dataset import Dataset, join_near_duplicates, scan
 from edgemed.dicom import frame_of
+from edgemed.duplicates import shown_in, thumbnails_of_files
 from edgemed.errors import InputError, did_you_mean
 from edgemed.evaluate import Predict, Table, evaluation, predict_files
 from edgemed.evidence import REFERENCE_NAME
@@ -57,7 +56,8 @@ def judge(
     With an operating point also `operating`: what its decisions are worth there, see `operating_quality.judged`.
 
     Of data that name their splits, the test images are judged. Near-duplicates count as one group, as in training.
-    Where `model` is a run that has learnt from some of these files, whatever they are called here, a warning says so.
+    Where `model` is a run that has learnt from some of these pictures, whatever they are called or how they are stored
+    here, a warning says so.
     A bundle knows the images that it was validated on, by their pixels, and warns where these are among them. Its
     runtime, precision and keys are those of `infer.load`.
 
@@ -85,10 +85,10 @@ def judge(
         if row.label not in classes:
             hint = did_you_mean(row.label, classes)
             raise InputError(f"{dataset.file(row)}: {model} has no class '{row.label}'.{hint}")
-    if seen := _seen(dataset.files, subject.learnt):
+    if seen := _seen(dataset, subject.learnt, progress):
         log.warning(
-            f"{seen} of the {len(dataset.rows)} images are not of {model}'s test split: it has learnt from them, "
-            f"and looks better than it is; {model / 'metrics.json'} has its figures on images that it has not seen"
+            f"{seen} of the {len(dataset.rows)} images show what {model} was trained or tuned on: it has learnt from "
+            f"them, and looks better than it is; its figures on images that it has not seen: {model / 'metrics.json'}"
         )
     groups = _groups(dataset, counted(progress, "compare images"))
     probabilities, members, pixels = predict_files(subject.predict, dataset.files, counted(progress, "evaluate"))
@@ -125,13 +125,16 @@ def _groups(dataset: Dataset, progress: Count) -> list[str]:
     return join_near_duplicates(dataset.unsplit(), progress=progress)[0].groups
 
 
-def _seen(files: Sequence[Path], learnt: Sequence[Path]) -> int:
-    """How many of `files` (of DICOM files: frames) have the content of one of `learnt`, byte for byte."""
-    frames, learnt_frames = ([frame_of(file) for file in each] for each in (files, learnt))
-    sizes = {file.stat().st_size for file in {file for file, _ in frames}}
-    digest = functools.cache(lambda file: hashlib.sha256(file.read_bytes()).digest())
-    known = {(digest(f), frame) for f, frame in learnt_frames if f.is_file() and f.stat().st_size in sizes}
-    return sum((digest(file), frame) in known for file, frame in frames) if known else 0
+def _seen(dataset: Dataset, learnt: Sequence[Path], progress: Progress) -> int:
+    """How many images of a scanned data set are near-duplicates of one of the files `learnt` that are still there."""
+    there = [file for file in learnt if frame_of(file)[0].is_file()]
+    try:
+        known = thumbnails_of_files(there, counted(progress, "read training images"))
+    except InputError as error:
+        log.warning(f"whether the model has learnt from images of {dataset.root} cannot be told: {error}")
+        return 0
+    images = [dataset.thumbnails[row.path] for row in dataset.rows]
+    return sum(shown_in(images, known, counted(progress, "compare with training images"))) if known else 0
 
 
 def _of_run(path: Path) -> _Subject:

@@ -169,6 +169,17 @@ def test_a_pair_is_named_by_its_place_among_all_images_where_others_are_equal() 
     assert [(i, j) for i, j, _ in found] == [(0, 1), (2, 3)]
 
 
+def test_two_sets_are_compared_with_each_other_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = (duplicates.thumbnail(_clouds(k)) for k in range(3))
+    near = first.copy()
+    near[:20, :20] = 255  # a mark
+    assert duplicates.shown_in([first, second, first], [near, third]) == [True, False, True]
+    assert duplicates.shown_in([first, near], [third, third]) == [False, False]
+    compared: list[object] = []
+    monkeypatch.setattr(duplicates, "_confirmation", lambda *given: compared.append(given) or 1.0)
+    assert duplicates.shown_in([first, near], [third]) == [False, False] and not compared
+
+
 def test_merged_groups_take_the_name_that_sorts_first() -> None:
     assert merged_groups(["c", "b", "a", "d"], [(0, 1), (1, 2)]) == ["a", "a", "a", "d"]
 

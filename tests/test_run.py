@@ -19,10 +19,9 @@ from conftest import tiny_flags
 from edgemed import __version__
 from edgemed import place as place_module
 from edgemed.config import TrainConfig
-from edgemed.dataset import Dataset
+from edgemed.dataset import Dataset, read_split_csv
 from edgemed.errors import InputError
 from edgemed.files import held_alone, read_json, write_json
-from edgemed.judge import _seen
 from edgemed.place import note_another_place, versions
 from edgemed.preflight import cpu
 from edgemed.run import note_root, require_same_settings
@@ -94,7 +93,7 @@ def test_evaluate_knows_images_again_under_other_names_and_counts_copies_once(
     told = capsys.readouterr()
     found = json.loads(told.out)
     assert (found["n"], found["groups"]) == (6, 3)
-    assert "2 of the 6 images are not of" in " ".join(told.err.split())
+    assert "2 of the 6 images show what" in " ".join(told.err.split())
 
 
 def test_evaluate_knows_what_a_bundle_was_validated_on(
@@ -182,12 +181,34 @@ def test_a_run_goes_on_with_other_devices_threads_weights_paths_and_without_comp
         require_same_settings(begun, TrainConfig(epochs=31), tmp_path)
 
 
-def test_frames_of_a_file_are_told_apart_by_what_was_learnt(tmp_path: Path) -> None:
-    for name in ("a.dcm", "b.dcm", "other.dcm"):
-        (tmp_path / name).write_bytes(b"x" * 9 if name == "other.dcm" else b"frames")
-    frames = [tmp_path / f"b.dcm#{k}" for k in range(1, 5)]
-    assert _seen(frames, [tmp_path / "a.dcm#2", tmp_path / "a.dcm#9"]) == 1
-    assert _seen(frames, [tmp_path / "other.dcm#2", tmp_path / "gone.dcm"]) == 0
+@pytest.mark.parametrize("form", ["bmp", "jpg"])
+def test_training_images_are_known_again_in_another_file_format(
+    form: str, tiny_run: Path, phantoms: Path, tmp_path: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = read_split_csv(tiny_run / "split.csv", phantoms)
+    for split in ("train", "test"):
+        for row in run.subset(split).rows:
+            copy = tmp_path / split / row.label / f"{Path(row.path).stem}.{form}"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            Image.open(run.file(row)).convert("RGB").save(copy, quality=90)
+        assert edgemed("evaluate", tiny_run, tmp_path / split) == 0
+        told = " ".join(capsys.readouterr().err.split())
+        count = len(run.subset(split).rows)
+        assert (f"{count} of the {count} images show what" in told) == (split == "train"), told
+        assert ("has learnt from them" in told) == (split == "train")
+
+
+def test_training_images_that_are_gone_or_damaged_are_no_error(
+    tiny_run: Path, phantoms: Path, tmp_path: Path, edgemed: Edgemed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data = shutil.copytree(tiny_run, tmp_path / "run"), shutil.copytree(phantoms, tmp_path / "data")
+    note_root(run, data)
+    gone, cut = (data / row.path for row in read_split_csv(run / "split.csv", data).subset("train").rows[:2])
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:100])
+    assert edgemed("evaluate", run, phantoms) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1 of the images that" in told and "cannot be told: 1 of" in told and cut.name in told
 
 
 def test_two_commands_do_not_train_in_one_folder(
