@@ -120,7 +120,10 @@ def bench(bundle: str | os.PathLike[str] | Bundle, settings: Settings = Settings
     Raises InputError for a bundle or setting that cannot be used, GateError where a golden image differs.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    side = opened.manifest.input.opt_side if settings.image_size is None else settings.image_size
+    takes = opened.manifest.input
+    side = takes.opt_side if settings.image_size is None else settings.image_size
+    if not takes.min_side <= side <= takes.max_side:
+        raise InputError(f"--image-size {side}: this bundle takes sides from {takes.min_side} to {takes.max_side}")
     if settings.runtime != "all":
         runtimes = [_runtime(opened, settings.runtime, settings, side)]
     else:

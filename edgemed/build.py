@@ -172,7 +172,8 @@ def _images_of(folder: Path, image_size: Sides) -> list[NDArray[np.uint8]]:
     """The images of a folder, without its subfolders. InputError where there is none, or one of another size."""
     files = sorted(path for path in folder.glob("*") if is_image(path))
     if not files:
-        raise InputError(f"--golden {folder} holds no image; give a folder with a few, such as one of each class")
+        what = "holds no image" if folder.is_dir() else "is no folder"
+        raise InputError(f"--golden {folder} {what}; give a folder with a few, such as one of each class")
     images = [image_from_file(file) for file in files]
     for file, image in zip(files, images, strict=True):
         if not fits(image, image_size):

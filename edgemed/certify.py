@@ -211,9 +211,12 @@ def image_files(data: Path, unreadable: Callable[[InputError], None] = _raised) 
     unreadable: called with the error of each folder below that cannot be read.
     """
     if data.is_dir():
-        found = _below(data, unreadable)
+        entries = _below(data, unreadable)
+        found = [entry for entry in entries if is_image(entry)]
         if not found:
             raise InputError(f"{data} holds no images; give a folder that does, or a CSV")
+        if others := len(entries) - len(found):
+            _log.warning("%d files below %s are no images by their names, and were passed over", others, data)
         yield from found
         return
     try:
@@ -234,13 +237,14 @@ def image_files(data: Path, unreadable: Callable[[InputError], None] = _raised) 
 
 
 def _below(folder: Path, unreadable: Callable[[InputError], None]) -> list[Path]:
+    """Every file that is not hidden."""
     found = []
     try:
         for entry in visible(folder):
             if entry.is_dir():
                 if not folder.resolve().is_relative_to(entry.resolve()):  # a link back would never end
                     found += _below(entry, unreadable)
-            elif is_image(entry):
+            else:
                 found.append(entry)
     except InputError as error:
         unreadable(error)

@@ -34,9 +34,14 @@ class UnstableError(EdgemedError):
     exit_code = 4
 
 
+def shown(name: str) -> str:
+    """A name as it may be printed: with codes for what would break the line or command the terminal."""
+    return name if name.isprintable() else ascii(name)
+
+
 def refusal(name: str, what: str, step: str) -> InputError:
     """What is wrong with the file `name`, and what to do about it, in one line."""
-    return InputError(f"{name if name.isprintable() else ascii(name)}: {what}; {step}.")
+    return InputError(f"{shown(name)}: {what}; {step}.")
 
 
 def cannot_write(name: object, error: OSError, choose: str = "another folder") -> InputError:
@@ -50,7 +55,7 @@ def cannot_write(name: object, error: OSError, choose: str = "another folder") -
 def one_line(error: object) -> str:
     """The text of another library's error, up to 200 characters of it, fit for one line."""
     text = " ".join(str(error).split())
-    return (text if text.isprintable() else ascii(text))[:200] or type(error).__name__
+    return shown(text)[:200] or type(error).__name__
 
 
 def first_line(error: object) -> str:

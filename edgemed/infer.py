@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from edgemed.bundle import Bundle, opened_by_keys
 from edgemed.engines import is_certified, open_engine
-from edgemed.errors import GateError, InputError
+from edgemed.errors import GateError, InputError, shown
 from edgemed.evidence import Golden
 from edgemed.gates import Comparison, in_each_place, judged_golden
 from edgemed.images import PixelFormat, image_from_bytes, image_from_file, image_from_pixels
@@ -185,7 +185,7 @@ class Model:
         if min(height, width) < limits.min_side or max(height, width) > limits.max_side:
             low, high = min(height, width, limits.min_side), max(height, width, limits.max_side)
             raise InputError(
-                f"{name} has {width} x {height} pixels, this bundle takes sides from {limits.min_side} to "
+                f"{shown(name)} has {width} x {height} pixels, this bundle takes sides from {limits.min_side} to "
                 f"{limits.max_side}; resize it, or build again with --image-size {low},{limits.opt_side},{high}"
             )
 

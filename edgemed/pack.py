@@ -106,6 +106,8 @@ def check_target(out: str | os.PathLike[str], *, overwrite: bool = False) -> Non
     target = Path(out)
     if not os.path.lexists(target):
         return
+    if target.resolve() == Path.cwd():
+        raise InputError(f"--out {target} is the folder that you are in; name one inside of it")
     if not target.is_dir():
         raise InputError(f"--out {target} is a file; choose a new folder for the bundle")
     if not any(target.iterdir()):

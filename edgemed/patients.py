@@ -37,6 +37,8 @@ def pseudonyms(files: Sequence[Path]) -> dict[Path, tuple[str, str]]:
     contents = []
     for file in dict.fromkeys(files):
         try:
+            if not file.is_file():
+                continue  # a pipe would never end
             with file.open("rb") as handle:
                 head = handle.read(132)
                 data = head + handle.read() if is_dicom(head) else b""

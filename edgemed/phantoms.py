@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgemed.errors import InputError, did_you_mean
+from edgemed.errors import InputError, cannot_write, did_you_mean
 
 CLASSES = ("irregular", "none", "oval")
 MIN_SIDE = 32  # pixels
@@ -39,7 +39,9 @@ def write_dataset(out: str | Path, per_class: int = 60, size: int = 160, seed: i
     Sides vary from 0.8 to 1.25 times `size` pixels. The folder appears whole or not at all. `InputError` when `out`
     holds anything, or for a size below `MIN_SIDE`.
     """
-    target = Path(out)
+    target = Path(out).resolve()
+    if target == Path.cwd():
+        raise InputError(f"{target}: is the folder that you are in; name one inside of it.")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"{target}: is not an empty folder; delete it, or name another one.")
     if per_class < 1 or seed < 0:
@@ -56,9 +58,11 @@ def write_dataset(out: str | Path, per_class: int = 60, size: int = 160, seed: i
         if target.exists():
             target.rmdir()
         beside.rename(target)
+    except OSError as error:
+        raise cannot_write(target, error) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return target
+    return Path(out)
 
 
 def phantom(kind: str, seed: int, height: int = 160, width: int = 160) -> NDArray[np.uint8]:

@@ -27,6 +27,7 @@ PLACEHOLDER = (
     "If removing names gave several patients one PatientID or StudyInstanceUID, list the files in a CSV "
     "path,label,group; if they are only a few among other images, save those as PNG."
 )
+UNKNOWN = ("na", "n/a", "nan", "none", "null", "unknown", "-")
 _MANY_GROUPS = 10  # of one PatientID among other images: lesions of one patient are seldom so many
 
 
@@ -46,6 +47,9 @@ def rows_of_folder(root: Path) -> tuple[list[Row], list[str]]:
     DICOM files are images whatever their suffix, or without one.
     """
     entries = visible(root)
+    for entry in entries:
+        if entry.is_symlink() and not entry.exists():
+            raise InputError(f"{entry}: a link to what is not there; mend it, or remove it.")
     folders = [entry for entry in entries if entry.is_dir()]
     if not folders:
         raise InputError(f"{root}: holds no folders; put the images of each class into a folder named after the class.")
@@ -123,7 +127,8 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
             step = "this is a run's list, copy it into the folder of its images" if (root / "run.json").exists() else (
                 "paths are relative to the CSV's folder"
             )
-            raise InputError(f"{where}: {root / shown} does not exist; {step}.")
+            what = "is no file" if file.exists() else "does not exist"
+            raise InputError(f"{where}: {root / shown} {what}; {step}.")
         alone = name if frame is None else name.rpartition("#")[0]  # frames of one file are never independent
         row = Row(name, cell["label"], cell.get("group", "") or alone, split)
         if cell.get("group"):
@@ -143,6 +148,9 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
     if not as_written:
         result, warnings = _by_patient(result, root, grouped)
         warnings += groups_alike(first_rows)
+        for group in sorted(group for group in first_rows if group.casefold() in UNKNOWN):
+            warnings.append(f"the images of group {group!r} are kept together, as of one patient; leave their cells "
+                            "empty if it only says that no one knows.")  # fmt: skip
         warnings += unused_columns(dict(zip(header, zip(*lines.values(), strict=True), strict=True)))
         warnings += _masks({row.path for row in result})
     _check_splits_keep_groups(result, path)

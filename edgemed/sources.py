@@ -82,6 +82,11 @@ def source_from_run(path: Path) -> Source:
     noted = []
     for split in ("validation", "calibration", "test"):
         table = read_table(path, run.classes, split)
+        if missing := {row.path for row in run.dataset.subset(split).rows} - set(table.paths):
+            raise InputError(
+                f"{path / 'predictions.csv'} lacks {len(missing)} {split} images of split.csv; delete "
+                f"{path / 'metrics.json'} and run its `edgemed train` command again: it evaluates anew"
+            )
         proofs += [
             Proof(run.dataset.root / name, label, groups[group], split, pixels)
             for name, label, group, pixels in zip(

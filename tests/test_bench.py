@@ -272,5 +272,5 @@ def test_wrong_settings_are_refused_by_the_name_of_the_flag(wrong: dict[str, Any
 
 
 def test_a_size_that_the_bundle_does_not_take_is_refused(bundle: Bundle, only_requests: None) -> None:
-    with pytest.raises(InputError, match="600 x 600"):
+    with pytest.raises(InputError, match="--image-size 600: this bundle takes sides from 16 to 512"):
         bench(bundle, Settings(**QUICK, image_size=600))

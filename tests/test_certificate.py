@@ -13,7 +13,7 @@ import pytest
 import tiny_bundles as tiny
 from PIL import Image
 
-from edgemed import display
+from edgemed import tables
 from edgemed.certify import certify, image_files
 from edgemed.errors import GateError
 from edgemed.evidence import reference_file
@@ -74,7 +74,7 @@ def test_few_patients_give_a_certificate_the_change_of_auroc_without_bounds(
     assert certificate is not None and certificate.auroc_change is not None
     assert certificate.auroc_change.model_dump() == {"value": 0, "low": None, "high": None}
     assert load(model.bundle.path, runtime="openvino").state == "certified"  # and it is read back
-    display.certificate(found)
+    tables.certificate(found)
     assert "change of AUROC +0.00000 (no interval)" in " ".join(capsys.readouterr().out.split())
 
 
@@ -142,7 +142,7 @@ def test_a_smaller_certificate_in_place_of_a_larger_one_is_warned_of_and_looser_
     model = noted(tmp_path, members, range(33))
     certify(model, tmp_path / "data", Gates(max_flips=1, max_prob_error=1.0, max_auroc_drop=1.0))
     assert "replaces" not in caplog.text
-    display.inspection(model.bundle, None, as_json=False)
+    tables.inspection(model.bundle, None, as_json=False)
     shown = " ".join(capsys.readouterr().out.split())
     assert "certified on 33 images, 1 changed, by --max-flips 1 --max-prob-error 1 --max-auroc-drop 1" in shown
     for k in range(31):
@@ -164,9 +164,9 @@ def test_a_gate_that_nothing_was_judged_by_is_not_among_those_that_were_kept(
     assert certificate is not None and certificate.images == 11 and certificate.auroc_change is None
     assert certificate.gates.model_dump() == {"max_flips": 0, "max_prob_error": 1e-3, "max_auroc_drop": None}
     assert load(model.bundle.path, runtime="openvino").state == "certified"
-    display.certificate(found)
+    tables.certificate(found)
     assert "change of AUROC not judged: images of one class" in " ".join(capsys.readouterr().out.split())
-    display.inspection(model.bundle, None, as_json=False)
+    tables.inspection(model.bundle, None, as_json=False)
     assert "certified on 11 images, AUROC not judged" in " ".join(capsys.readouterr().out.split())
 
 

@@ -18,7 +18,7 @@ from report_parts import metrics_of
 from rich.console import Console
 
 import edgemed as package
-from edgemed import display
+from edgemed import display, tables
 from edgemed.commands import goes_on
 from edgemed.commands.build import build_engine
 from edgemed.commands.certify import certify
@@ -155,7 +155,7 @@ def test_a_terminal_that_is_too_narrow_for_the_figures_gets_them_whole_and_on_li
     shares = dict(zip(labels, (0.123, 0.377, 0.05, 0.15, 0.1, 0.1, 0.1), strict=True))
     found = Prediction("bcc", shares, {}, "openvino", "id", "refer", 0.3, ("bcc", "df"), path="folder/lesion 1.png")
     monkeypatch.setattr(display, "_out", Console(width=columns, emoji=False))
-    display.predictions([found, found], model)  # type: ignore[arg-type]
+    tables.predictions([found, found], model)  # type: ignore[arg-type]
     told = capsys.readouterr().out
     assert told.count("0.377") == told.count("refer") == told.count("lesion 1.png") == 2 and "…" not in told
     assert ("bcc 0.377" in told) == lines and "bcc, df" in told
@@ -166,7 +166,7 @@ def test_the_table_of_classes_is_of_the_ensemble_and_holds_each_figure_with_its_
 ) -> None:
     found = metrics_of(["benign", "malignant", "[b]"])
     monkeypatch.setattr(display, "_out", Console(width=100, emoji=False))
-    display.metrics(found, as_json=False, title="run")
+    tables.metrics(found, as_json=False, title="run")
     told = capsys.readouterr().out
     ensemble, rows = found["ensemble"], [line.split() for line in told.partition("sensitivity")[2].splitlines()]
     for name in found["classes"]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgemed import display
+from edgemed import display, tables
 from edgemed.commands import goes_on
 from edgemed.commands.train import settings, train
 
@@ -34,7 +34,7 @@ def ablate(data: Path, out: Path, cells: str, budget: float, json_: bool, **opti
         asked = [name.strip() for name in cells.split(",") if name.strip()] if cells else list(CELLS)
         with goes_on(out), display.progress() as progress:
             found = run_ablation(config, data, out, progress, asked, budget)
-    display.ablation(found, json_, str(out))
+    tables.ablation(found, json_, str(out))
     if not json_:
         display.say(f"page: {out / 'ablation.html'}")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgemed import display
+from edgemed import display, tables
 from edgemed.commands import MAX_AUROC_DROP, Json, MaxAurocDrop, MaxFlips, MaxProbError, Sign, Verify, typed_flags
 from edgemed.errors import InputError, did_you_mean
 from edgemed.progress import Progress
@@ -22,6 +22,7 @@ OF_CHECKPOINTS = {"--member", "--backbone", "--labels", "--size", "--check"}
 OF_A_NEW_BUNDLE = {
     "--out", "--golden", "--with-entropy", "--overwrite", "--max-flips", "--max-prob-error", "--max-auroc-drop"
 }  # fmt: skip
+HIGHEST = 1 << 20  # that a manifest states
 PRECISIONS = {"both": ("fp32", "fp16"), "fp32": ("fp32",), "fp16": ("fp16",)}
 
 
@@ -143,7 +144,7 @@ def build_engine(
                 progress=progress,
             )
     bundle.verify()
-    display.inspection(bundle, None, json_)
+    tables.inspection(bundle, None, json_)
 
 
 def _refuse(why: str, typed: set[str], idle: set[str]) -> None:
@@ -197,6 +198,6 @@ def _range(flag: str, text: str) -> tuple[int, int, int]:
         low, typical, high = numbers * 3 if len(numbers) == 1 else numbers
     except ValueError as error:
         raise InputError(f"{flag} '{text}': give min,opt,max, like 32,512,4096, or one number") from error
-    if not 1 <= low <= typical <= high:
-        raise InputError(f"{flag} '{text}': min,opt,max must be 1 or more, in this order")
+    if not 1 <= low <= typical <= high <= HIGHEST:
+        raise InputError(f"{flag} '{text}': min,opt,max must be from 1 to {HIGHEST}, in this order")
     return low, typical, high

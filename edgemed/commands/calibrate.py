@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgemed import display
+from edgemed import display, tables
 from edgemed.commands import Json
 
 
@@ -40,6 +40,6 @@ def calibrate(
     if json_:
         display.document(metrics["operating"])
         return
-    display.operating_point(metrics)
+    tables.operating_point(metrics)
     folded = "folds" in metrics
     display.say("next: edgemed train without --folds" if folded else f"next: edgemed build-engine {run} --out BUNDLE")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgemed import display
+from edgemed import display, tables
 from edgemed.commands import (
     MAX_AUROC_DROP,
     Bundle,
@@ -65,7 +65,7 @@ def certify(
         counts = {key: getattr(found, key) for key in ("files", "unmatched", "unfit", "reference_images")}
         display.document({"record": found.record.model_dump(mode="json"), "flips": flips, **counts})
     else:
-        display.certificate(found)
+        tables.certificate(found)
 
 
 def inspect(
@@ -87,7 +87,7 @@ def inspect(
     opened = opened_by_keys(bundle, verify, verify_plans)
     opened.verify()
     tests = _self_tests(opened) if self_test else None
-    display.inspection(opened, tests, json_)
+    tables.inspection(opened, tests, json_)
     if tests is not None and (any(test["failure"] for test in tests) or all(test["not_run"] for test in tests)):
         raise typer.Exit(3)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgemed import display
+from edgemed import display, tables
 from edgemed.commands import Bundle, Json, Precision, Runtime, Threads, Verify, VerifyPlans
 from edgemed.errors import InputError
 
@@ -67,7 +67,7 @@ def predict(
     if json_:
         display.document([prediction.as_dict() for prediction in found])
     else:
-        display.predictions(found, model)
+        tables.predictions(found, model)
     if bad:
         raise typer.Exit(InputError.exit_code)
 
@@ -94,6 +94,6 @@ def evaluate(
             plan_key=verify_plans,
             progress=progress,
         )
-    display.metrics(metrics, json_, f"{model} on {data}")
+    tables.metrics(metrics, json_, f"{model} on {data}")
     if not json_ and metrics.get("operating"):
-        display.operating_point(metrics)
+        tables.operating_point(metrics)

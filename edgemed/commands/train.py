@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgemed import display
+from edgemed import display, tables
 from edgemed.commands import Json, goes_on
 from edgemed.errors import InputError
 
@@ -101,17 +101,17 @@ def train(
             return follow()
         with goes_on(out), display.progress() as progress:
             metrics = run_train(config, data, out, progress)
-    display.metrics(metrics, json_, f"{out} ({metrics['split']})")
+    tables.metrics(metrics, json_, f"{out} ({metrics['split']})")
     if not json_:
         if metrics.get("operating"):
-            display.operating_point(metrics)
+            tables.operating_point(metrics)
         display.say(f"report: {out / 'report.html'} (shows patient data)")
 
 
 def sample(
     folder: Annotated[Path, typer.Argument(help="Where to write the images.", show_default=False)],
     per_class: Annotated[int, typer.Option(min=1, help="Images per class.")] = 60,
-    size: Annotated[int, typer.Option(min=32, help="Typical side in pixels.")] = 160,
+    size: Annotated[int, typer.Option(min=32, max=4096, help="Typical side in pixels.")] = 160,
     seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
 ) -> None:
     """Write labelled phantoms, made by code, to try edgemed. They look like ultrasound."""
