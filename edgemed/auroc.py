@@ -1,6 +1,6 @@
 """The AUROC of one class against the rest, sorted once for all resamples, and its interval over groups.
 
-    auroc_of(ranked(scores, positive), times)       # times: how often a resample drew each image
+    ranked(scores, positive).auroc(times)       # times: how often a resample drew each image
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Hashable, Sequence
 from itertools import compress
 from math import nan
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,27 @@ from edgemed.stats import (
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-Ranking = tuple[Ints, Ints, Ints, Ints]
+
+
+class Ranking(NamedTuple):
+    """The images of one class against the rest, in the order of their scores."""
+
+    positives: Ints  # (P,) rows of the positives
+    negatives: Ints  # (N - P,) rows of the others, by ascending score
+    below: Ints  # (P,) how many of the others score strictly below each positive
+    at_most: Ints  # (P,) and at most like it
+
+    def auroc(self, times: Ints) -> float | None:
+        """The share of (positive, negative) pairs in the right order, ties half: Mann and Whitney's U over its maximum.
+
+        times (N,): how often each image occurs. None where the images drawn lack positives or negatives.
+        """
+        drawn = times[self.positives]
+        passed = np.concatenate([[0], np.cumsum(times[self.negatives])])  # of the others, among the first i
+        pairs = int(drawn.sum()) * int(passed[-1])
+        if pairs == 0:
+            return None
+        return float(drawn @ (passed[self.below] + passed[self.at_most]) / 2 / pairs)
 
 
 def auroc_interval(
@@ -45,12 +66,12 @@ def auroc_interval(
     twelve positives, a true 0.98 lies below in one of five cases. NaN where either kind is in too few groups.
     """
     ranking = ranked(scores, positive)
-    value = auroc_of(ranking, np.ones(len(scores), np.int64))
+    value = ranking.auroc(np.ones(len(scores), np.int64))
     if value is None:
         return Interval(nan, nan, nan)
     if (count := rarest(positive, groups)) < FEWEST_GROUPS:
         return Interval(value, nan, nan)
-    drawn = [auroc_of(ranking, times) for times in group_times(groups, resamples=resamples, seed=seed)]
+    drawn = [ranking.auroc(times) for times in group_times(groups, resamples=resamples, seed=seed)]
     worth = [group_count([*compress(groups, each.tolist())]) for each in (positive, ~positive)]
     return wider(interval_of_resamples(value, np.array(drawn, np.float64), count), score_interval(value, *worth))
 
@@ -72,28 +93,10 @@ def score_interval(value: float, positives: float, negatives: float) -> Interval
 
 
 def ranked(column: Floats, positive: NDArray[np.bool_]) -> Ranking:
-    """What `auroc_of` needs of one class's scores (N,), sorted once for all resamples.
-
-    Returns the rows of the positives (P,), those of the negatives in ascending order of score (N - P,), and for every
-    positive how many of these score strictly below it (P,) and at most like it (P,).
-    """
+    """One class's scores (N,), sorted once for all resamples."""
     positives, negatives = np.flatnonzero(positive), np.flatnonzero(~positive)
     negatives = negatives[np.argsort(column[negatives], kind="stable")]
     ascending = column[negatives]
     below = np.searchsorted(ascending, column[positives], side="left")
     at_most = np.searchsorted(ascending, column[positives], side="right")
-    return positives, negatives, below, at_most
-
-
-def auroc_of(ranking: Ranking, times: Ints) -> float | None:
-    """The share of (positive, negative) pairs in the right order, ties half (Mann and Whitney's U over its maximum).
-
-    times (N,): how often each image occurs. None where the images drawn lack positives or negatives.
-    """
-    positives, negatives, below, at_most = ranking
-    drawn = times[positives]
-    passed = np.concatenate([[0], np.cumsum(times[negatives])])  # negatives among the first i of the ascending order
-    pairs = int(drawn.sum()) * int(passed[-1])
-    if pairs == 0:
-        return None
-    return float(drawn @ (passed[below] + passed[at_most]) / 2 / pairs)
+    return Ranking(positives, negatives, below, at_most)

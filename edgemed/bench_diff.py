@@ -26,7 +26,7 @@ from rich.text import Text
 from edgemed.bench import SCHEMA, results
 from edgemed.bench_latency import FIGURES
 from edgemed.conditions import NOT_MEASURED
-from edgemed.errors import InputError
+from edgemed.errors import InputError, flag
 from edgemed.files import read_json
 from edgemed.stats import t_quantile, tail
 
@@ -67,8 +67,7 @@ def diff(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> dict[s
     for name in _SAME:
         before = first["settings"][name]
         if others := [each["settings"][name] for each in every if each["settings"][name] != before]:
-            flag = f"--{name.replace('_', '-')}"
-            raise InputError(f"the reports measured different things: {flag} was {before}, now {others[0]}; "
+            raise InputError(f"the reports measured different things: {flag(name)} was {before}, now {others[0]}; "
                              "repeat one of them")  # fmt: skip
     known = [{(runtime["name"], one["batch"]): (runtime, one) for runtime, one in results(each)} for each in every]
     common = [key for key in known[0] if all(key in each for each in known)]

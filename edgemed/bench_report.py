@@ -19,12 +19,12 @@ from rich.text import Text
 
 from edgemed.bench import results
 from edgemed.bench_latency import FIGURES, PERCENTILES
+from edgemed.bench_stages import STAGES
 from edgemed.conditions import NOT_MEASURED
+from edgemed.startup import PARTS
 
 _PANEL = (720, 150)  # pixels of one measurement's panel
 _MARGIN, _BINS = 40, 60
-_STAGES = ("decode", "h2d", "compute", "d2h", "launch", "post")
-_START = ("process", "verify", "runtime", "engine", "first_answer")
 
 
 def table(report: dict[str, Any]) -> Group:
@@ -148,7 +148,7 @@ def _facts(report: dict[str, Any]) -> Iterator[str]:
 def _start(start: Any) -> str:
     if isinstance(start, str):
         return start
-    parts = ", ".join(f"{name.replace('_', ' ')} {start[name]:.0f}" for name in _START)
+    parts = ", ".join(f"{name.replace('_', ' ')} {start[name]:.0f}" for name in PARTS)
     cache = {True: "from cache", False: "compiled", None: "no cache"}[start["from_cache"]]
     return f"{start['total']:.0f} ms to the first answer ({parts}); {cache}; peak memory {_bytes(start)}"
 
@@ -180,7 +180,7 @@ def _cells(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     rate = result["throughput_images_per_s"]
     yield "throughput (images/s)", _interval(rate) if rate else ""
     yield "settled", "no" if unsettled(result) else "yes"
-    for name in _STAGES:
+    for name in STAGES:
         apart = " without CUDA graph" if stages["h2d"] is not None and name in ("compute", "launch") else ""
         yield f"  {name} (ms)", "" if stages[name] is None else f"{stages[name]:.3f}{apart}"
     share = result["front_end_share"]

@@ -22,6 +22,8 @@ from edgemed.infer import Model
 from edgemed.runtimes import Session
 from edgemed.timing import interleaved, percentile, ratio_interval, timed
 
+STAGES = ("decode", "h2d", "compute", "d2h", "launch", "post")
+"""Of a request: the JPEG, the copy to the device, the network, the copy back, what the runtime adds, the decision."""
 ROUNDS = (10, 200)  # at least and at most, of the two sizes in turns
 
 
@@ -70,7 +72,7 @@ def stages(
 
     timed(call, seconds=seconds, idle=idle)
     found: dict[str, Any] = {"requests": len(rows)}
-    for name in ("decode", "h2d", "compute", "d2h", "launch", "post"):
+    for name in STAGES:
         known = name in rows[0] and (decodes or name != "decode")
         found[name] = percentile([row[name] for row in rows], 50) if known else None
     return found

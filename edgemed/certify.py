@@ -11,9 +11,7 @@ engine self-tested, never certified. No torch; the extra `eval` for the AUROC.
 
 from __future__ import annotations
 
-import csv
 import logging
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ import numpy as np
 
 from edgemed.engines import place_of
 from edgemed.errors import InputError
-from edgemed.files import visible
 from edgemed.gates import (
     TIE_MARGINS,
     Answers,
@@ -34,8 +31,9 @@ from edgemed.gates import (
     of_a_member,
     with_decisions,
 )
-from edgemed.images import fits, image_from_file, is_image, pixels_sha256
+from edgemed.images import fits, image_from_file, pixels_sha256
 from edgemed.infer import Model
+from edgemed.listing import image_files
 from edgemed.manifest import MODEL_FILES, sha256_of
 from edgemed.operating import changed_decisions
 from edgemed.pack import check_writable, put_record
@@ -199,55 +197,3 @@ def _record_of_onnx(model: Model) -> PlanRecord:
         "state": "built",
     }
     return PlanRecord.model_validate(values)
-
-
-def _raised(error: InputError) -> None:
-    raise error
-
-
-def image_files(data: Path, unreadable: Callable[[InputError], None] = _raised) -> Iterator[Path]:
-    """The image files below a folder except hidden ones, or those that a CSV names: by the rules of training.
-
-    unreadable: called with the error of each folder below that cannot be read.
-    """
-    if data.is_dir():
-        entries = _below(data, unreadable)
-        found = [entry for entry in entries if is_image(entry)]
-        if not found:
-            raise InputError(f"{data} holds no images; give a folder that does, or a CSV")
-        if others := len(entries) - len(found):
-            _log.warning("%d files below %s are no images by their names, and were passed over", others, data)
-        yield from found
-        return
-    try:
-        with data.open(newline="", encoding="utf-8-sig") as handle:
-            lines = [cells for cells in csv.reader(handle) if any(cell.strip() for cell in cells)]
-    except FileNotFoundError as error:
-        raise InputError(f"{data} does not exist; give a folder of images or a CSV") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read {data}: {error}; give a folder of images or a CSV") from error
-    header = [name.strip().lower() for name in lines[0]] if lines else []
-    if "path" not in header or len(lines) < 2:
-        raise InputError(f"{data} has no column 'path', or no rows")
-    column = header.index("path")
-    for cells in lines[1:]:
-        name = cells[column] if column < len(cells) else ""
-        whole = data.parent / name
-        yield whole if whole.is_file() else data.parent / name.strip()  # a name may have outer spaces
-
-
-def _below(folder: Path, unreadable: Callable[[InputError], None]) -> list[Path]:
-    """Every file that is not hidden."""
-    found = []
-    try:
-        for entry in visible(folder):
-            if entry.is_dir():
-                if not folder.resolve().is_relative_to(entry.resolve()):  # a link back would never end
-                    found += _below(entry, unreadable)
-            else:
-                found.append(entry)
-    except InputError as error:
-        unreadable(error)
-    except OSError as error:  # a folder that may be listed, and not entered
-        unreadable(InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions."))
-    return found

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemed.errors import InputError, did_you_mean
+from edgemed.errors import InputError, did_you_mean, flag
 
 UNIT = 32
 """Side of a mask unit in pixels: the deepest stride of the supported networks."""
@@ -135,11 +135,6 @@ class TrainConfig:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `run.json`."""
         return dataclasses.asdict(self)
-
-
-def flag(name: str) -> str:
-    """The command line's spelling of a field: `mask_ratio` -> `--mask-ratio`."""
-    return "--" + name.replace("_", "-")
 
 
 def derive_seed(seed: int, *names: str | int) -> int:

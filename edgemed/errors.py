@@ -39,6 +39,11 @@ def shown(name: str) -> str:
     return name if name.isprintable() else ascii(name)
 
 
+def flag(name: str) -> str:
+    """The command line's spelling of a setting: `mask_ratio` -> `--mask-ratio`."""
+    return "--" + name.replace("_", "-")
+
+
 def refusal(name: str, what: str, step: str) -> InputError:
     """What is wrong with the file `name`, and what to do about it, in one line."""
     return InputError(f"{shown(name)}: {what}; {step}.")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgemed.errors import GateError, InputError, did_you_mean
+from edgemed.errors import GateError, InputError, did_you_mean, flag
 from edgemed.evidence import Golden
 from edgemed.operating import UNCLEAR
 
@@ -56,7 +56,7 @@ class Gates:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not 0 <= value < math.inf:
-                raise InputError(f"--{name.replace('_', '-')} is {value}; give a number from 0 on")
+                raise InputError(f"{flag(name)} is {value}; give a number from 0 on")
 
 
 def default_gates(

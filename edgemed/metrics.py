@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score, roc_auc_score
 
-from edgemed.auroc import auroc_of, ranked
+from edgemed.auroc import ranked
 from edgemed.by_class import BY_CLASS, intervals_by_class
 from edgemed.errors import InputError
 from edgemed.stats import (
@@ -258,7 +258,7 @@ def _statistics(truth: Ints, scores: Floats) -> dict[str, Callable[[Ints], float
 
     def auroc(rows: Ints) -> float:
         times = np.bincount(rows, minlength=len(truth))  # how often the resample drew each image
-        values = [auroc_of(ranking, times) for ranking, here in zip(rankings, present, strict=True) if here]
+        values = [ranking.auroc(times) for ranking, here in zip(rankings, present, strict=True) if here]
         defined = [value for value in values if value is not None]
         return float(np.mean(defined)) if len(defined) == len(values) else float("nan")
 

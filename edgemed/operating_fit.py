@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.errors import InputError, did_you_mean
+from edgemed.errors import InputError, did_you_mean, flag
 from edgemed.evaluate import Table
 from edgemed.manifest import OperatingPoint
 from edgemed.operating import REFER, UNCLEAR, decide, disagreement
@@ -61,7 +61,7 @@ class Wanted:
             raise InputError("--answer and --max-error both set the limit of disagreement; give one")
         for name, value in asdict(self).items():
             if isinstance(value, float) and not 0 < value < 1 and (name, value) != ("coverage", 0.0):
-                raise InputError(f"--{name.replace('_', '-')} {value:g} is not a share between 0 and 1")
+                raise InputError(f"{flag(name)} {value:g} is not a share between 0 and 1")
         if self.positive is None and self.answer is None and self.max_error is None and not self.coverage:
             raise InputError("nothing is wanted; give --coverage, --positive, --answer or --max-error")
 

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from edgemed import dicom
 from edgemed.bundle import opened_by_keys
-from edgemed.certify import image_files
 from edgemed.decoders import PLAIN, kind_of, plain_decoders
 from edgemed.errors import GateError, InputError
 from edgemed.gates import TIE_MARGINS, compare
 from edgemed.images import Rgb, image_from_file
 from edgemed.infer import Model, load
+from edgemed.listing import image_files
 from edgemed.progress import Progress, unseen
 from edgemed.runtimes import ORDER, runtime_module
 

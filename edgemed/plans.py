@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from edgemed.bundle import Bundle
 from edgemed.errors import InputError, did_you_mean
 from edgemed.infer import Model
+from edgemed.manifest import Range
 from edgemed.pack import add_plan, check_writable
 from edgemed.progress import Progress, unseen
 from edgemed.records import PlanRecord
 from edgemed.runtimes.tensorrt import FLAVOURS
 from edgemed.runtimes.tensorrt_builder import plan_from_onnx
-from edgemed.runtimes.tensorrt_limits import Range
 
 CHOICES = ("auto", "none", *FLAVOURS)
 HOW_TO_INSTALL = "; ".join(flavour.install for flavour in FLAVOURS.values())

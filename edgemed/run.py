@@ -22,10 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from edgemed import __version__
-from edgemed.config import TrainConfig, flag
+from edgemed.config import TrainConfig
 from edgemed.dataset import Dataset, read_split_csv, write_split_csv
 from edgemed.ensemble import Ensemble
-from edgemed.errors import InputError
+from edgemed.errors import InputError, flag
 from edgemed.files import read_json, write_json
 from edgemed.models import create_backbone, normalisation, weights_digest
 from edgemed.place import device_here, versions

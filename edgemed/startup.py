@@ -30,6 +30,9 @@ from edgemed.records import PlanRecord, least_batch
 from edgemed.runtimes import runtime_module
 from edgemed.runtimes.tensorrt import Flavour
 
+PARTS = ("process", "verify", "runtime", "engine", "first_answer")
+"""Of a start, in this order: the interpreter, hashes of the bundle, the runtime's import, the engine, one request."""
+
 
 def start_up(
     bundle: Path,
@@ -106,14 +109,14 @@ def _first_answer(request: dict[str, Any], entered: int) -> dict[str, Any]:
     loaded = time.monotonic_ns()
     model.predict_pixels(np.zeros((least_batch(model.record), request["side"], request["side"], 3), dtype=np.uint8))
     answered = time.monotonic_ns()
-    parts = {
-        "process": entered - request["spawned"],
-        "verify": sum(bundle.spent),
-        "runtime": imported - begin,
-        "engine": loaded - imported - sum(bundle.spent[reads:]),
-        "first_answer": answered - loaded,
-        "total": answered - request["spawned"],
-    }
+    spent = (
+        entered - request["spawned"],
+        sum(bundle.spent),
+        imported - begin,
+        loaded - imported - sum(bundle.spent[reads:]),
+        answered - loaded,
+    )
+    parts = dict(zip(PARTS, spent, strict=True)) | {"total": answered - request["spawned"]}
     device = free - module.free_memory() if free is not None and isinstance(module, Flavour) else NOT_MEASURED
     return {
         **{name: nanoseconds / 1e6 for name, nanoseconds in parts.items()},

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgemed.display import document, fits, say, show
-from edgemed.errors import shown
+from edgemed.errors import flag, shown
 
 if TYPE_CHECKING:
     from edgemed.bundle import Bundle
@@ -202,7 +202,6 @@ def inspection(bundle: Bundle, tests: Sequence[dict[str, Any]] | None, as_json: 
 
 
 def _state(plan: dict[str, Any]) -> str:
-    from edgemed.config import flag
     from edgemed.gates import default_gates
 
     if certified := plan["certificate"]:

@@ -14,12 +14,13 @@ import tiny_bundles as tiny
 from PIL import Image
 
 from edgemed import tables
-from edgemed.certify import certify, image_files
+from edgemed.certify import certify
 from edgemed.errors import GateError
 from edgemed.evidence import reference_file
 from edgemed.gates import Gates, default_gates
 from edgemed.images import pixels_sha256
 from edgemed.infer import Model, load
+from edgemed.listing import image_files
 from edgemed.manifest import OperatingPoint
 from edgemed.metrics import auroc_change
 

@@ -23,8 +23,8 @@ from edgemed.commands import goes_on
 from edgemed.commands.build import build_engine
 from edgemed.commands.certify import certify
 from edgemed.commands.train import settings, train
-from edgemed.config import TrainConfig, flag
-from edgemed.errors import InputError
+from edgemed.config import TrainConfig
+from edgemed.errors import InputError, flag
 from edgemed.gates import Gates, default_gates
 from edgemed.infer import Prediction
 from edgemed.manifest import IMAGE_SIZE, OperatingPoint

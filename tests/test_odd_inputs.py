@@ -17,9 +17,9 @@ from PIL import Image
 
 pytest.importorskip("cv2", reason="extra train is not installed")
 
-from edgemed.certify import image_files
 from edgemed.dataset import scan
 from edgemed.errors import InputError
+from edgemed.listing import image_files
 from edgemed.models import imagenet_state
 from edgemed.pack import check_target
 from edgemed.phantoms import write_dataset

@@ -18,9 +18,9 @@ pytest.importorskip("cv2", reason="extra train is not installed")
 from dicom_cases import GREY, dicom
 from PIL import Image
 
-from edgemed.certify import image_files
 from edgemed.dataset import scan, split_dataset
 from edgemed.errors import InputError
+from edgemed.listing import image_files
 from edgemed.patients import pseudonyms
 from edgemed.phantoms import phantom
 

@@ -16,9 +16,9 @@ import tiny_bundles as tiny
 from PIL import Image
 
 from edgemed import images, runtimes
-from edgemed.certify import image_files
 from edgemed.errors import InputError
 from edgemed.infer import load
+from edgemed.listing import image_files
 from edgemed.rows import rows_of_csv
 
 pytestmark = pytest.mark.usefixtures("cache")

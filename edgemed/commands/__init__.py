@@ -14,6 +14,8 @@ from typing import Annotated
 
 import typer
 
+from edgemed.errors import flag
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Runtime = Annotated[
     str, typer.Option(help="tensorrt, tensorrt-rtx, openvino, onnxruntime; auto: the first that works here.")
@@ -52,8 +54,6 @@ Verify = Annotated[
 
 def typed_flags(context: typer.Context) -> set[str]:
     """The flags that a command was given, those at the value of their default included."""
-    from edgemed.config import flag
-
     given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
     return {flag(name.rstrip("_")) for name in given}
 

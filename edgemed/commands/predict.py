@@ -30,8 +30,8 @@ def predict(
     json_: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Classify images. A bad file is reported and the others go on; the exit code is then 2."""
-    from edgemed.certify import image_files
     from edgemed.infer import load
+    from edgemed.listing import image_files
 
     model = load(
         bundle,

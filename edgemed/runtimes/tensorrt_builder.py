@@ -27,12 +27,12 @@ from typing import Any
 
 from edgemed.errors import InputError
 from edgemed.files import write_atomic
-from edgemed.manifest import sha256_of
+from edgemed.manifest import Range, sha256_of
 from edgemed.progress import Progress, unseen
 from edgemed.records import PlanRecord, now
 from edgemed.runtimes import cache_folder, held
 from edgemed.runtimes.tensorrt import FLAVOURS
-from edgemed.runtimes.tensorrt_limits import Range, is_fixed, served_capabilities
+from edgemed.runtimes.tensorrt_limits import is_fixed, served_capabilities
 from edgemed.runtimes.tensorrt_log import process_logger
 
 TARGETS = ("sm80", "sm86", "sm89", "sm120")

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgemed.errors import EdgemedError, InputError
+from edgemed.manifest import Range
 from edgemed.records import PlanRecord
 
 Shape = tuple[int, ...]
-Range = tuple[int, int, int]
 """min, opt, max"""
 
 HELP = {
