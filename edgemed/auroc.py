@@ -19,10 +19,10 @@ from edgemed.stats import (
     FEWEST_GROUPS,
     LEVEL,
     Interval,
-    group_count,
+    effective_groups,
+    effective_groups_of_rarest,
     group_times,
     interval_of_resamples,
-    rarest,
     wider,
 )
 
@@ -69,10 +69,10 @@ def auroc_interval(
     value = ranking.auroc(np.ones(len(scores), np.int64))
     if value is None:
         return Interval(nan, nan, nan)
-    if (count := rarest(positive, groups)) < FEWEST_GROUPS:
+    if (count := effective_groups_of_rarest(positive, groups)) < FEWEST_GROUPS:
         return Interval(value, nan, nan)
     drawn = [ranking.auroc(times) for times in group_times(groups, resamples=resamples, seed=seed)]
-    worth = [group_count([*compress(groups, each.tolist())]) for each in (positive, ~positive)]
+    worth = [effective_groups([*compress(groups, each.tolist())]) for each in (positive, ~positive)]
     return wider(interval_of_resamples(value, np.array(drawn, np.float64), count), score_interval(value, *worth))
 
 

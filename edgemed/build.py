@@ -107,9 +107,9 @@ def build_bundle(
         )
     progress("export", len(graphs), len(precisions), "")
     for precision, graph in graphs.items():
-        prover.graph(graph, precision)
+        prover.judge_graph(graph, precision)
     if "fp16" in precisions:
-        prover.rounded(found.rounded)
+        prover.judge_rounded(found.rounded)
     low, typical, high = image_size
     weight_bytes = 4 * sum(value.numel() for value in source.ensemble.members.parameters())
     flops = flops_of(source.ensemble, typical)
@@ -186,18 +186,18 @@ def _reference(source: Source, progress: Progress) -> bytes:
 
     InputError names an image that was changed since.
     """
-    proofs = source.proofs
-    for done, (proof, image) in enumerate(zip(proofs, decoded([proof.file for proof in proofs]), strict=True), 1):
-        if pixels_sha256(image) != proof.pixels:
+    images = source.check_images
+    for done, (known, image) in enumerate(zip(images, decoded([each.file for each in images]), strict=True), 1):
+        if pixels_sha256(image) != known.pixels:
             raise InputError(
-                f"{proof.file} is not the image that {source.name} was evaluated on: it was changed since; restore it, "
+                f"{known.file} is not the image that {source.name} was evaluated on: it was changed since; restore it, "
                 "or train anew"
             )
-        progress("reference", done, len(proofs), "")
+        progress("reference", done, len(images), "")
     return reference_file(
-        [proof.pixels for proof in proofs],
-        [proof.label for proof in proofs],
-        [proof.group for proof in proofs],
-        [proof.split for proof in proofs],
+        [each.pixels for each in images],
+        [each.label for each in images],
+        [each.group for each in images],
+        [each.split for each in images],
         source.noted,
     )

@@ -16,7 +16,15 @@ from edgemed.auroc import auroc_interval
 from edgemed.evaluate import Table
 from edgemed.metrics import equal_mass
 from edgemed.operating import disagreement
-from edgemed.stats import FEWEST_GROUPS, Interval, exact, group_count, group_times, rarest, tail
+from edgemed.stats import (
+    FEWEST_GROUPS,
+    Interval,
+    effective_groups,
+    effective_groups_of_rarest,
+    exact,
+    group_times,
+    tail,
+)
 
 Floats = NDArray[np.float64]
 POINTS = 100
@@ -106,11 +114,11 @@ def roc(table: Table, positive: int, resamples: int = 300) -> Roc | None:
 
     whole, area = curve(np.ones(len(truth), np.int64)), auroc_interval(truth, scores, table.groups)
     assert whole is not None
-    if (count := rarest(truth, table.groups)) < FEWEST_GROUPS:
+    if (count := effective_groups_of_rarest(truth, table.groups)) < FEWEST_GROUPS:
         nowhere = np.full(len(rates), np.nan)
         return Roc(rates, whole, nowhere, nowhere, area)
     drawn = [found for times in group_times(table.groups, resamples=resamples) if (found := curve(times)) is not None]
-    worth = group_count([group for group, own in zip(table.groups, truth.tolist(), strict=True) if own])
+    worth = effective_groups([group for group, own in zip(table.groups, truth.tolist(), strict=True) if own])
     alone = np.array([exact(min(each, 1.0), worth) for each in whole.tolist()])
     low, high = np.quantile(drawn, [tail(count), 1 - tail(count)], axis=0)
     return Roc(rates, whole, np.minimum(low, alone[:, 1]), np.maximum(high, alone[:, 2]), area)

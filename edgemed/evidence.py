@@ -110,7 +110,7 @@ def reference_file(
     splits: Sequence[str],
     members: ArrayLike,
 ) -> bytes:
-    """The bytes of `reference.npz`: one row per image, sorted by hash and groups numbered anew, so that neither tells.
+    """The bytes of `reference.npz`: one row per image, sorted by hash, groups numbered anew: neither reveals a name.
 
     sha256: of the pixels (`images.pixels_sha256`); groups: numbers, never names of patients; members: (R, M, K), whose
     mean is the ensemble's. The same rows in any order give the same bytes. Raises InputError where lengths, hashes or

@@ -28,11 +28,11 @@ from edgemed.stats import (
     FEWEST_GROUPS,
     TOO_FEW,
     Interval,
+    effective_groups,
+    effective_groups_of_rarest,
     exact,
     group_bootstrap,
-    group_count,
     mean_of,
-    rarest,
     share,
     wider,
 )
@@ -110,7 +110,7 @@ def metrics_with_intervals(
     _check_groups(groups, len(truth))
     statistics = _statistics(truth, scores)
     metrics["accuracy"] = share(scores.argmax(axis=1) == truth, np.full(len(truth), True), groups).as_dict()
-    fewest = rarest(truth, groups)
+    fewest = effective_groups_of_rarest(truth, groups)
     by_class = intervals_by_class(truth, scores, groups, classes, resamples=resamples, seed=seed)
     for name, statistic in statistics.items():
         found = Interval(math.nan, math.nan, math.nan)
@@ -145,7 +145,7 @@ def paired_difference(
     _check_groups(groups, len(truth))
     gain = (scores_a.argmax(axis=1) == truth).astype(np.int64) - (scores_b.argmax(axis=1) == truth)
     found = group_bootstrap(lambda rows: float(gain[rows].mean()), groups)
-    if group_count(groups) < FEWEST_GROUPS:
+    if effective_groups(groups) < FEWEST_GROUPS:
         return found
     of_groups: dict[Hashable, int] = {}
     for group, each in zip(groups, gain.tolist(), strict=True):
@@ -172,7 +172,7 @@ def auroc_change(
     """
     classes = np.shape(reference)[-1]
     before, after = (_statistics(*_checked(labels, table, classes))["auroc"] for table in (reference, candidate))
-    fewest = rarest(np.asarray(labels), groups)
+    fewest = effective_groups_of_rarest(np.asarray(labels), groups)
     return group_bootstrap(lambda rows: after(rows) - before(rows), groups, fewest=fewest)
 
 

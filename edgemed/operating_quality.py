@@ -22,7 +22,7 @@ from edgemed.manifest import OperatingPoint
 from edgemed.operating import POINT_NAME, read_operating_point
 from edgemed.operating_fit import Flags, Outcomes, allowed_failures, outcomes
 from edgemed.predictions import joined, read_table
-from edgemed.stats import group_bootstrap, group_count
+from edgemed.stats import effective_groups, group_bootstrap
 
 
 class Part(NamedTuple):
@@ -203,5 +203,5 @@ def _coverage_bounds(parts: Sequence[Part]) -> dict[str, float | None]:
 
     sides = ([group for each in side for group in each.groups] for side in (fitted, [part.test for part in parts]))
     groups = [group for each in tables for group in each.groups]
-    interval = group_bootstrap(statistic, groups, fewest=min(map(group_count, sides)))
+    interval = group_bootstrap(statistic, groups, fewest=min(map(effective_groups, sides)))
     return {key: value for key, value in interval.as_dict().items() if key != "value"}

@@ -40,8 +40,8 @@ STAGES = re.compile(r"stem|conv_stem|conv1|(blocks|stages)\.\d+|layer\d+")  # th
 class Float32(nn.Module):
     """A layer that computes in float32 inside a float16 network: takes either type, gives float16.
 
-    narrow: False where the next layer computes in float32, too: it gives float32. wide: it does so in any case, in a
-    network that only has its weights rounded.
+    narrow: whether the result goes back to float16; not before another layer that computes in float32. wide: the whole
+    network computes in float32, only its weights are rounded, so nothing goes back.
     """
 
     def __init__(self, layer: nn.Module, narrow: bool, wide: bool) -> None:

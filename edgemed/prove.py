@@ -67,18 +67,18 @@ class Prover:
 
         Raises InputError where an image is outside of `sides`, or PyTorch answers otherwise than the source noted.
         """
-        of_split = [k for k, proof in enumerate(source.proofs) if proof.split == "validation"]
+        of_split = [k for k, one in enumerate(source.check_images) if one.split == "validation"]
         spaced = np.linspace(0, len(of_split) - 1, min(limit, len(of_split))).round().astype(int)
         chosen = _telling_first([of_split[k] for k in spaced], source)
-        self.proofs = [source.proofs[k] for k in chosen]
+        self.check_images = [source.check_images[k] for k in chosen]
         self.checks: list[Check] = []
         self.entropy_error: float | None = None  # the largest of all graphs in all runtimes, in bits
         self._gates, self._golden, self._member_names, self._progress = gates, golden, source.member_names, progress
         self._ensemble, self._point, self._labels = source.ensemble, source.operating_point, source.labels
-        for proof, image in zip(self.proofs, self.images(), strict=True):
+        for known, image in zip(self.check_images, self.images(), strict=True):
             if not fits(image, sides):
                 height, width, _ = image.shape
-                raise InputError(f"{proof.file} has {width} x {height} pixels, outside of --image-size; widen it")
+                raise InputError(f"{known.file} has {width} x {height} pixels, outside of --image-size; widen it")
         self._truth, self._members, _ = predict_files(
             predict_callable(source.ensemble), self.files, counted(progress, "PyTorch")
         )
@@ -94,7 +94,7 @@ class Prover:
     @property
     def files(self) -> list[Path]:
         """The chosen images' files."""
-        return [proof.file for proof in self.proofs]
+        return [each.file for each in self.check_images]
 
     def images(self, count: int | None = None) -> Iterator[NDArray[np.uint8]]:
         """The first `count` chosen images (all: None), uint8 (H, W, 3) RGB, decoded one after the other."""
@@ -104,9 +104,9 @@ class Prover:
         """All of them, with progress."""
         for done, image in enumerate(self.images(), 1):
             yield image
-            self._progress("fp16 weights", done, len(self.proofs), "")
+            self._progress("fp16 weights", done, len(self.check_images), "")
 
-    def graph(self, graph: bytes, precision: str) -> None:
+    def judge_graph(self, graph: bytes, precision: str) -> None:
         """Run an ONNX file in every CPU runtime. GateError names the runtime, the figures and the files that flip.
 
         Raises InputError where no runtime works: an engine that was never run is not proven.
@@ -122,7 +122,7 @@ class Prover:
             results = []
             for image in self.images():
                 results.append(session.run(image[None]))
-                self._progress(f"{precision} in {name}", len(results), len(self.proofs), "")
+                self._progress(f"{precision} in {name}", len(results), len(self.check_images), "")
             mean, members = (np.concatenate([result[key] for result in results]) for key in OUTPUTS)
             what = f"the {precision} graph in {name} {session.version}"
             self._judge(what, precision, mean, members)
@@ -143,7 +143,7 @@ class Prover:
         with _hint(precision, "ship the fp32 graph alone (--precision fp32), or give other images by --golden"):
             judged_golden(golden, outputs, precision, self._member_names, what)
 
-    def rounded(self, rounded: Rounded) -> None:
+    def judge_rounded(self, rounded: Rounded) -> None:
         """Judge what the first images, and then the golden ones, gave when every fp16 operator was rounded.
 
         As a GPU does it, on which a bundle has to pass its own self-test. GateError likewise.
@@ -158,11 +158,11 @@ class Prover:
         self._judge_golden(golden, outputs, "fp16", f"{what} on the golden images")
 
     def has_room(self, rounded: Rounded, weights: Rounded) -> bool:
-        """Whether each probability that `rounded` judges errs by half of what is allowed at most.
+        """Whether no probability errs by more than half of what the gate allows, so that unseen images may err more.
 
-        So do those of all chosen images with the `weights` alone rounded: that is fast, and finds those that err most.
-        Images that are not here may err more still, and a device's certificate asks them. No error that has room
-        changes a label that counts.
+        rounded: every operator rounded, on a few images; weights: the weights alone, on all chosen images, which is
+        fast and finds those that err most. A device's `certify` applies the whole gate. No error that has room changes
+        a label that counts.
         """
         count = len(rounded.probabilities) - len(self._golden)
         of_golden = np.stack([item.probabilities for item in self._golden])
@@ -189,7 +189,7 @@ class Prover:
         loose = of_a_member(gates, len(self._member_names))
         with _hint(precision, ACCEPT):
             check_members(of_members, members[:, None], loose, self._member_names, what, names)
-        labels = [proof.label for proof in self.proofs[:count]]
+        labels = [each.label for each in self.check_images[:count]]
         margin, point = TIE_MARGINS[precision], self._point
         found = compare(truth, probabilities, tie_margin=margin, labels=labels)
         if point is not None:
@@ -215,7 +215,7 @@ def _hint(precision: str, help_: str) -> Iterator[None]:
 
 
 def _telling_first(chosen: Sequence[int], source: Source) -> list[int]:
-    """`chosen`, indices into the source's proofs: the classes in turn, and of each the least certain images first.
+    """`chosen`, indices into `check_images`: the classes in turn, and of each the least certain images first.
 
     So the first few are of all classes, and such that an error of the logits changes a probability most.
     """
@@ -223,7 +223,7 @@ def _telling_first(chosen: Sequence[int], source: Source) -> list[int]:
     certain = source.noted.mean(axis=1).max(axis=1)
     ranks = []
     for k in sorted(chosen, key=lambda k: certain[k]):
-        label = source.proofs[k].label
+        label = source.check_images[k].label
         ranks.append((seen[label], label, k))
         seen[label] += 1
     return [k for _, _, k in sorted(ranks)]

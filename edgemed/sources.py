@@ -35,7 +35,7 @@ from edgemed.run import load_run, network_from_file
 
 
 @dataclass(frozen=True)
-class Proof:
+class CheckImage:
     """An image that the engine is compared on. `group` is a number: names of patients do not travel.
 
     pixels: the `images.pixels_sha256` of what the evaluation saw.
@@ -60,8 +60,8 @@ class Source:
     member_names: tuple[str, ...]
     temperatures: tuple[float, ...]
     operating_point: OperatingPoint | None
-    proofs: tuple[Proof, ...]
-    noted: NDArray[np.float32]  # (N, M, K): the members' probabilities of `proofs`, as noted by the evaluation
+    check_images: tuple[CheckImage, ...]
+    noted: NDArray[np.float32]  # (N, M, K): the members' probabilities of `check_images`, as noted by the evaluation
     metrics: dict[str, Any]  # of the split that `quality_of` names
     quality_of: str
     made_from: str  # a sentence for the model card
@@ -78,7 +78,7 @@ def source_from_run(path: Path) -> Source:
     point = read_operating_point(path)
     require_judged(path, [path], run.metrics)
     groups = {name: number for number, name in enumerate(sorted(set(run.dataset.groups)))}
-    proofs: list[Proof] = []
+    images: list[CheckImage] = []
     noted = []
     for split in ("validation", "calibration", "test"):
         table = read_table(path, run.classes, split)
@@ -87,8 +87,8 @@ def source_from_run(path: Path) -> Source:
                 f"{path / 'predictions.csv'} lacks {len(missing)} {split} images of split.csv; delete "
                 f"{path / 'metrics.json'} and run its `edgemed train` command again: it evaluates anew"
             )
-        proofs += [
-            Proof(run.dataset.root / name, label, groups[group], split, pixels)
+        images += [
+            CheckImage(run.dataset.root / name, label, groups[group], split, pixels)
             for name, label, group, pixels in zip(
                 table.paths, table.labels.tolist(), table.groups, read_pixels(path, split), strict=True
             )
@@ -104,7 +104,7 @@ def source_from_run(path: Path) -> Source:
         member_names=run.member_names,
         temperatures=run.temperatures,
         operating_point=point,
-        proofs=tuple(proofs),
+        check_images=tuple(images),
         noted=np.concatenate(noted),
         metrics=run.metrics,
         quality_of=f"split: {run.metrics['split']}",
@@ -147,11 +147,11 @@ def source_from_members(
     dataset, _ = join_near_duplicates(given.unsplit())  # all of them are checked, whichever splits the data name
     found = predict_files(predict_callable(ensemble), dataset.files, counted(progress, "PyTorch"))
     groups = {name: number for number, name in enumerate(sorted(set(dataset.groups)))}
-    proofs = tuple(
-        Proof(file, labels.index(row.label), groups[row.group], "validation", sha256)
+    images = tuple(
+        CheckImage(file, labels.index(row.label), groups[row.group], "validation", sha256)
         for file, row, sha256 in zip(dataset.files, dataset.rows, found.pixels, strict=True)
     )
-    truth = np.array([proof.label for proof in proofs])
+    truth = np.array([image.label for image in images])
     paths = tuple(row.path for row in dataset.rows)
     table = Table(paths, truth, tuple(dataset.groups), found.members, found.probabilities)
     metrics = evaluation(table, names, labels)
@@ -165,12 +165,12 @@ def source_from_members(
         member_names=names,
         temperatures=(1.0,) * len(networks),
         operating_point=None,
-        proofs=proofs,
+        check_images=images,
         noted=found.members,
         metrics=metrics,
         quality_of="the images given to --check; whether training saw them is not known here",
         made_from=f"Made from the checkpoints {digests}, whose training edgemed has not seen",
-        data=f"The training data are not known here. Checked on {len(proofs)} images in {len(groups)} groups.",
+        data=f"The training data are not known here. Checked on {len(images)} images in {len(groups)} groups.",
         counts={"check": Counter(row.label for row in dataset.rows)},
     )
 

@@ -1,7 +1,7 @@
 """Cuts labelled images into parts that share no group and have each class in the wanted proportions.
 
 Why: scikit-learn's StratifiedGroupKFold makes equal folds only, and may leave a rare class out of one. Used through
-`dataset.split_dataset`, `dataset.fold_datasets` and `calibration.with_calibration`.
+`dataset.split_dataset`, `dataset.fold_datasets` and `temperatures.with_calibration`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What every implementation of patch entropy and of the entropy mask shares: constants, tables, checks of the input.
 
-It exists so that no two backends can differ in a constant or accept different input. It needs NumPy and nothing else.
+It exists so that backends do not differ in a constant or accept different input; Triton's copy of a few constants is
+held equal by its tests. It needs NumPy and nothing else.
 
 Integers make the backends agree to the last bit. A count is an integer, so c log2 c takes at most 1,025 values: they
 are rounded once, here, to multiples of 2^-17, and summed as integers, in any order, to the same result. The entropy

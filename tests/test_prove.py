@@ -22,7 +22,7 @@ from edgemed.evaluate import predict_files
 from edgemed.gates import Gates, default_gates
 from edgemed.images import image_from_file, pixels_sha256
 from edgemed.manifest import OperatingPoint
-from edgemed.sources import Proof, source_from_run
+from edgemed.sources import CheckImage, source_from_run
 
 made, quick = test_build.made, test_build.quick
 
@@ -74,21 +74,21 @@ def test_the_images_that_half_precision_is_tried_on_are_the_least_certain_of_all
     source = source_from_run(made.run.path)
     monkeypatch.setattr(build, "ROUNDED_IMAGES", classes)
     build.build_bundle(source, tmp_path / "b", image_size=SIDES)
-    validation = [proof for proof in source.proofs if proof.split == "validation"]
+    validation = [proof for proof in source.check_images if proof.split == "validation"]
     certain = source.noted.mean(axis=1).max(axis=1)
     of_image = {pixels_sha256(image_from_file(proof.file)): proof for proof in validation}
     found = [of_image[pixels_sha256(image)] for image in tried[:classes]]
     assert [proof.label for proof in found] == list(range(classes))
     for proof in found:  # the least certain of its class
         kind = (proof.label, "validation")
-        others = [k for k, other in enumerate(source.proofs) if (other.label, other.split) == kind]
-        assert certain[source.proofs.index(proof)] == min(certain[others])
+        others = [k for k, other in enumerate(source.check_images) if (other.label, other.split) == kind]
+        assert certain[source.check_images.index(proof)] == min(certain[others])
 
 
 def test_a_test_image_that_was_changed_since_the_evaluation_is_named(made: Made, quick: None, tmp_path: Path) -> None:
     """The bundle's reference would pair its pixels with what was said of others."""
     source = source_from_run(made.run.path)
-    file = next(proof.file for proof in source.proofs if proof.split == "test")
+    file = next(proof.file for proof in source.check_images if proof.split == "test")
     before = file.read_bytes()
     try:
         Image.fromarray(255 - image_from_file(file)).save(file)
@@ -101,17 +101,17 @@ def test_a_test_image_that_was_changed_since_the_evaluation_is_named(made: Made,
 
 def test_the_auroc_is_judged_on_images_that_lack_a_class_as_certify_does(made: Made) -> None:
     source = source_from_run(made.run.path)
-    two = [k for k, proof in enumerate(source.proofs) if proof.label < 2]
-    source = replace(source, proofs=tuple(source.proofs[k] for k in two), noted=source.noted[two])
+    two = [k for k, proof in enumerate(source.check_images) if proof.label < 2]
+    source = replace(source, check_images=tuple(source.check_images[k] for k in two), noted=source.noted[two])
     golden = made.bundle.golden()
     loose = Gates(max_flips=999, max_prob_error=1, max_auroc_drop=0.1)
     judge = prove.Prover(source, 999, SIDES, {"fp16": loose}, golden, lambda *_: None)
-    share = np.array([0.9 if proof.label == 0 else 0.1 for proof in judge.proofs], np.float32)  # the right way round
+    share = np.array([0.9 if each.label == 0 else 0.1 for each in judge.check_images], np.float32)  # the right way
     judge._truth = np.stack([share, 1 - share, 0 * share], axis=1)
     worse = np.concatenate([judge._truth[:, [1, 0, 2]], [item.probabilities for item in golden]])
     members = np.concatenate([judge._members, [item.members for item in golden]])
     with pytest.raises(GateError, match="AUROC lower by 1.0000, at most 0.1 allowed"):
-        judge.rounded(precision.Rounded(worse, members, {}))
+        judge.judge_rounded(precision.Rounded(worse, members, {}))
 
 
 @pytest.mark.parametrize(("limit", "flips"), [(0.897, False), (0.88, True)])
@@ -122,12 +122,12 @@ def test_in_half_precision_a_decision_that_the_reference_was_near_to_is_no_flip(
     source, golden = replace(source_from_run(made.run.path), operating_point=point), made.bundle.golden()
     gates = {"fp16": Gates(max_prob_error=1, max_auroc_drop=1)}
     judge = prove.Prover(source, 9, SIDES, gates, golden, lambda *_: None)
-    judge._truth = np.tile(np.float32([0.9, 0.06, 0.04]), (len(judge.proofs), 1))  # within 1e-2 of the limit, or not
-    lower = np.tile(np.float32([0.87, 0.08, 0.05]), (len(judge.proofs), 1))
+    judge._truth = np.tile(np.float32([0.9, 0.06, 0.04]), (len(judge.check_images), 1))  # near a limit, or not
+    lower = np.tile(np.float32([0.87, 0.08, 0.05]), (len(judge.check_images), 1))
     answers = np.concatenate([lower, [item.probabilities for item in golden]])
     rounded = precision.Rounded(answers, np.concatenate([judge._members, [item.members for item in golden]]), {})
     with pytest.raises(GateError, match="decision flips") if flips else nullcontext():
-        judge.rounded(rounded)
+        judge.judge_rounded(rounded)
 
 
 @pytest.mark.parametrize("golden_image", [0, 5])
@@ -244,5 +244,5 @@ def test_a_graph_that_changes_a_decision_of_the_operating_point_is_not_shipped(
         build.build_bundle(source, tmp_path / "b", image_size=SIDES, precisions=("fp32",))
 
 
-def _validation(made: Made) -> list[Proof]:
-    return [proof for proof in source_from_run(made.run.path).proofs if proof.split == "validation"]
+def _validation(made: Made) -> list[CheckImage]:
+    return [proof for proof in source_from_run(made.run.path).check_images if proof.split == "validation"]

@@ -106,7 +106,7 @@ def test_all_images_are_checked_whichever_splits_a_csv_names(
     copy.write_bytes(files[0].read_bytes())
     (tmp_path / "data.csv").write_text("\n".join(["path,label,split", *rows, f"{copy},{files[0].parent.name},test"]))
     source = source_from_members(members, backbone=BACKBONE, labels=LABELS, size=SIZE, check=tmp_path / "data.csv")
-    assert len(source.proofs) == len(files) + 1
+    assert len(source.check_images) == len(files) + 1
 
 
 def test_members_of_one_file_name_are_told_apart_by_their_folders(

@@ -8,13 +8,13 @@ import pytest
 from edgemed.errors import InputError
 from edgemed.stats import (
     Interval,
+    effective_groups,
+    effective_groups_of_rarest,
     exact,
     group_bootstrap,
-    group_count,
     group_resamples,
     group_times,
     mean_of,
-    rarest,
     share,
     tail,
 )
@@ -114,7 +114,7 @@ def test_images_that_are_alike_count_as_one_and_those_that_balance_each_other_as
 
 
 def test_the_rarest_label_is_counted_in_groups() -> None:
-    assert rarest(np.array([0, 0, 0, 1, 1, 1, 1]), ["a", "b", "c", "d", "d", "e", "e"]) == 2
+    assert effective_groups_of_rarest(np.array([0, 0, 0, 1, 1, 1, 1]), ["a", "b", "c", "d", "d", "e", "e"]) == 2
 
 
 def test_groups_of_which_one_holds_most_images_count_for_few_and_give_no_bounds() -> None:
@@ -122,8 +122,8 @@ def test_groups_of_which_one_holds_most_images_count_for_few_and_give_no_bounds(
     sizes = [40, *[1] * 19]
     groups = np.repeat(range(20), sizes).tolist()
     hits = np.arange(59) % 5 > 0
-    assert group_count(groups) == pytest.approx(59**2 / (40**2 + 19))
-    assert group_count([k // 5 for k in range(100)]) == 20
+    assert effective_groups(groups) == pytest.approx(59**2 / (40**2 + 19))
+    assert effective_groups([k // 5 for k in range(100)]) == 20
     assert share(hits, np.full(59, True), groups).as_dict() == {"value": hits.mean(), "low": None, "high": None}
     assert np.isnan(group_bootstrap(lambda rows: float(hits[rows].mean()), groups).low)
 
