@@ -12,14 +12,16 @@ engine self-tested, never certified. No torch; the extra `eval` for the AUROC.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgemed.engines import place_of
-from edgemed.errors import InputError
+from edgemed.bundle import Bundle
+from edgemed.engines import no_plan, place_of
+from edgemed.errors import EdgemedError, InputError
 from edgemed.gates import (
     TIE_MARGINS,
     Answers,
@@ -32,13 +34,14 @@ from edgemed.gates import (
     with_decisions,
 )
 from edgemed.images import fits, image_from_file, pixels_sha256
-from edgemed.infer import Model
+from edgemed.infer import Model, load
 from edgemed.listing import image_files
 from edgemed.manifest import MODEL_FILES, sha256_of
 from edgemed.operating import changed_decisions
 from edgemed.pack import check_writable, put_record
 from edgemed.progress import Progress, unseen
 from edgemed.records import Bounds, Certificate, Change, PlanRecord, least_batch, now
+from edgemed.runtimes import ORDER, PlanModule, runtime_module
 
 FEW = 30
 """Fewer images are warned of: where none of n has changed, up to 3 / n of all may have (95 %), of 30 one in ten."""
@@ -83,33 +86,7 @@ def certify(
     check_writable(model.bundle)
     model.bundle.plans()  # a record that cannot be read is told of before the images are run, too
     table = model.bundle.reference()
-    rows = {digest: row for row, digest in enumerate(table.sha256.tolist())}
-    files = list(image_files(data))
-    found: dict[int, Path] = {}
-    answers: dict[int, Answers] = {}
-    unfit: set[int] = set()
-    sides = model.record.image_side if model.record else model.bundle.manifest.input.sides
-    least = least_batch(model.record)
-    for done, path in enumerate(files, 1):
-        pixels = image_from_file(path)
-        row = rows.get(pixels_sha256(pixels))
-        if row is not None and row not in found:  # a copy of an image proves nothing more
-            if not fits(pixels, sides):
-                unfit.add(row)
-            else:
-                found[row] = path
-                answers[row] = in_each_place(model.outputs, pixels, least)
-        progress(f"certify on {model.runtime}", done, len(files), f"{len(found)} known")
-    if unfit and not found:
-        raise InputError(
-            f"none of the {len(unfit)} known images in {data} fits the engine, whose sides are {sides[0]} to "
-            f"{sides[2]}; certify with images of those sizes, or build an engine for these (--image-size)"
-        )
-    if not found:
-        raise InputError(
-            f"none of the {len(files)} images in {data} is known to {model.bundle.path}: its reference names the "
-            f"{len(rows)} images that its training held out by their pixels; give that data set"
-        )
+    count, found, answers, unfit = _asked(model, data, table.sha256.tolist(), progress)
     order = sorted(found)
     labels, groups = table.label[order], table.group[order]
     truth, members = table.probabilities[order], table.members[order]  # (R, K), (R, M, K)
@@ -156,10 +133,47 @@ def certify(
     put_record(model.bundle, record, signing_key)
     if replaced > len(order):
         _log.warning("this certificate covers %d images, and replaces one made here on %d", len(order), replaced)
-    if (reason := _too_few(len(order), len(rows))) is not None:
-        _log.warning("certified on %d of %d known images: %s", len(order), len(rows), reason)
-    unmatched = len(files) - len(found) - len(unfit)
-    return Finding(record, flips, len(files), unmatched, len(unfit), len(rows))
+    known = len(table.sha256)
+    if (reason := _too_few(len(order), known)) is not None:
+        _log.warning("certified on %d of %d known images: %s", len(order), known, reason)
+    return Finding(record, flips, count, count - len(found) - len(unfit), len(unfit), known)
+
+
+class _Asked(NamedTuple):
+    """What an engine was asked, by the row of the reference's table."""
+
+    files: int
+    found: dict[int, Path]
+    answers: dict[int, Answers]
+    unfit: set[int]  # of a size that the engine does not take
+
+
+def _asked(model: Model, data: Path, known: Sequence[str], progress: Progress) -> _Asked:
+    """Run the images in `data` whose pixels' hash is `known`, each once. InputError where there is none."""
+    rows = {digest: row for row, digest in enumerate(known)}
+    files, found, answers, unfit = list(image_files(data)), dict[int, Path](), dict[int, Answers](), set[int]()
+    sides = model.record.image_side if model.record else model.bundle.manifest.input.sides
+    for done, path in enumerate(files, 1):
+        pixels = image_from_file(path)
+        row = rows.get(pixels_sha256(pixels))
+        if row is not None and row not in found:  # a copy of an image proves nothing more
+            if not fits(pixels, sides):
+                unfit.add(row)
+            else:
+                found[row] = path
+                answers[row] = in_each_place(model.outputs, pixels, least_batch(model.record))
+        progress(f"certify on {model.runtime}", done, len(files), f"{len(found)} known")
+    if unfit and not found:
+        raise InputError(
+            f"none of the {len(unfit)} known images in {data} fits the engine, whose sides are {sides[0]} to "
+            f"{sides[2]}; certify with images of those sizes, or build an engine for these (--image-size)"
+        )
+    if not found:
+        raise InputError(
+            f"none of the {len(files)} images in {data} is known to {model.bundle.path}: its reference names the "
+            f"{len(rows)} images that its training held out by their pixels; give that data set"
+        )
+    return _Asked(len(files), found, answers, unfit)
 
 
 def _too_few(compared: int, known: int) -> str | None:
@@ -197,3 +211,36 @@ def _record_of_onnx(model: Model) -> PlanRecord:
         "state": "built",
     }
     return PlanRecord.model_validate(values)
+
+
+def self_tests(bundle: Bundle) -> list[dict[str, Any]]:
+    """The golden images on each runtime and precision that works here; ready for JSON.
+
+    Each: runtime, precision, not_run (why, or None), failure (what is wrong, or None); and where it ran, comparison
+    (see `gates.Comparison`) and state.
+    """
+    tests: list[dict[str, Any]] = []
+    for name in ORDER:
+        module = runtime_module(name)
+        if (why_not := module.availability()) is not None:
+            tests.append({"runtime": name, "precision": None, "not_run": why_not, "failure": None})
+            continue
+        for precision, file in MODEL_FILES.items():
+            if file not in bundle.manifest.files:
+                continue
+            test: dict[str, Any] = {"runtime": name, "precision": precision, "not_run": None, "failure": None}
+            try:
+                if isinstance(module, PlanModule) and (why_not := no_plan(bundle, module, precision)):
+                    tests.append(test | {"not_run": why_not})
+                    continue
+                model = load(bundle, runtime=name, precision=precision)
+                if model.golden():
+                    found = asdict(model.self_test())
+                    state = "certified" if model.state == "certified" else "self-tested"  # just now
+                    test |= {"comparison": found, "state": state}
+                else:
+                    test["not_run"] = f"no golden image has a size that plan {model.record and model.record.id} takes"
+            except EdgemedError as error:
+                test["failure"] = str(error)
+            tests.append(test)
+    return tests

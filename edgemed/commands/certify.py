@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -23,7 +22,7 @@ from edgemed.commands import (
     Verify,
     VerifyPlans,
 )
-from edgemed.errors import EdgemedError, InputError
+from edgemed.errors import InputError
 
 
 def certify(
@@ -83,44 +82,11 @@ def inspect(
 ) -> None:
     """Show what is in a bundle, and verify every hash. With --verify, every signature too."""
     from edgemed.bundle import opened_by_keys
+    from edgemed.certify import self_tests
 
     opened = opened_by_keys(bundle, verify, verify_plans)
     opened.verify()
-    tests = _self_tests(opened) if self_test else None
+    tests = self_tests(opened) if self_test else None
     tables.inspection(opened, tests, json_)
     if tests is not None and (any(test["failure"] for test in tests) or all(test["not_run"] for test in tests)):
         raise typer.Exit(3)
-
-
-def _self_tests(opened: Any) -> list[dict[str, Any]]:
-    """The golden images on each runtime and precision that works here: the largest error, or the failure."""
-    from edgemed.engines import no_plan
-    from edgemed.infer import load
-    from edgemed.manifest import MODEL_FILES
-    from edgemed.runtimes import ORDER, PlanModule, runtime_module
-
-    tests: list[dict[str, Any]] = []
-    for name in ORDER:
-        module = runtime_module(name)
-        if (why_not := module.availability()) is not None:
-            tests.append({"runtime": name, "precision": None, "not_run": why_not, "failure": None})
-            continue
-        for precision, file in MODEL_FILES.items():
-            if file not in opened.manifest.files:
-                continue
-            test: dict[str, Any] = {"runtime": name, "precision": precision, "not_run": None, "failure": None}
-            try:
-                if isinstance(module, PlanModule) and (why_not := no_plan(opened, module, precision)):
-                    tests.append(test | {"not_run": why_not})
-                    continue
-                model = load(opened, runtime=name, precision=precision)
-                if model.golden():
-                    found = asdict(model.self_test())
-                    state = "certified" if model.state == "certified" else "self-tested"  # just now
-                    test |= {"comparison": found, "state": state}
-                else:
-                    test["not_run"] = f"no golden image has a size that plan {model.record and model.record.id} takes"
-            except EdgemedError as error:
-                test["failure"] = str(error)
-            tests.append(test)
-    return tests
