@@ -10,7 +10,7 @@ from typing import Any
 
 from edgemed import __version__
 from edgemed.by_class import BY_CLASS, figure_of_class
-from edgemed.dataset import SPLITS
+from edgemed.columns import SPLITS
 from edgemed.gates import Comparison, changes
 from edgemed.images import Sides
 from edgemed.metrics import INTERVAL_METRICS

@@ -17,6 +17,8 @@ from decimal import Decimal
 from edgemed.errors import one_line
 
 COLUMNS = ("path", "label", "group", "split")
+SPLITS = ("train", "validation", "calibration", "test")  # calibration is for who asks for it: see temperatures.py
+HELD_OUT = SPLITS[1:]
 _MEANT = {"group": "images are of one patient or lesion", "split": "images train and which test"}
 _WORDS = {  # what a name of such a column holds, with spaces in place of all but letters
     "group": re.compile(

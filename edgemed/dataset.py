@@ -21,16 +21,16 @@ from pathlib import Path
 
 import numpy as np
 
-from edgemed.columns import written_alike
+from edgemed.columns import COLUMNS, SPLITS, written_alike
 from edgemed.dicom import frame_of
 from edgemed.duplicates import SMALLEST, Thumbnail, duplicate_pairs, merged_groups, thumbnails_of_files
 from edgemed.errors import InputError, did_you_mean
 from edgemed.files import is_text, write_atomic
 from edgemed.progress import Count
-from edgemed.rows import KNOWN_SPLITS, PLACEHOLDER, Row, rows_of_csv, rows_of_folder
+from edgemed.rows import PLACEHOLDER, Row, rows_of_csv, rows_of_folder
 from edgemed.splits import assigned_parts, held_out_groups
 
-SPLITS = ("train", "validation", "test")
+CUT = ("train", "validation", "test")  # by the fractions of `split_dataset`
 LARGE_GROUP = 0.05  # share of a class above which a group of joined near-duplicates is worth a warning
 NEARLY_ONE_GREY = 20  # of 256 levels: 12 bits in a file of 16 leave 16; the flattest of 10,015 skin images has 29
 ONE_GREY = 6  # likewise: 10 bits leave 4, and 11 of 120 copies of ultrasound images were found; 11 bits 8, and 118
@@ -84,8 +84,8 @@ class Dataset:
 
     def subset(self, split: str) -> Dataset:
         """The rows of one split. `InputError` for a name that is none."""
-        if split not in KNOWN_SPLITS:
-            raise InputError(f"split {split!r} is not known.{did_you_mean(split, KNOWN_SPLITS)}")
+        if split not in SPLITS:
+            raise InputError(f"split {split!r} is not known.{did_you_mean(split, SPLITS)}")
         return replace(self, rows=tuple(row for row in self.rows if row.split == split))
 
     def unsplit(self) -> Dataset:
@@ -154,7 +154,7 @@ def join_near_duplicates(dataset: Dataset, *, progress: Count | None = None) -> 
     merged = {group for row, group in zip(rows, groups, strict=True) if row.group != group}
     last: dict[str, str] = {}  # the last split of each group
     for row in joined:
-        last[row.group] = max(last.get(row.group, ""), row.split, key=("", *KNOWN_SPLITS).index)
+        last[row.group] = max(last.get(row.group, ""), row.split, key=("", *SPLITS).index)
     kept = tuple(row for row in joined if row.split == last[row.group])
     paths = {row.path for row in kept}
     warnings = list(dataset.warnings)
@@ -187,7 +187,7 @@ def split_dataset(dataset: Dataset, fractions: Sequence[float] = (0.7, 0.15, 0.1
     if any(row.split for row in dataset.rows):
         if not dataset.subset("validation").rows:
             dataset = _with_validation(dataset, fractions[1] / (fractions[0] + fractions[1]), seed)
-        for split in SPLITS:
+        for split in CUT:
             missing = set(dataset.classes) - {row.label for row in dataset.subset(split).rows}
             if missing:
                 names = ", ".join(sorted(missing))
@@ -197,7 +197,7 @@ def split_dataset(dataset: Dataset, fractions: Sequence[float] = (0.7, 0.15, 0.1
         raise InputError(f"split fractions {tuple(fractions)} are not three positive shares that sum to 1.")
     _check_groups(dataset)
     parts = assigned_parts(dataset.labels, dataset.groups, dataset.classes, fractions, seed=seed)
-    return replace(dataset, rows=tuple(replace(row, split=SPLITS[parts[row.group]]) for row in dataset.rows))
+    return replace(dataset, rows=tuple(replace(row, split=CUT[parts[row.group]]) for row in dataset.rows))
 
 
 def _check_groups(dataset: Dataset) -> None:
@@ -231,7 +231,7 @@ def fold_datasets(dataset: Dataset, folds: int, seed: int = 0, validation_fracti
         rest = replace(dataset, rows=tuple(row for row in dataset.rows if parts[row.group] != fold))
         shares = (1 - validation_fraction, validation_fraction)
         cut = assigned_parts(rest.labels, rest.groups, rest.classes, shares, seed=seed + 1 + fold)
-        rows = tuple(replace(row, split=SPLITS[cut.get(row.group, 2)]) for row in dataset.rows)
+        rows = tuple(replace(row, split=CUT[cut.get(row.group, 2)]) for row in dataset.rows)
         result.append(replace(dataset, rows=rows))
     return result
 
@@ -240,7 +240,7 @@ def write_split_csv(dataset: Dataset, path: str | Path) -> None:
     """Writes `path,label,group,split`, one line per row, in one step: the file is whole or not there."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "label", "group", "split"))
+    writer.writerow(COLUMNS)
     writer.writerows((row.path, row.label, row.group, row.split) for row in dataset.rows)
     write_atomic(Path(path), text.getvalue())
 

@@ -29,12 +29,12 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from pydantic_core import from_json
 
+from edgemed.columns import HELD_OUT
 from edgemed.errors import InputError
 from edgemed.images import image_from_bytes
 from edgemed.manifest import GOLDEN_OUTPUTS, canonical_bytes
 
 REFERENCE_NAME = "reference.npz"
-_SPLITS = ("validation", "calibration", "test")
 
 
 class Golden(NamedTuple):
@@ -121,9 +121,9 @@ def reference_file(
         raise InputError("the reference table needs one hash, label, group, split and the members' rows per image")
     if not all(re.fullmatch(r"[0-9a-f]{64}", value) for value in sha256):
         raise InputError("the reference table names images by sha256: 64 lower-case hex digits each")
-    if not set(splits) <= set(_SPLITS):
+    if not set(splits) <= set(HELD_OUT):
         raise InputError(
-            f"the reference table knows the splits {', '.join(_SPLITS)}; got {', '.join(sorted(set(splits)))}"
+            f"the reference table knows the splits {', '.join(HELD_OUT)}; got {', '.join(sorted(set(splits)))}"
         )
     order = sorted(range(len(each)), key=lambda k: (sha256[k], labels[k], splits[k], groups[k]))
     numbers: dict[int, int] = {}  # groups as they come in this order: given ones may follow the names of patients

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemed.columns import COLUMNS
 from edgemed.dataset import Dataset
 from edgemed.errors import InputError
 from edgemed.evaluate import Table
@@ -30,7 +31,7 @@ def predictions_csv(parts: Sequence[tuple[Dataset, NDArray[np.float32], Sequence
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "group", "split", PIXELS, *_columns(parts[0][0].classes)])
+    writer.writerow([*COLUMNS, PIXELS, *_columns(parts[0][0].classes)])
     for part, members, pixels in parts:
         for row, values, sha256 in zip(part.rows, members, pixels, strict=True):
             numbers = (repr(float(value)) for value in values.ravel())

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edgemed.columns import SPLITS
 from edgemed.config import TrainConfig
 from edgemed.dataset import Dataset, DuplicatePair, read_split_csv
 from edgemed.evaluate import Table
@@ -22,7 +23,6 @@ from edgemed.report import report_html
 from edgemed.report_evidence import Duplicate, Hard
 from edgemed.report_examples import mask_examples
 from edgemed.report_training import MaskExample
-from edgemed.rows import KNOWN_SPLITS
 from edgemed.run import fold_folders, read_info
 
 HARDEST, CONFLICTS, EXAMPLES = 12, 12, 6
@@ -71,7 +71,7 @@ def _warnings(infos: Sequence[dict[str, Any]]) -> list[str]:
 def _split_table(dataset: Dataset, name: str = "") -> dict[str, dict[str, int]]:
     """Images of each class in each split."""
     table: dict[str, dict[str, int]] = {}
-    for split in sorted({row.split for row in dataset.rows}, key=("", *KNOWN_SPLITS).index):
+    for split in sorted({row.split for row in dataset.rows}, key=("", *SPLITS).index):
         labels = [row.label for row in dataset.rows if row.split == split]
         table[f"{name}{split or 'all'}"] = {label: labels.count(label) for label in dataset.classes}
     return table

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgemed.columns import COLUMNS, groups_alike, unused_columns
+from edgemed.columns import COLUMNS, SPLITS, groups_alike, unused_columns
 from edgemed.dicom import frame_of
 from edgemed.duplicates import merged_groups
 from edgemed.errors import InputError, did_you_mean, one_line
@@ -22,7 +22,6 @@ from edgemed.files import visible
 from edgemed.images import SUFFIXES, is_image
 from edgemed.patients import STATED, pseudonyms
 
-KNOWN_SPLITS = ("train", "validation", "calibration", "test")  # calibration is for who asks for it: see temperatures.py
 PLACEHOLDER = (
     "If removing names gave several patients one PatientID or StudyInstanceUID, list the files in a CSV "
     "path,label,group; if they are only a few among other images, save those as PNG."
@@ -38,7 +37,7 @@ class Row:
     path: str  # `scan.dcm#3` is the third frame of a DICOM file
     label: str
     group: str  # images of one group stay in one split; an image without siblings is a group of its own
-    split: str = ""  # one of KNOWN_SPLITS, or "" when not yet split
+    split: str = ""  # one of SPLITS, or "" when not yet split
 
 
 def rows_of_folder(root: Path) -> tuple[list[Row], list[str]]:
@@ -94,7 +93,8 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
         text = path.read_text(encoding="utf-8-sig")
         table = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as a CSV in UTF-8 ({error}); save it as one.") from error
+        step = "restore it from a copy, or train anew" if as_written else "save it as one"
+        raise InputError(f"{path}: cannot be read as a CSV in UTF-8 ({error}); {step}.") from error
     header = [name.strip().lower() for name in table[0]] if table else []
     first = one_line(",".join(header)[:80]) if any(header) else "empty"
     for column in COLUMNS:
@@ -119,8 +119,8 @@ def rows_of_csv(path: Path, root: Path, *, as_written: bool = False) -> tuple[li
         raw = cells[header.index("path")]  # a name may have outer spaces
         name = _row_path(raw if (root / raw).is_file() else cell["path"], root, real)
         split = cell.get("split", "")
-        if split and split not in KNOWN_SPLITS:
-            raise InputError(f"{where}: split {split!r} is not known.{did_you_mean(split, KNOWN_SPLITS)}")
+        if split and split not in SPLITS:
+            raise InputError(f"{where}: split {split!r} is not known.{did_you_mean(split, SPLITS)}")
         file, frame = frame_of(root / name)
         shown = one_line(name)
         if not as_written and not file.is_file():

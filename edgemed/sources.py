@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemed.columns import HELD_OUT
 from edgemed.dataset import Dataset, join_near_duplicates, scan
 from edgemed.ensemble import Ensemble, predict_callable
 from edgemed.errors import InputError
@@ -80,7 +81,7 @@ def source_from_run(path: Path) -> Source:
     groups = {name: number for number, name in enumerate(sorted(set(run.dataset.groups)))}
     images: list[CheckImage] = []
     noted = []
-    for split in ("validation", "calibration", "test"):
+    for split in HELD_OUT:
         table = read_table(path, run.classes, split)
         if missing := {row.path for row in run.dataset.subset(split).rows} - set(table.paths):
             raise InputError(

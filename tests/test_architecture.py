@@ -17,7 +17,7 @@ FLOORS = " ".join(re.findall(r"\| `([a-z_ ]+)` \|$", MAP, flags=re.M)).split()
 
 RUNTIME_SIDE = """
 errors files allowance progress stats timing dicom_codecs dicom damage images listing phantoms
-manifest operating records signature evidence bundle pack preflight
+columns manifest operating records signature evidence bundle pack preflight
 runtimes gates engines infer certify plans nvml conditions power limits
 bench_latency bench_stages startup bench bench_report bench_diff contenders decoders parity display tables
 commands cli

@@ -51,10 +51,13 @@ def test_json_that_swallowed_the_next_flag_is_told_of(tmp_path: Path) -> None:
         assert (done.returncode, "got '--strict'" in done.stderr) == (2, True), done.stderr
 
 
-def test_whoever_interrupts_a_training_is_told_that_it_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(KeyboardInterrupt), goes_on(Path("runs/one")):
-        raise KeyboardInterrupt
-    assert caplog.messages == ["interrupted; the same command goes on in runs/one"]
+def test_whoever_interrupts_a_training_is_told_that_it_goes_on_once_there_is_one(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    for folder in (tmp_path, tmp_path / "not yet"):
+        with pytest.raises(KeyboardInterrupt), goes_on(folder):
+            raise KeyboardInterrupt
+    assert caplog.messages == [f"interrupted; the same command goes on in {tmp_path}"]
 
 
 def test_predict_takes_a_folder_of_images(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ pytest.importorskip("cv2", reason="extra train is not installed")
 
 from edgemed.config import TrainConfig
 from edgemed.dataset import (
-    SPLITS,
+    CUT,
     fold_datasets,
     read_split_csv,
     scan,
@@ -165,7 +165,7 @@ def test_the_fingerprint_follows_content_and_labels_but_not_the_place(folder: Pa
 
 def test_a_split_of_the_owners_is_part_of_the_fingerprint(folder: Path) -> None:
     names = [f"{label}/{k}.png,{label}" for label in ("benign", "malignant") for k in range(4)]
-    split = [f"{name},{SPLITS[k % 3]}" for k, name in enumerate(names)]
+    split = [f"{name},{CUT[k % 3]}" for k, name in enumerate(names)]
     without = scan(_csv(folder, "path,label", *names)).fingerprint()
     first = scan(_csv(folder, "path,label,split", *split)).fingerprint()
     assert first != without == scan(_csv(folder, "path,label,split", *(f"{name}," for name in names))).fingerprint()
@@ -213,7 +213,7 @@ def test_a_given_split_without_validation_gets_one_from_its_training_groups(fold
     lines = [f"{path},{label},{path},{'test' if group.endswith('1') else 'train'}" for path, label, group in pairs]
     found = split_dataset(scan(_csv(folder, "path,label,group,split", *lines)), (0.4, 0.4, 0.2))
     parts = {(row.label, row.split) for row in found.rows}
-    assert parts == {(label, split) for label in ("benign", "malignant") for split in SPLITS}
+    assert parts == {(label, split) for label in ("benign", "malignant") for split in CUT}
     assert {row.path for row in found.subset("test").rows} == {path for path, _, group in pairs if group.endswith("1")}
 
 
@@ -222,13 +222,13 @@ def test_fractions_cut_the_validation_that_a_given_split_lacks_and_nothing_else(
     lines = [f"{label}/{k}.png,{label},{'test' if k == 3 else 'train'}" for label in labels for k in range(4)]
     dataset = scan(_csv(folder, "path,label,split", *lines))
     found = _split(TrainConfig(split=(0.3, 0.6, 0.1)), dataset)
-    assert [len(found.subset(split).rows) for split in SPLITS] == [2, 4, 2]
+    assert [len(found.subset(split).rows) for split in CUT] == [2, 4, 2]
     with pytest.raises(InputError, match="a split of their own; leave out --split"):
         _split(TrainConfig(split=(0.3, 0.6, 0.1)), found)
 
 
 def test_a_given_split_is_kept_and_must_have_every_class_everywhere(folder: Path) -> None:
-    lines = [f"{label}/{k}.png,{label},{SPLITS[k % 3]}" for label in ("benign", "malignant") for k in range(4)]
+    lines = [f"{label}/{k}.png,{label},{CUT[k % 3]}" for label in ("benign", "malignant") for k in range(4)]
     dataset = scan(_csv(folder, "path,label,split", *lines))
     assert split_dataset(dataset, (0.1, 0.1, 0.8)) == dataset
     with pytest.raises(InputError, match="folds would override it; drop its column, or give --folds 0"):

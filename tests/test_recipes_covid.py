@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_recipes import _image, _rows
 
-from edgemed.dataset import SPLITS, scan
+from edgemed.dataset import CUT, scan
 from edgemed.published import COVID
 from edgemed.recipes import prepare
 
@@ -43,11 +43,11 @@ def test_covid_ct_keeps_the_split_of_its_publishers_where_their_lists_name_every
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("\r\n".join(names[2 * k : 2 * k + 2]) + "\r\n")
     prepared = prepare("covid", root, out)
-    assert prepared.counts == {f"{split} {label}": 2 for split in SPLITS for label in ("covid", "non-covid")}
+    assert prepared.counts == {f"{split} {label}": 2 for split in CUT for label in ("covid", "non-covid")}
     assert "not the publisher's: covid 6 of 349, non-covid 6 of 397;" in prepared.warnings[0]
     parts = {Path(row["path"]).name: row["split"] for row in _rows(out)}
-    assert [parts[f"NonCOVID-p6-5{k}%0.png"] for k in range(6)] == [split for split in SPLITS for _ in range(2)]
-    assert {row.split for row in scan(out).rows} == set(SPLITS)
+    assert [parts[f"NonCOVID-p6-5{k}%0.png"] for k in range(6)] == [split for split in CUT for _ in range(2)]
+    assert {row.split for row in scan(out).rows} == set(CUT)
     file.write_text("NonCOVID-p6-54%0.png\nNonCOVID-p6-50%0.png\n")  # one in two parts, one in none
     for reason in ("does not name 2 of the 12 images once, the first NonCOVID-p6-50%0.png", "is not there (Data-split"):
         own = prepare("covid", root, tmp_path / f"{len(reason)}.csv")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 pytest.importorskip("cv2", reason="extra train is not installed")
 
 from edgemed.dataset import (
-    SPLITS,
+    CUT,
     Dataset,
     Row,
     fold_datasets,
@@ -40,9 +40,9 @@ def test_every_class_gets_its_share_of_every_split() -> None:
         _rows({label: {f"{label}{k}": 1 for k in range(n)} for label, n in zip("abc", (200, 40, 20), strict=True)})
     )
     counts = Counter((row.label, row.split) for row in dataset.rows)
-    assert {split: counts["a", split] for split in SPLITS} == {"train": 140, "validation": 30, "test": 30}
-    assert {split: counts["b", split] for split in SPLITS} == {"train": 28, "validation": 6, "test": 6}
-    assert {split: counts["c", split] for split in SPLITS} == {"train": 14, "validation": 3, "test": 3}
+    assert {split: counts["a", split] for split in CUT} == {"train": 140, "validation": 30, "test": 30}
+    assert {split: counts["b", split] for split in CUT} == {"train": 28, "validation": 6, "test": 6}
+    assert {split: counts["c", split] for split in CUT} == {"train": 14, "validation": 3, "test": 3}
 
 
 @settings(max_examples=60, deadline=None)
@@ -63,7 +63,7 @@ def test_groups_never_cross_and_no_class_is_missing(data: st.DataObject) -> None
         for row in part.rows:
             where[row.group].add(row.split)
         assert all(len(splits) == 1 for splits in where.values())
-        assert {(row.label, row.split) for row in part.rows} == {(label, split) for label in "abc" for split in SPLITS}
+        assert {(row.label, row.split) for row in part.rows} == {(label, split) for label in "abc" for split in CUT}
 
 
 def test_large_groups_do_not_spoil_the_shares() -> None:
@@ -71,7 +71,7 @@ def test_large_groups_do_not_spoil_the_shares() -> None:
     counts = {label: {f"{label}{k}": int(n) for k, n in enumerate(rng.geometric(0.2, 120))} for label in "ab"}
     dataset = split_dataset(_rows(counts), (0.6, 0.2, 0.2), seed=3)
     for label, groups in counts.items():
-        for split, fraction in zip(SPLITS, (0.6, 0.2, 0.2), strict=True):
+        for split, fraction in zip(CUT, (0.6, 0.2, 0.2), strict=True):
             share = sum(row.split == split for row in dataset.rows if row.label == label) / sum(groups.values())
             assert share == pytest.approx(fraction, abs=0.01)
 

@@ -64,5 +64,6 @@ def goes_on(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        logging.getLogger("edgemed").warning("interrupted; the same command goes on in %s", out)
+        if out.exists():
+            logging.getLogger("edgemed").warning("interrupted; the same command goes on in %s", out)
         raise
