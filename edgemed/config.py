@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +136,17 @@ class TrainConfig:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `run.json`."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """What `as_dict` gave, read back from JSON. A setting that is younger than the run has its default.
+
+        Raises:
+            InputError: a setting that only a newer edgemed knows.
+        """
+        if unknown := values.keys() - {field.name for field in dataclasses.fields(cls)}:
+            raise InputError(f"the run has the setting '{min(unknown)}', which this edgemed does not know; update it")
+        return cls(**{**values, "split": tuple(values.get("split", cls.split))})
 
 
 def derive_seed(seed: int, *names: str | int) -> int:

@@ -36,7 +36,7 @@ def report_of_run(run: Path, metrics: dict[str, Any]) -> str:
         InputError: an image that it shows cannot be read.
     """
     info = read_info(run)
-    config = TrainConfig(**info["config"] | {"split": tuple(info["config"]["split"])})
+    config = TrainConfig.from_dict(info["config"])
     dataset = read_split_csv(run / "split.csv", Path(info["dataset"]["root"]))
     folded = "folds" in metrics
     runs = fold_folders(run, config.folds) if folded else [run]

@@ -110,7 +110,7 @@ def read_info(run: Path) -> dict[str, Any]:
     info = read_json(run / "run.json")
     if not isinstance(info, dict) or info.get("schema") != RUN_SCHEMA:
         raise InputError(f"{run} was begun by another version of edgemed, which alone can go on; choose another --out")
-    return info | {"config": TrainConfig().as_dict() | info["config"]}
+    return info | {"config": TrainConfig.from_dict(info["config"]).as_dict()}
 
 
 def read_metrics(run: Path) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def require_same_settings(previous: dict[str, Any], config: TrainConfig, out: Pa
     Raises:
         InputError: naming each flag that differs.
     """
-    old, new = previous["config"], config.as_dict() | {"split": list(config.split)}
+    old, new = previous["config"], config.as_dict()
     # `require_same_weights` looks at what is in the weights, wherever they lie; `note_another_place` notes a device.
     free = ("device", "threads", "compile", "weights")
     differ = [name for name in new if name not in free and old[name] != new[name]]

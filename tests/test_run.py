@@ -175,7 +175,6 @@ def test_a_run_that_another_command_began_meanwhile_is_left_as_it_is(
 
 def test_a_run_goes_on_with_other_devices_threads_weights_paths_and_without_compiling(tmp_path: Path) -> None:
     begun = {"config": TrainConfig(threads=2, compile=True, weights="elsewhere", device="cuda:1").as_dict()}
-    begun["config"]["split"] = list(begun["config"]["split"])
     require_same_settings(begun, TrainConfig(), tmp_path)
     with pytest.raises(InputError, match="--epochs 30 -> 31"):
         require_same_settings(begun, TrainConfig(epochs=31), tmp_path)

@@ -65,9 +65,16 @@ def test_figures_of_another_version_are_made_again_and_never_read_as_if_they_wer
     assert "<html" in (run / "report.html").read_text()
 
 
-@pytest.mark.parametrize("document", [{"schema": RUN_SCHEMA + 1}, []])
+@pytest.mark.parametrize(
+    ("document", "says"),
+    [
+        ({"schema": RUN_SCHEMA + 1}, "was begun by another version of edgemed"),
+        ([], "was begun by another version of edgemed"),
+        ({"schema": RUN_SCHEMA, "config": {"warp": 9}}, "the setting 'warp', which this edgemed does not know"),
+    ],
+)
 def test_a_run_of_another_version_is_told_in_one_line_by_every_command(
-    tiny_run: Path, phantoms: Path, weights: Path, tmp_path: Path, document: Any, edgemed: Edgemed,
+    tiny_run: Path, phantoms: Path, weights: Path, tmp_path: Path, document: Any, says: str, edgemed: Edgemed,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     run = shutil.copytree(tiny_run, tmp_path / "run")
@@ -76,7 +83,7 @@ def test_a_run_of_another_version_is_told_in_one_line_by_every_command(
     resume = ("train", phantoms, "--out", run, *tiny_flags(weights))
     for command in (("evaluate", run, phantoms), ("calibrate", run), build, resume):
         assert edgemed(*command) == 2
-        assert "was begun by another version of edgemed" in " ".join(capsys.readouterr().err.split())
+        assert says in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "a word"])
