@@ -24,7 +24,6 @@ from edgemed.manifest import (
     ImageInput,
     OperatingPoint,
     document_bytes,
-    plain_content,
     sealed_manifest,
     sha256_of,
 )
@@ -44,7 +43,7 @@ def write_bundle(
     size: int,
     flops: int,
     weight_bytes: int,
-    files: Mapping[str, bytes | Path],
+    files: Mapping[str, bytes],
     entropy: bool = False,
     operating_point: OperatingPoint | None = None,
     signing_key: bytes | None = None,
@@ -63,7 +62,6 @@ def write_bundle(
     """
     target = Path(out).resolve()
     check_target(target, overwrite=overwrite)
-    contents = {n: content if isinstance(content, bytes) else plain_content(content) for n, content in files.items()}
     manifest = sealed_manifest(
         {
             "created": now(),
@@ -78,14 +76,14 @@ def write_bundle(
             "entropy": entropy,
             "operating_point": operating_point,
             "weight_bytes": weight_bytes,
-            "files": {n: FileEntry(sha256=sha256_of(data), bytes=len(data)) for n, data in contents.items()},
+            "files": {n: FileEntry(sha256=sha256_of(data), bytes=len(data)) for n, data in files.items()},
         }
     )
     staging = target.with_name(f".{target.name}.new-{secrets.token_hex(4)}")
     try:
         staging.mkdir(parents=True)
         statement = document_bytes(manifest)
-        contents[MANIFEST_NAME] = statement
+        contents = {**files, MANIFEST_NAME: statement}
         if signing_key is not None:
             contents[SIGNATURE_NAME] = signature.sign(signing_key, statement)
         for name, data in contents.items():
