@@ -4,7 +4,9 @@ Why its own module: `edgemed bench` and every script in `benchmarks/` measure wi
 figures can be compared. Every sample counts: none is dropped, clipped or averaged away. Neighbours in time resemble
 each other (a neighbour process, a clock that falls), so intervals come from a bootstrap that draws whole blocks of
 neighbours, half a second or more; one that draws single samples would promise far too much. Of a disturbance that
-lasts as long as a block or longer they hold less than they say, and of what differs from run to run, nothing.
+lasts as long as a block or longer they hold less than they say, and of what differs from run to run, nothing. Even of
+independent samples (simulated), the 95 % interval of the median of 10 to 30 misses it in 8 % of cases, of 100 in 4 %;
+that of the 90th percentile of 100 in 9 %, of the 99th of 1,000 in 8 %.
 
     rounds = interleaved({"old": old, "new": new}, rounds=50)
     ratio_interval(rounds["new"], rounds["old"], paired=True)        # Interval(value=0.83, low=0.81, high=0.86)
