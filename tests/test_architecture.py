@@ -66,8 +66,11 @@ def test_a_file_imports_only_from_floors_below(room: str, path: Path) -> None:
 
 @pytest.mark.parametrize("path", [path for room, path in _files() if room in RUNTIME_SIDE], ids=lambda path: path.name)
 def test_the_runtime_side_imports_nothing_heavy_at_its_top(path: Path) -> None:
-    heavy = {module.split(".")[0] for module in _imports(path, top_level_only=True)} & HEAVY
+    modules = _imports(path, top_level_only=True)
+    heavy = {module.split(".")[0] for module in modules} & HEAVY
     assert not heavy, f"{path.name} imports {heavy}: a device without torch could not load it"
+    rooms = {room for module in modules if (room := _room_of(module))} - {"kernels"}
+    assert rooms <= set(RUNTIME_SIDE), f"{path.name} imports {sorted(rooms - set(RUNTIME_SIDE))}: list them above, too"
 
 
 def test_source_files_stay_under_300_lines() -> None:
