@@ -77,7 +77,7 @@ def auroc_interval(
 
 
 def score_interval(value: float, positives: float, negatives: float) -> Interval:
-    """An AUROC with the values that are within 1.96 of their own standard errors from it, by numbers of images.
+    """An AUROC with the values that are within 1.96 of their own standard errors from it, by effective groups of each.
 
     The standard errors are Hanley and McNeil's (1982), made alike in both kinds: Newcombe's (2006) method 5.
     """
@@ -87,8 +87,9 @@ def score_interval(value: float, positives: float, negatives: float) -> Interval
         spread = 1 + others * (1 - true) / (2 - true) + others * true / (1 + true)
         return (value - true) ** 2 - Z**2 * true * (1 - true) * spread / (positives * negatives)
 
-    low = brentq(excess, 0, value - 1e-9) if value > 0 else 0.0  # at 0 and 1 itself, nothing is in excess
-    high = brentq(excess, value + 1e-9, 1) if value < 1 else 1.0
+    # At the value itself nothing is in excess, and below and above it less than nothing.
+    low = brentq(excess, 0, value - min(1e-9, value / 2)) if value > 0 else 0.0
+    high = brentq(excess, value + min(1e-9, (1 - value) / 2), 1) if value < 1 else 1.0
     return Interval(value, float(low), float(high))
 
 

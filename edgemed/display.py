@@ -24,10 +24,9 @@ from edgemed.progress import Progress
 FINISHED_BARS = 8
 WIDEST = 10_000  # columns: more than any table needs
 
-if os.environ.get("COLUMNS") == "0":
-    del os.environ["COLUMNS"]  # rich would show nothing; to others, 0 is unknown
-_out = Console(emoji=False)  # a path or a label may hold :x:
-_log = Console(stderr=True, emoji=False)
+_WIDTH = 80 if os.environ.get("COLUMNS") == "0" else None  # rich would take it at its word, and show nothing
+_out = Console(emoji=False, width=_WIDTH)  # a path or a label may hold :x:
+_log = Console(stderr=True, emoji=False, width=_WIDTH)
 
 
 def say(message: Any) -> None:

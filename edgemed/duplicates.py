@@ -69,6 +69,16 @@ def thumbnail(image: NDArray[np.uint8]) -> Thumbnail:
 
 def thumbnails_of_files(files: Sequence[Path], progress: Count | None = None) -> list[Thumbnail]:
     """The thumbnail of every image, decoded in full. `InputError` counts the bad ones and names the first."""
+    made, bad = readable_thumbnails(files, progress)
+    if bad:
+        raise InputError(f"{len(bad)} of {len(files)} images cannot be used; the first: {bad[0]}")
+    return made
+
+
+def readable_thumbnails(
+    files: Sequence[Path], progress: Count | None = None
+) -> tuple[list[Thumbnail], list[InputError]]:
+    """The thumbnail of every image that can be decoded in full, and what is wrong with the others."""
 
     def one(file: Path) -> Thumbnail | InputError:
         try:
@@ -76,8 +86,7 @@ def thumbnails_of_files(files: Sequence[Path], progress: Count | None = None) ->
         except InputError as error:
             return error
 
-    made: list[Thumbnail] = []
-    bad: list[InputError] = []
+    made, bad = list[Thumbnail](), list[InputError]()
     with ThreadPoolExecutor(max_workers=2) as pool:
         for done, result in enumerate(pool.map(one, files), start=1):
             if isinstance(result, InputError):
@@ -86,9 +95,7 @@ def thumbnails_of_files(files: Sequence[Path], progress: Count | None = None) ->
                 made.append(result)
             if progress is not None:
                 progress(done, len(files))
-    if bad:
-        raise InputError(f"{len(bad)} of {len(files)} images cannot be used; the first: {bad[0]}")
-    return made
+    return made, bad
 
 
 def duplicate_pairs(
@@ -107,13 +114,15 @@ def duplicate_pairs(
         if i != k:
             pairs.append((i, k, 1.0))
     unique = [k for k in first.values() if thumbnails[k].shape == (SIDE, SIDE)]
+    rows = sum(k < first_side for k in unique) or len(unique)
     if len(unique) < 2:
         return sorted(pairs)
     images = np.stack([thumbnails[k] for k in unique])
-    proposed = _proposed(images)
-    if first_side:
-        place = np.array(unique)[proposed]
-        proposed = proposed[(place[:, 0] < first_side) & (place[:, 1] >= first_side)]
+    proposed = _proposed(images, rows)
+    if first_side:  # where copies are on both sides, so is the picture
+        here, (i, j) = np.arange(len(unique)) < rows, proposed.T
+        there = ~here | np.isin(unique, [i for i, j, _ in pairs if j >= first_side])
+        proposed = proposed[(here[i] & there[j]) | (there[i] & here[j])]
     candidates, crops = _screened(images, proposed)
     with ThreadPoolExecutor(max_workers=2) as pool:
         scores = pool.map(partial(_confirmation, images), candidates[:, 0], candidates[:, 1], crops)
@@ -150,12 +159,12 @@ def merged_groups(groups: Sequence[str], pairs: Sequence[tuple[int, int]]) -> li
     return [top(group) for group in groups]
 
 
-def _proposed(images: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """(M, 2) pairs i < j of (N, SIDE, SIDE) thumbnails whose perceptual hashes are near."""
+def _proposed(images: NDArray[np.uint8], rows: int) -> NDArray[np.int32]:
+    """(M, 2) pairs i < j, i < rows, of (N, SIDE, SIDE) thumbnails whose perceptual hashes are near."""
     whole, middle = _hashes(images), _hashes(images[:, _RIM:-_RIM, _RIM:-_RIM])
     found = []
-    for start in range(0, len(images), _BLOCK):
-        block = slice(start, start + _BLOCK)
+    for start in range(0, rows, _BLOCK):
+        block = slice(start, min(start + _BLOCK, rows))
         near = whole[block] @ whole[start:].T >= 64 - 2 * HASH_BITS
         near |= middle[block] @ whole[start:].T >= 64 - 2 * MIDDLE_BITS
         near |= whole[block] @ middle[start:].T >= 64 - 2 * MIDDLE_BITS

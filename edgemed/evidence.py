@@ -65,7 +65,12 @@ _DAMAGED = (
 
 
 def golden_files(golden: Sequence[Golden]) -> dict[str, bytes]:
-    """The golden files by their names in the bundle, for `write_bundle`. The same images give the same bytes."""
+    """The golden files by their names in the bundle, for `write_bundle`. The same images give the same bytes.
+
+    InputError where there is none, or only some have an entropy map.
+    """
+    if len({item.entropy is None for item in golden}) != 1:
+        raise InputError("golden images: give at least one, and an entropy map for all of them or for none")
     files: dict[str, bytes] = {}
     rows = []
     for k, item in enumerate(golden):

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgemed.dataset import Dataset, join_near_duplicates, scan
 from edgemed.dicom import frame_of
-from edgemed.duplicates import shown_in, thumbnails_of_files
+from edgemed.duplicates import readable_thumbnails, shown_in
 from edgemed.errors import InputError, did_you_mean
 from edgemed.evaluate import Predict, Table, evaluation, predict_files
 from edgemed.evidence import REFERENCE_NAME
@@ -128,11 +128,12 @@ def _groups(dataset: Dataset, progress: Count) -> list[str]:
 def _seen(dataset: Dataset, learnt: Sequence[Path], progress: Progress) -> int:
     """How many images of a scanned data set are near-duplicates of one of the files `learnt` that are still there."""
     there = [file for file in learnt if frame_of(file)[0].is_file()]
-    try:
-        known = thumbnails_of_files(there, counted(progress, "read training images"))
-    except InputError as error:
-        log.warning(f"whether the model has learnt from images of {dataset.root} cannot be told: {error}")
-        return 0
+    known, bad = readable_thumbnails(there, counted(progress, "read training images"))
+    if bad:
+        log.warning(
+            f"{len(bad)} of the images that the model has learnt from cannot be read: whether they are among these "
+            f"cannot be told; the first: {bad[0]}"
+        )
     images = [dataset.thumbnails[row.path] for row in dataset.rows]
     return sum(shown_in(images, known, counted(progress, "compare with training images"))) if known else 0
 

@@ -33,7 +33,7 @@ def image_files(data: Path, unreadable: Callable[[InputError], None] = _raised) 
         if not found:
             raise InputError(f"{data} holds no images; give a folder that does, or a CSV")
         if others := len(entries) - len(found):
-            _log.warning("%d files below %s are no images by their names, and were passed over", others, data)
+            _log.warning("%d of %d files below %s are no images, and were passed over", others, len(entries), data)
         yield from found
         return
     try:

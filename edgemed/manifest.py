@@ -73,7 +73,7 @@ BundleId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Time = Annotated[str, Field(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z$")]
 Count = Annotated[int, Field(ge=0, le=2**62)]
 Side = Annotated[int, Field(ge=1, le=1 << 20)]
-Range = Annotated[tuple[int, int, int], AfterValidator(_ordered)]
+Range = Annotated[tuple[int, int, int], AfterValidator(_ordered)]  # min, opt, max
 
 
 class Strict(BaseModel):

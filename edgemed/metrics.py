@@ -33,6 +33,7 @@ from edgemed.stats import (
     exact,
     group_bootstrap,
     mean_of,
+    mean_of_bounds,
     share,
     wider,
 )
@@ -97,11 +98,12 @@ def metrics_with_intervals(
     """`classification_metrics`, where accuracy, balanced_accuracy, macro_f1 and auroc are {"value", "low", "high"}.
 
     groups: (N,) patients or lesions. low and high bound 95 %. Of the accuracy: see `stats.share`. Of the averages over
-    classes, they hold both a bootstrap that draws whole groups and `stats.mean_of` of the classes' own intervals: no
-    resample knows that a class which is all right here could be otherwise. The resamples depend on groups and seed
-    only, so every predictor of a run is judged on the same ones. One that lacks a class is left out: it would average
-    others. The bounds are None with too few groups (`stats.FEWEST_GROUPS`), for an average with those of any class;
-    all three are None where the metric is undefined.
+    classes, they hold both a bootstrap that draws whole groups and the mean of the classes' own intervals, since no
+    resample knows that a class which is all right here could be otherwise: `stats.mean_of` of the sensitivities, which
+    are independent, and `stats.mean_of_bounds` of F1s and AUROCs, which are not. The resamples depend on groups and
+    seed only, so every predictor of a run is judged on the same ones. One that lacks a class is left out: it would
+    average others. The bounds are None with too few groups (`stats.FEWEST_GROUPS`), for an average with those of any
+    class; all three are None where the metric is undefined.
     intervals holds the bounds of sensitivity, specificity and auroc_per_class: see `by_class.intervals_by_class`.
     ece_by_chance is what `ece` would be of exact probabilities: {"mean", "high"}, see `calibration_error_by_chance`.
     """
@@ -117,7 +119,8 @@ def metrics_with_intervals(
         if metrics[name] is not None:
             found = group_bootstrap(statistic, groups, resamples=resamples, seed=seed, fewest=fewest)
             parts = [part for part in by_class[AVERAGED[name]].values() if not math.isnan(part.value)]
-            found = wider(found, mean_of(parts)) if fewest >= FEWEST_GROUPS else found
+            alone = mean_of(parts) if name == "balanced_accuracy" else mean_of_bounds(parts)
+            found = wider(found, alone) if fewest >= FEWEST_GROUPS else found
         metrics[name] = found.as_dict() | {"value": metrics[name]}
     metrics["intervals"] = {
         key: {name: {bound: part.as_dict()[bound] for bound in ("low", "high")} for name, part in by_class[key].items()}

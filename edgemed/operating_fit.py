@@ -12,7 +12,7 @@ to 0.84), and so do temperatures from the same images.
 
 What fails: an image of the positive class below the threshold (sensitivity), one of another class at or above it
 (specificity), a true label outside of the set (coverage), an image that is referred (`answer`), a wrong answer that is
-given (`max_error`).
+given (`max_error`; beside a threshold with 2 for the 1 above, by simulation).
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _max_disagreement(wanted: Wanted, point: OperatingPoint, classes: Sequence[s
         needed, least = math.ceil(spare / wanted.max_error - 1 - 1e-9), math.ceil(1000 * spare / (groups + 1)) / 1000
         raise InputError(
             f"--max-error {wanted.max_error:g} needs at least {needed} calibration groups, and there are {groups}; "
-            f"ask for at least {least:g}, or give more images"
+            + (f"ask for at least {least:g}, or give more images" if least < 1 else "give more images")
         )
     wrong = apart[~outcomes(point, classes, table).right]
     if len(wrong) <= allowed:

@@ -133,8 +133,8 @@ def judged(parts: Sequence[Part], classes: Sequence[str]) -> dict[str, Any]:
 
 
 PROMISE = (
-    "What is asked holds on average over calibration sets of this size; one set may miss it. Of this one are the "
-    "brackets, but for that of the sets' coverage."
+    "What is asked holds on average over calibration sets of this size; this one may miss it. Brackets are for this "
+    "one; of a run, that of the sets' coverage is over calibration sets, too."
 )
 
 

@@ -77,6 +77,7 @@ def joined(tables: Sequence[Table]) -> Table:
         np.concatenate([table.labels for table in tables]),
         tuple(group for table in tables for group in table.groups),
         np.concatenate([table.members for table in tables]),
+        None if all(table.fused is None for table in tables) else np.concatenate([t.probabilities for t in tables]),
     )
 
 

@@ -34,7 +34,7 @@ from edgemed.preprocess import FrontEnd
 
 RETRAIN = "delete it and run its `edgemed train` command again: the members are kept"
 """What to do about a `metrics.json` that is damaged."""
-RUN_SCHEMA = 1
+RUN_SCHEMA = 2
 """Of `run.json` and `duplicates.json`. A setting that is added needs no other number: see `read_info`."""
 METRICS_SCHEMA = 3
 """Of `metrics.json`: 3 has intervals that hold near 1, too."""
@@ -109,7 +109,9 @@ def read_info(run: Path) -> dict[str, Any]:
     """
     info = read_json(run / "run.json")
     if not isinstance(info, dict) or info.get("schema") != RUN_SCHEMA:
-        raise InputError(f"{run} was begun by another version of edgemed, which alone can go on; choose another --out")
+        raise InputError(
+            f"{run} was begun by another version of edgemed; use that version, or train anew into another folder"
+        )
     return info | {"config": TrainConfig.from_dict(info["config"]).as_dict()}
 
 

@@ -22,7 +22,8 @@ def sharpness_aware(model: nn.Module, radius: float, backward: Callable[[], Tens
     learn their statistics at w alone.
 
     Args:
-        backward: leaves one step's gradients in the parameters and returns its loss; it is called twice.
+        backward: leaves one step's gradients in the parameters and returns its loss. It is called twice, and draws
+            what is random (dropped paths, mixup, erased rectangles) anew for each: the climb is not fitted to it.
     """
     loss = backward()
     moved = [(parameter, parameter.grad) for parameter in model.parameters() if parameter.grad is not None]

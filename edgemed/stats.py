@@ -80,9 +80,9 @@ def share(hits: NDArray[np.bool_], among: NDArray[np.bool_], groups: Sequence[Ha
     Clopper and Pearson's (1934) for as many independent images as these are worth, which is Korn and Graubard's: their
     number over the design effect, less a little for the few groups that it is estimated from, at most all of them. One
     image a group is worth one. Where hits, or misses, are in fewer than `TOO_FEW` groups, little tells how alike the
-    images of a group are, and the interval holds that of as many images as there are groups, too. The bounds are NaN
-    with fewer than `FEWEST_GROUPS`; all is NaN without a sample that counts. Too narrow where few of many groups hold
-    most images, and these are alike.
+    images of a group are, and the interval holds that of as many images as there are effective groups, too. The bounds
+    are NaN with fewer than `FEWEST_GROUPS`; all is NaN without a sample that counts. Too narrow where few of many
+    groups hold most images, and these are alike.
     """
     from scipy.stats import t  # not on every device
 
@@ -100,7 +100,7 @@ def share(hits: NDArray[np.bool_], among: NDArray[np.bool_], groups: Sequence[Ha
     certain = (t.ppf((1 + LEVEL) / 2, images - 1) / t.ppf((1 + LEVEL) / 2, count - 1)) ** 2
     found = exact(value, images if effect <= certain else images * certain / effect)
     rarer = kept == (value <= 0.5)
-    return found if len(set(group_of[rarer])) >= TOO_FEW else wider(found, exact(value, min(images, count)))
+    return found if len(set(group_of[rarer])) >= TOO_FEW else wider(found, exact(value, count))
 
 
 def exact(value: float, images: float) -> Interval:
@@ -127,6 +127,11 @@ def mean_of(parts: Sequence[Interval]) -> Interval:
     value, low, high = (np.array(side) for side in zip(*parts, strict=True))
     below, above = (float(np.linalg.norm(value - side)) / len(parts) for side in (low, high))
     return Interval(float(value.mean()), float(value.mean()) - below, float(value.mean()) + above)
+
+
+def mean_of_bounds(parts: Sequence[Interval]) -> Interval:
+    """The mean of figures that may rise and fall together, such as F1s, with the means of their bounds."""
+    return Interval(*np.mean(parts, axis=0).tolist())
 
 
 def effective_groups(groups: Sequence[Hashable] | NDArray[Any]) -> float:

@@ -20,9 +20,10 @@ from edgemed.errors import EdgemedError, InputError
 from edgemed.loop import gradients, require_finite
 from edgemed.mae import MaskedAutoencoder, reconstruction_loss
 from edgemed.models import create_backbone, freeze_stages, train_mode, weights_digest
+from edgemed.sam import sharpness_aware
 
 STEPS, BATCH = 3, 8
-CASES = (("classifier", 1), ("frozen", 1), ("autoencoder", 2))
+CASES = (("classifier", 1), ("frozen", 1), ("sharpness-aware", 2), ("autoencoder", 2))
 
 
 def _classifier_loss(net: nn.Module, weights: Tensor, images: Tensor, labels: Tensor) -> Tensor:
@@ -56,7 +57,8 @@ def trained(kind: str, accumulate: int) -> dict[str, Tensor]:
         else:
             loss_of, batch = partial(_autoencoder_loss, net), (images, removed[rank() :: world()])
             weight = torch.ones(len(images), dtype=torch.float64)
-        losses.append(gradients(net, loss_of, batch, weight, accumulate))
+        backward = partial(gradients, net, loss_of, batch, weight, accumulate)
+        losses.append(sharpness_aware(model, 0.05, backward) if kind == "sharpness-aware" else backward())
         optimizer.step()
     return dict(model.state_dict()) | {"losses": torch.stack(losses)}
 

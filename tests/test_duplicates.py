@@ -174,6 +174,8 @@ def test_two_sets_are_compared_with_each_other_alone(monkeypatch: pytest.MonkeyP
     near = first.copy()
     near[:20, :20] = 255  # a mark
     assert duplicates.shown_in([first, second, first], [near, third]) == [True, False, True]
+    for images in ([first, near, second], [near, first, second]):  # an exact copy does not hide a nearly equal one
+        assert duplicates.shown_in(images, [third, first]) == [True, True, False]
     assert duplicates.shown_in([first, near], [third, third]) == [False, False]
     compared: list[object] = []
     monkeypatch.setattr(duplicates, "_confirmation", lambda *given: compared.append(given) or 1.0)

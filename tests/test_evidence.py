@@ -38,6 +38,10 @@ def test_evidence_is_the_same_bytes_for_the_same_facts_in_any_order() -> None:
 
 def test_evidence_that_does_not_fit_together_is_refused() -> None:
     _, members = tiny.expected(tiny.image(1)[None])
+    one = tiny.golden()[0]
+    for wrong in ([], [one, one._replace(entropy=np.zeros((2, 2), np.float32))]):
+        with pytest.raises(InputError, match="give at least one, and an entropy map for all"):
+            golden_files(wrong)
     with pytest.raises(InputError, match="64 lower-case hex"):
         reference_file(["patient 7"], [0], [0], ["test"], members)
     with pytest.raises(InputError, match="one hash, label, group"):

@@ -109,7 +109,7 @@ def test_files_of_a_folder_that_are_no_images_are_counted(tmp_path: Path, caplog
         (tmp_path / name).touch()
     with caplog.at_level(logging.WARNING):
         assert [path.name for path in image_files(tmp_path)] == ["a.png", "e.PNG"]
-    assert "3 files below" in caplog.text
+    assert "3 of 5 files below" in caplog.text
 
 
 def test_a_line_that_is_missing_in_the_predictions_is_missed(

@@ -138,7 +138,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, phantoms: Path) -> None:
         (["RUN", "--out", "OUT", "--precision", "fp16"], "always holds the fp32 graph"),
         (["RUN", "--out", "OUT", "--precision", "fp8"], "--precision 'fp8' is unknown.*fp16"),
         (["RUN", "--out", "OUT", "--batch", "8,1,1"], "min,opt,max must be from 1 to 1048576, in this order"),
-            (["RUN", "--out", "OUT", "--image-size", "32,512,1048577"], "must be from 1 to 1048576"),
+        (["RUN", "--out", "OUT", "--image-size", "32,512,1048577"], "must be from 1 to 1048576"),
         (["RUN", "--out", "OUT", "--image-size", "big"], "--image-size 'big'"),
     ],
 )

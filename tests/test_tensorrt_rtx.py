@@ -21,10 +21,10 @@ from test_tensorrt import PLAN, right
 
 from edgemed.bundle import Bundle
 from edgemed.errors import InputError
+from edgemed.manifest import Range
 from edgemed.plans import PlanOptions, add_plans
 from edgemed.runtimes import Session
 from edgemed.runtimes.tensorrt import FLAVOURS, Flavour
-from edgemed.runtimes.tensorrt_limits import Range
 
 cuda, bundle = test_tensorrt.cuda, test_tensorrt.bundle
 

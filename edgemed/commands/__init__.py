@@ -54,8 +54,8 @@ Verify = Annotated[
 
 def typed_flags(context: typer.Context) -> set[str]:
     """The flags that a command was given, those at the value of their default included."""
-    given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
-    return {flag(name.rstrip("_")) for name in given}
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {flag(name.rstrip("_")) for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
 @contextmanager

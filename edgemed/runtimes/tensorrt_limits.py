@@ -13,7 +13,6 @@ from edgemed.manifest import Range
 from edgemed.records import PlanRecord
 
 Shape = tuple[int, ...]
-"""min, opt, max"""
 
 HELP = {
     "cudaErrorInsufficientDriver": "the NVIDIA driver is missing or older than this CUDA; install a newer driver",
