@@ -26,12 +26,12 @@ from edgemed.manifest import (
     SIGNATURE_NAME,
     Manifest,
     document_bytes,
-    document_content,
     parse,
-    plain_content,
-    verified_content,
+    sha256_of,
 )
 from edgemed.records import PlanRecord
+
+MAX_DOCUMENT_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Bundle:
         entry = self.manifest.files.get(name)
         if entry is None:
             raise InputError(f"{self.path} has no file '{name}'.{did_you_mean(name, self.manifest.files)}")
-        return verified_content(self.path / name, entry.sha256, entry.bytes)
+        return _verified_content(self.path / name, entry.sha256, entry.bytes)
 
     def read_model(self, precision: str) -> bytes:
         """The ONNX graph of a precision, "fp32" or "fp16". Raises InputError where the bundle has none."""
@@ -117,7 +117,7 @@ class Bundle:
         if self.plan_key is not None:
             self.check_signature(record)
         self.check_source(record)
-        return verified_content(path, record.sha256, record.bytes)
+        return _verified_content(path, record.sha256, record.bytes)
 
     def check_source(self, record: PlanRecord) -> None:
         """Raise InputError unless the record is about this bundle's own graph: a plan of another model answers too."""
@@ -162,7 +162,7 @@ def open_bundle(
     if not os.path.lexists(where):
         raise InputError(f"{folder} holds no {MANIFEST_NAME}: no bundle, or an incomplete copy; {AGAIN}")
     found = _files_below(folder)
-    content = document_content(where)
+    content = _document_content(where)
     if public_key is not None:
         _check_signature(where, content, public_key)
     manifest = parse(Manifest, content, where)
@@ -200,7 +200,7 @@ def _check_signature(path: Path, data: bytes, public_key: bytes) -> None:
     where = path.with_suffix(".sig")
     if not os.path.lexists(where):
         raise InputError(f"{path} is not signed ({where.name} is missing); sign it with --sign KEY where it is made")
-    signature.verify(public_key, data, plain_content(where, signature.LENGTH + 1), path)
+    signature.verify(public_key, data, _plain_content(where, signature.LENGTH + 1), path)
 
 
 def _files_below(folder: Path) -> dict[str, int]:
@@ -221,7 +221,35 @@ def _files_below(folder: Path) -> dict[str, int]:
 
 
 def _plan_record(path: Path) -> PlanRecord:
-    record = parse(PlanRecord, document_content(path), path)
+    record = parse(PlanRecord, _document_content(path), path)
     if record.id != path.stem:
         raise InputError(f"{path} records the plan '{record.id}': the file was renamed; build the plan again")
     return record
+
+
+def _document_content(path: Path) -> bytes:
+    """The bytes of a JSON document of the bundle, within a limit that no real one comes near."""
+    data = _plain_content(path, MAX_DOCUMENT_BYTES + 1)
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise InputError(f"{path} is larger than {MAX_DOCUMENT_BYTES} bytes, which no {path.name} is; {AGAIN}")
+    return data
+
+
+def _verified_content(path: Path, sha256: str, length: int) -> bytes:
+    """The bytes of a file, read once, if they are the ones that were built. Raises InputError otherwise."""
+    data = _plain_content(path, length + 1)
+    if len(data) != length:
+        raise InputError(f"{path} has not the {length} bytes that were built; {AGAIN}")
+    if sha256_of(data) != sha256:
+        raise InputError(f"{path} was changed after the build (its sha256 differs); {AGAIN}")
+    return data
+
+
+def _plain_content(path: Path, limit: int = -1) -> bytes:
+    """Up to `limit` bytes of a file that is not a symbolic link. Raises InputError where it cannot be read."""
+    try:
+        # Opened by descriptor, so that a link put there after the check is refused too.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as handle:
+            return handle.read(limit)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; {AGAIN}") from error

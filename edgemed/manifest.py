@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +37,6 @@ PLANS_FOLDER = "plans"
 GOLDEN_OUTPUTS = "golden/outputs.json"
 MODEL_FILES: Mapping[str, str] = {"fp32": "model.fp32.onnx", "fp16": "model.fp16.onnx"}
 IMAGE_SIZE = (32, 512, 4096)  # min, opt, max side in pixels of an engine's input, unless told
-MAX_DOCUMENT_BYTES = 4 << 20
 AGAIN = "copy the bundle again, or build it again with `edgemed build-engine`"
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -72,7 +70,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 BundleId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Time = Annotated[str, Field(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z$")]
 Count = Annotated[int, Field(ge=0, le=2**62)]
-Side = Annotated[int, Field(ge=1, le=1 << 20)]
+HIGHEST_SIDE = 1 << 20
+Side = Annotated[int, Field(ge=1, le=HIGHEST_SIDE)]
 Range = Annotated[tuple[int, int, int], AfterValidator(_ordered)]  # min, opt, max
 
 
@@ -250,34 +249,6 @@ def parse(kind: type[_Document], data: bytes, where: Path) -> _Document:
     if not sealed or document_bytes(document) != data:
         raise InputError(f"{where} was changed after the build; {AGAIN}")
     return document
-
-
-def document_content(path: Path) -> bytes:
-    """The bytes of a JSON document of the bundle, within a limit that no real one comes near."""
-    data = plain_content(path, MAX_DOCUMENT_BYTES + 1)
-    if len(data) > MAX_DOCUMENT_BYTES:
-        raise InputError(f"{path} is larger than {MAX_DOCUMENT_BYTES} bytes, which no {path.name} is; {AGAIN}")
-    return data
-
-
-def verified_content(path: Path, sha256: str, length: int) -> bytes:
-    """The bytes of a file, read once, if they are the ones that were built. Raises InputError otherwise."""
-    data = plain_content(path, length + 1)
-    if len(data) != length:
-        raise InputError(f"{path} has not the {length} bytes that were built; {AGAIN}")
-    if sha256_of(data) != sha256:
-        raise InputError(f"{path} was changed after the build (its sha256 differs); {AGAIN}")
-    return data
-
-
-def plain_content(path: Path, limit: int = -1) -> bytes:
-    """Up to `limit` bytes of a file that is not a symbolic link. Raises InputError where it cannot be read."""
-    try:
-        # Opened by descriptor, so that a link put there after the check is refused too.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as handle:
-            return handle.read(limit)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; {AGAIN}") from error
 
 
 def sha256_of(data: bytes) -> str:

@@ -121,8 +121,8 @@ def wider(a: Interval, b: Interval) -> Interval:
 def mean_of(parts: Sequence[Interval]) -> Interval:
     """The mean of figures that are independent, such as shares of different classes, from their own intervals.
 
-    Zou and Donner's (2008) recovery of variances: each bound lies as far from the mean as the root of the mean square
-    of the parts' distances makes it, over the root of their number. NaN where a part has no bounds.
+    Zou and Donner's (2008) recovery of variances: a bound's distance from the mean is the root of the sum of squares of
+    the parts' own distances, over the number of parts. NaN where a part has no bounds.
     """
     value, low, high = (np.array(side) for side in zip(*parts, strict=True))
     below, above = (float(np.linalg.norm(value - side)) / len(parts) for side in (low, high))

@@ -22,7 +22,6 @@ OF_CHECKPOINTS = {"--member", "--backbone", "--labels", "--size", "--check"}
 OF_A_NEW_BUNDLE = {
     "--out", "--golden", "--with-entropy", "--overwrite", "--max-flips", "--max-prob-error", "--max-auroc-drop"
 }  # fmt: skip
-HIGHEST = 1 << 20  # that a manifest states
 PRECISIONS = {"both": ("fp32", "fp16"), "fp32": ("fp32",), "fp16": ("fp16",)}
 
 
@@ -193,11 +192,13 @@ def _source(
 
 
 def _range(flag: str, text: str) -> tuple[int, int, int]:
+    from edgemed.manifest import HIGHEST_SIDE
+
     try:
         numbers = [int(part) for part in text.split(",")]
         low, typical, high = numbers * 3 if len(numbers) == 1 else numbers
     except ValueError as error:
         raise InputError(f"{flag} '{text}': give min,opt,max, like 32,512,4096, or one number") from error
-    if not 1 <= low <= typical <= high <= HIGHEST:
-        raise InputError(f"{flag} '{text}': min,opt,max must be from 1 to {HIGHEST}, in this order")
+    if not 1 <= low <= typical <= high <= HIGHEST_SIDE:
+        raise InputError(f"{flag} '{text}': min,opt,max must be from 1 to {HIGHEST_SIDE}, in this order")
     return low, typical, high
